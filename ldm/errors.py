@@ -1,0 +1,57 @@
+"""The error tree and its exit codes.
+
+Every message is one line that says what is wrong, where, and what to do.
+
+    LdmError            1   something went wrong inside
+    ├── UsageError      2   bad input: the user can mend it
+    │   ├── ConfigError       a YAML, an override
+    │   ├── CheckpointError   a weights file, or one that does not fit the YAML
+    │   ├── ImageError        an image to be read
+    │   └── JobError          a flag or a field of a job
+    ├── NonFiniteError  1   NaN or infinity in a stage that was tried again in float32
+    └── Interrupted   130   stopped by the user; what was finished is kept
+"""
+
+from __future__ import annotations
+
+
+class LdmError(Exception):
+    """Root of all errors that this package raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(LdmError):
+    """Input that cannot be used; found before anything heavy is loaded where possible."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A YAML or an override that cannot be understood."""
+
+
+class CheckpointError(UsageError):
+    """A weights file that cannot be read, or that does not fit its YAML."""
+
+
+class ImageError(UsageError):
+    """An image file that cannot be used."""
+
+
+class JobError(UsageError):
+    """A value in a job that is out of range or contradicts another."""
+
+
+class NonFiniteError(LdmError):
+    """A stage gave NaN or infinity even in float32; `stage` names it."""
+
+    def __init__(self, stage: str, advice: str) -> None:
+        super().__init__(f"the {stage} gave values that are not finite, in float32 too: {advice}")
+        self.stage = stage
+
+
+class Interrupted(LdmError):
+    """The user stopped the run."""
+
+    exit_code = 130
