@@ -1,0 +1,276 @@
+"""The KL autoencoder between pixels and latents, with the originals' key names.
+
+Source of the structure: CompVis `ldm/modules/diffusionmodules/model.py`, `ldm/models/autoencoder.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.nn.attention import attention
+
+
+@dataclass(frozen=True)
+class DiagonalGaussian:
+    """The encoder's posterior: mean and log variance, each [B, embed_dim, h, w]."""
+
+    mean: Tensor
+    logvar: Tensor
+
+    @classmethod
+    def from_moments(cls, moments: Tensor) -> DiagonalGaussian:
+        """Split [B, 2*embed_dim, h, w]; the log variance is kept within [-30, 20]."""
+        mean, logvar = moments.chunk(2, dim=1)
+        return cls(mean, logvar.clamp(-30.0, 20.0))
+
+    def mode(self) -> Tensor:
+        return self.mean
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Mean plus deviation times `noise` (standard normal, the shape of the mean)."""
+        return self.mean + torch.exp(0.5 * self.logvar) * noise
+
+    def kl(self) -> Tensor:
+        """Divergence from the standard normal, summed over all but the batch: [B], in nats."""
+        terms = self.mean.square() + self.logvar.exp() - 1.0 - self.logvar
+        return 0.5 * terms.flatten(1).sum(dim=1)
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(32, channels, eps=1e-6)
+
+
+class ResnetBlock(nn.Module):
+    """Two normed SiLU convolutions, residual. [B, C, h, w] -> [B, C', h, w]."""
+
+    def __init__(self, cin: int, cout: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.norm1 = _norm(cin)
+        self.conv1 = nn.Conv2d(cin, cout, 3, padding=1)
+        self.norm2 = _norm(cout)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(cout, cout, 3, padding=1)
+        self.nin_shortcut = nn.Conv2d(cin, cout, 1) if cin != cout else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        return h + (x if self.nin_shortcut is None else self.nin_shortcut(x))
+
+
+class AttnBlock(nn.Module):
+    """Single-head self attention over pixels, residual. [B, C, h, w] -> the same shape."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = _norm(channels)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = self.norm(x)
+        q, k, v = (f(normed).flatten(2).transpose(1, 2) for f in (self.q, self.k, self.v))
+        h = attention(q, k, v, heads=1).transpose(1, 2).unflatten(2, x.shape[-2:])
+        out: Tensor = x + self.proj_out(h)
+        return out
+
+
+class _Downsample(nn.Module):
+    """Strided convolution that pads at the right and bottom only. [B,C,h,w] -> [B,C,h/2,w/2]."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))
+        return out
+
+
+class _Upsample(nn.Module):
+    """Repetition, then a convolution. [B,C,h,w] -> [B,C,2h,2w]."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+        return out
+
+
+class _Level(nn.Module):
+    """The blocks of one resolution; `downsample` or `upsample` is there where the size changes."""
+
+    downsample: _Downsample
+    upsample: _Upsample
+
+    def __init__(self, channels: Sequence[int], attends: bool, dropout: float) -> None:
+        super().__init__()
+        pairs = list(zip(channels[:-1], channels[1:], strict=True))
+        self.block = nn.ModuleList(ResnetBlock(cin, cout, dropout) for cin, cout in pairs)
+        self.attn = nn.ModuleList(AttnBlock(cout) for _, cout in pairs if attends)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for index, block in enumerate(self.block):
+            x = block(x)
+            if len(self.attn):
+                x = self.attn[index](x)
+        return x
+
+
+class _Middle(nn.Module):
+    def __init__(self, channels: int, dropout: float) -> None:
+        super().__init__()
+        self.block_1 = ResnetBlock(channels, channels, dropout)
+        self.attn_1 = AttnBlock(channels)
+        self.block_2 = ResnetBlock(channels, channels, dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.block_2(self.attn_1(self.block_1(x)))
+        return out
+
+
+class Encoder(nn.Module):
+    """Pixels [B, in_channels, H, W] -> features [B, z_channels (twice if double_z), H/f, W/f]."""
+
+    def __init__(
+        self,
+        *,
+        ch: int,
+        ch_mult: Sequence[int],
+        num_res_blocks: int,
+        attn_resolutions: Sequence[int],
+        in_channels: int,
+        resolution: int,
+        z_channels: int,
+        double_z: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(in_channels, ch, 3, padding=1)
+        self.down = nn.ModuleList()
+        width = ch
+        for index, mult in enumerate(ch_mult):
+            level = _Level(
+                [width] + [ch * mult] * num_res_blocks,
+                resolution // 2**index in attn_resolutions,
+                dropout,
+            )
+            width = ch * mult
+            if index != len(ch_mult) - 1:
+                level.downsample = _Downsample(width)
+            self.down.append(level)
+        self.mid = _Middle(width, dropout)
+        self.norm_out = _norm(width)
+        self.conv_out = nn.Conv2d(width, z_channels * (2 if double_z else 1), 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv_in(x)
+        for index, level in enumerate(self.down):
+            h = level(h)
+            if index != len(self.down) - 1:
+                h = level.downsample(h)
+        out: Tensor = self.conv_out(F.silu(self.norm_out(self.mid(h))))
+        return out
+
+
+class Decoder(nn.Module):
+    """Features [B, z_channels, h, w] -> pixels [B, out_ch, h*f, w*f]."""
+
+    def __init__(
+        self,
+        *,
+        ch: int,
+        out_ch: int,
+        ch_mult: Sequence[int],
+        num_res_blocks: int,
+        attn_resolutions: Sequence[int],
+        resolution: int,
+        z_channels: int,
+        dropout: float = 0.0,
+        tanh_out: bool = False,
+    ) -> None:
+        super().__init__()
+        self.tanh_out = tanh_out
+        width = ch * ch_mult[-1]
+        self.conv_in = nn.Conv2d(z_channels, width, 3, padding=1)
+        self.mid = _Middle(width, dropout)
+        levels: list[_Level] = []
+        for index, mult in reversed(list(enumerate(ch_mult))):
+            level = _Level(
+                [width] + [ch * mult] * (num_res_blocks + 1),
+                resolution // 2**index in attn_resolutions,
+                dropout,
+            )
+            width = ch * mult
+            if index:
+                level.upsample = _Upsample(width)
+            levels.insert(0, level)
+        self.up = nn.ModuleList(levels)
+        self.norm_out = _norm(width)
+        self.conv_out = nn.Conv2d(width, out_ch, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        h = self.mid(self.conv_in(z))
+        for index in reversed(range(len(self.up))):
+            h = self.up[index](h)
+            if index:
+                h = self.up[index].upsample(h)
+        h = self.conv_out(F.silu(self.norm_out(h)))
+        return torch.tanh(h) if self.tanh_out else h
+
+
+class AutoencoderKL(nn.Module):
+    """Variational autoencoder. Images are [B,3,H,W] in [-1,1]; latents here are not yet scaled.
+
+    `ddconfig` has the field names of the original YAMLs; H and W must be multiples of `factor`.
+    """
+
+    def __init__(self, ddconfig: Mapping[str, Any], embed_dim: int) -> None:
+        super().__init__()
+        shared = {
+            key: ddconfig[key]
+            for key in (
+                "ch",
+                "ch_mult",
+                "num_res_blocks",
+                "attn_resolutions",
+                "resolution",
+                "z_channels",
+            )
+        }
+        shared["dropout"] = ddconfig.get("dropout", 0.0)
+        if not ddconfig.get("double_z", True):
+            raise ValueError("a KL autoencoder needs double_z: true")
+        self.encoder = Encoder(in_channels=ddconfig["in_channels"], **shared)
+        self.decoder = Decoder(
+            out_ch=ddconfig["out_ch"], tanh_out=ddconfig.get("tanh_out", False), **shared
+        )
+        z_channels = ddconfig["z_channels"]
+        self.quant_conv = nn.Conv2d(2 * z_channels, 2 * embed_dim, 1)
+        self.post_quant_conv = nn.Conv2d(embed_dim, z_channels, 1)
+        self.embed_dim = embed_dim
+        self.factor = 2 ** (len(ddconfig["ch_mult"]) - 1)
+
+    def moments(self, images: Tensor) -> Tensor:
+        """[B,3,H,W] -> mean and log variance joined, [B,2*embed_dim,H/f,W/f]."""
+        out: Tensor = self.quant_conv(self.encoder(images))
+        return out
+
+    def encode(self, images: Tensor) -> DiagonalGaussian:
+        """[B,3,H,W] in [-1,1] -> posterior over [B,embed_dim,H/f,W/f]."""
+        return DiagonalGaussian.from_moments(self.moments(images))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """[B,embed_dim,h,w] -> images [B,3,h*f,w*f], near [-1,1] but not clamped."""
+        out: Tensor = self.decoder(self.post_quant_conv(z))
+        return out

@@ -1,0 +1,200 @@
+"""The denoising UNet of latent diffusion, v1 and v2 dialects, with the originals' key names.
+
+Source of the structure: CompVis and Stability-AI `ldm/modules/diffusionmodules/openaimodel.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ldm.nn.attention import SpatialTransformer
+from ldm.nn.layers import AttentionBlock, Downsample, ResBlock, Upsample, timestep_embedding
+
+
+class TimestepEmbedSequential(nn.Sequential):
+    """A sequence whose members each take what they need of (x, time embedding, context)."""
+
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        for layer in self:
+            if isinstance(layer, ResBlock):
+                x = layer(x, emb)
+            elif isinstance(layer, SpatialTransformer):
+                x = layer(x, context)
+            else:
+                x = layer(x)
+        return x
+
+
+class UNetModel(nn.Module):
+    """Noise (or v) prediction network.
+
+    `forward(x [B,in_channels,h,w], timesteps [B], context [B,L,context_dim]?, y?)
+    -> [B,out_channels,h,w]`; y is [B] integers (`num_classes` an integer), [B,1] floats
+    ("continuous") or [B,adm_in_channels] ("sequential"). h and w must be multiples of
+    2**(levels - 1). Parameters carry the names of the original YAMLs.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        model_channels: int,
+        out_channels: int,
+        num_res_blocks: int | Sequence[int],
+        attention_resolutions: Sequence[int],
+        dropout: float = 0.0,
+        channel_mult: Sequence[int] = (1, 2, 4, 8),
+        conv_resample: bool = True,
+        num_classes: int | str | None = None,
+        num_heads: int = -1,
+        num_head_channels: int = -1,
+        num_heads_upsample: int = -1,
+        use_scale_shift_norm: bool = False,
+        resblock_updown: bool = False,
+        use_new_attention_order: bool = False,
+        use_spatial_transformer: bool = False,
+        transformer_depth: int | Sequence[int] = 1,
+        context_dim: int | None = None,
+        legacy: bool = True,
+        disable_self_attentions: Sequence[bool] | None = None,
+        num_attention_blocks: Sequence[int] | None = None,
+        disable_middle_self_attn: bool = False,
+        use_linear_in_transformer: bool = False,
+        adm_in_channels: int | None = None,
+    ) -> None:
+        super().__init__()
+        if num_heads == -1 and num_head_channels == -1:
+            raise ValueError("one of num_heads and num_head_channels must be set")
+        levels = len(channel_mult)
+        depths = _per_level(transformer_depth, levels)
+        blocks = _per_level(num_res_blocks, levels)
+        emb_channels = model_channels * 4
+        self.in_channels = in_channels
+        self.model_channels = model_channels
+        self.num_classes = num_classes
+        self.levels = levels
+
+        def res(cin: int, cout: int, *, up: bool = False, down: bool = False) -> ResBlock:
+            return ResBlock(
+                cin,
+                emb_channels,
+                cout,
+                dropout=dropout,
+                use_scale_shift_norm=use_scale_shift_norm,
+                up=up,
+                down=down,
+            )
+
+        def attend(ch: int, depth: int, no_self: bool, upward: bool = False) -> nn.Module:
+            heads, dim_head = num_heads, num_head_channels
+            if num_head_channels == -1:
+                dim_head = ch // num_heads
+            else:
+                heads = ch // num_head_channels
+            if use_spatial_transformer:
+                if legacy:
+                    dim_head = ch // heads
+                return SpatialTransformer(
+                    ch, heads, dim_head, depth, context_dim, no_self, use_linear_in_transformer
+                )
+            if num_head_channels == -1 and upward and num_heads_upsample != -1:
+                heads = num_heads_upsample
+            return AttentionBlock(ch, heads, use_new_attention_order)
+
+        def attends_at(level: int, ds: int, block: int) -> bool:
+            limited = num_attention_blocks is not None and block >= num_attention_blocks[level]
+            return ds in attention_resolutions and not limited
+
+        no_self = disable_self_attentions or [False] * levels
+        self.time_embed = nn.Sequential(
+            nn.Linear(model_channels, emb_channels),
+            nn.SiLU(),
+            nn.Linear(emb_channels, emb_channels),
+        )
+        if num_classes is not None:
+            self.label_emb = _label_embedding(num_classes, adm_in_channels, emb_channels)
+
+        ch, ds = model_channels * channel_mult[0], 1
+        first = nn.Conv2d(in_channels, model_channels, 3, padding=1)
+        self.input_blocks = nn.ModuleList([TimestepEmbedSequential(first)])
+        skips, ch = [model_channels], model_channels
+        for level, mult in enumerate(channel_mult):
+            for block in range(blocks[level]):
+                layers: list[nn.Module] = [res(ch, mult * model_channels)]
+                ch = mult * model_channels
+                if attends_at(level, ds, block):
+                    layers.append(attend(ch, depths[level], no_self[level]))
+                self.input_blocks.append(TimestepEmbedSequential(*layers))
+                skips.append(ch)
+            if level != levels - 1:
+                down = res(ch, ch, down=True) if resblock_updown else Downsample(ch, conv_resample)
+                self.input_blocks.append(TimestepEmbedSequential(down))
+                skips.append(ch)
+                ds *= 2
+
+        self.middle_block = TimestepEmbedSequential(
+            res(ch, ch), attend(ch, depths[-1], disable_middle_self_attn), res(ch, ch)
+        )
+
+        self.output_blocks = nn.ModuleList()
+        for level, mult in reversed(list(enumerate(channel_mult))):
+            for block in range(blocks[level] + 1):
+                layers = [res(ch + skips.pop(), mult * model_channels)]
+                ch = mult * model_channels
+                if attends_at(level, ds, block):
+                    layers.append(attend(ch, depths[level], no_self[level], upward=True))
+                if level and block == blocks[level]:
+                    up = res(ch, ch, up=True) if resblock_updown else Upsample(ch, conv_resample)
+                    layers.append(up)
+                    ds //= 2
+                self.output_blocks.append(TimestepEmbedSequential(*layers))
+
+        self.out = nn.Sequential(
+            nn.GroupNorm(32, ch), nn.SiLU(), nn.Conv2d(model_channels, out_channels, 3, padding=1)
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the weights are held in."""
+        return self.time_embed[0].weight.dtype
+
+    def forward(
+        self, x: Tensor, timesteps: Tensor, context: Tensor | None = None, y: Tensor | None = None
+    ) -> Tensor:
+        if (y is not None) != (self.num_classes is not None):
+            raise ValueError("y must be given exactly when the network is class-conditional")
+        emb = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(x.dtype))
+        if y is not None:
+            emb = emb + self.label_emb(y)
+        skips = []
+        h = x
+        for module in self.input_blocks:
+            h = module(h, emb, context)
+            skips.append(h)
+        h = self.middle_block(h, emb, context)
+        for module in self.output_blocks:
+            h = module(torch.cat([h, skips.pop()], dim=1), emb, context)
+        out: Tensor = self.out(h)
+        return out
+
+
+def _per_level(value: int | Sequence[int], levels: int) -> list[int]:
+    if isinstance(value, int):
+        return [value] * levels
+    if len(value) != levels:
+        raise ValueError(f"{list(value)} must have one entry for each of {levels} levels")
+    return list(value)
+
+
+def _label_embedding(num_classes: int | str, adm_in_channels: int | None, width: int) -> nn.Module:
+    """Embedding of y: a table of classes, of one number, or of a vector."""
+    if isinstance(num_classes, int):
+        return nn.Embedding(num_classes, width)
+    if num_classes == "continuous":
+        return nn.Linear(1, width)
+    if num_classes == "sequential" and adm_in_channels is not None:
+        mlp = nn.Sequential(nn.Linear(adm_in_channels, width), nn.SiLU(), nn.Linear(width, width))
+        return nn.Sequential(mlp)
+    raise ValueError(f"num_classes {num_classes!r} is not an integer, 'continuous' or 'sequential'")
