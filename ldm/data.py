@@ -1,0 +1,371 @@
+"""Captioned scenes, drawn on the fly: the training data of the bundled model.
+
+A scene is one or two emoji on a flat background and a sentence that is true of it. It depends on
+(seed, index, split) alone; the font is needed only to draw it. No torch.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from ldm.errors import UsageError
+from ldm.glyphs import BACKGROUNDS, GLYPHS, Background, Glyph, Split, backgrounds_of, pair_split
+
+FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
+CANVAS = 128
+_FONT_SIZE = 109  # the only size of the font's bitmaps: 136x128 pixels each
+_MARGIN = 2
+_GAP = 4
+_SIZES_ONE = range(56, 101, 4)  # steps of four pixels keep the cache of scaled glyphs small
+_SIZES_TWO = range(44, 61, 4)
+
+Pixels = NDArray[np.uint8]
+Axis = Literal["horizontal", "vertical", "diagonal"]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A glyph fitted into the square of `size` pixels whose top left corner is (x, y)."""
+
+    glyph: Glyph
+    x: int
+    y: int
+    size: int
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        return self.x + self.size / 2, self.y + self.size / 2
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is to be drawn, back to front, in pixels of a 128x128 canvas, and the words for it."""
+
+    glyphs: tuple[Placed, ...]
+    background: Background
+    caption: str
+
+
+# {x} and {y} are nouns with their article, {n} and {m} without, {b} is the background.
+_ONE = (
+    ("{x} on a {b} background", 30),
+    ("{x} on {b}", 10),
+    ("{n} on {b}", 3),
+    ("{n} on a {b} background", 5),
+    ("{n}, {b} background", 12),
+    ("{x}, {b} background", 5),
+    ("a picture of {x} on a {b} background", 10),
+    ("a picture of {x} on {b}", 3),
+    ("a drawing of {x} on a {b} background", 4),
+    ("a {b} background with {x}", 5),
+    ("{x} in front of a {b} background", 3),
+    ("{x}", 3),
+    ("{n}", 2),
+    ("a picture of {x}", 1),
+)
+_TWO_ENDS = (
+    (" on a {b} background", 10),
+    (", {b} background", 5),
+    (" on {b}", 5),
+    ("", 1),
+)
+_TWO = (
+    ("{x} and {y}", 6),
+    ("{n} and {m}", 3),
+    ("{x} {r} {y}", 12),
+    ("{n} {r} {m}", 3),
+    ("a picture of {x} and {y}", 1),
+    ("a picture of {x} {r} {y}", 1),
+)
+_TWO_AND = tuple((text, weight) for text, weight in _TWO if "{r}" not in text)
+_RELATIONS: dict[Axis, tuple[str, ...]] = {
+    "horizontal": ("left of", "to the left of", "next to"),
+    "vertical": ("above", "over"),
+    "diagonal": (),
+}
+_INVERSE: dict[Axis, tuple[str, ...]] = {
+    "horizontal": ("right of", "to the right of", "next to"),
+    "vertical": ("below", "under"),
+    "diagonal": (),
+}
+_SIZE_WORDS = ("small", "big")
+_COLUMNS = ("left", "", "right")
+_ROWS = ("top", "", "bottom")
+
+
+def with_article(glyph: Glyph, noun: str) -> str:
+    """The noun phrase with its article, by the phrase's first letter unless the glyph knows."""
+    if glyph.article == "":
+        return noun
+    if glyph.article is not None and noun.split()[0] in glyph.name.split():
+        return f"{glyph.article} {noun}"
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+
+
+def _pick(rng: random.Random, table: tuple[tuple[str, int], ...]) -> str:
+    texts, weights = zip(*table, strict=True)
+    return str(rng.choices(texts, weights)[0])
+
+
+def _noun(rng: random.Random, placed: Placed, size_words: bool) -> str:
+    glyph = placed.glyph
+    noun = glyph.name
+    if glyph.synonyms and rng.random() < 0.25:
+        noun = rng.choice(glyph.synonyms)
+    if glyph.colour is not None and rng.random() < 0.25:
+        noun = f"{glyph.colour} {noun}"
+    if size_words and rng.random() < 0.2:
+        if placed.size <= 64:
+            noun = f"small {noun}"
+        elif placed.size >= 88:
+            noun = f"big {noun}"
+    return noun
+
+
+def place_words(placed: Placed) -> str:
+    """Where a lone glyph stands ("in the top left"), or "" if no word is clearly true."""
+    x, y = placed.centre
+
+    def third(centre: float) -> int | None:
+        offset = centre - CANVAS / 2
+        return 0 if offset <= -12 else 2 if offset >= 12 else 1 if abs(offset) <= 5 else None
+
+    column, row = third(x), third(y)
+    if column is None or row is None:
+        return ""
+    words = f"{_ROWS[row]} {_COLUMNS[column]}".strip()
+    if not words:
+        return "in the middle"
+    return f"in the {words}" if row != 1 and column != 1 else f"at the {words}"
+
+
+def _background_word(rng: random.Random, background: Background) -> str:
+    if background.synonyms and rng.random() < 0.3:
+        return rng.choice(background.synonyms)
+    return background.name
+
+
+def _scene_one(rng: random.Random, split: Split) -> Scene:
+    glyph = rng.choice(GLYPHS)
+    background = rng.choice(backgrounds_of(glyph, split))
+    size = rng.choice(_SIZES_ONE)
+    last = CANVAS - _MARGIN - size
+    placed = Placed(glyph, rng.randint(_MARGIN, last), rng.randint(_MARGIN, last), size)
+    noun = _noun(rng, placed, size_words=True)
+    named = with_article(glyph, noun)
+    if rng.random() < 0.12 and (words := place_words(placed)):
+        noun, named = f"{noun} {words}", f"{named} {words}"
+    word = _background_word(rng, background)
+    return Scene((placed,), background, _pick(rng, _ONE).format(x=named, n=noun, b=word))
+
+
+def _pair(rng: random.Random, split: Split) -> tuple[Glyph, Glyph]:
+    while True:
+        one, other = rng.sample(GLYPHS, 2)
+        if pair_split(one, other) == split:
+            return one, other
+
+
+def _along(rng: random.Random, first: int, second: int) -> tuple[int, int]:
+    """Starts of two lengths on the canvas, the first before the second, with a gap between."""
+    spare = CANVAS - 2 * _MARGIN - _GAP - first - second
+    before, after = sorted((rng.randint(0, spare), rng.randint(0, spare)))
+    return _MARGIN + before, _MARGIN + after + first + _GAP
+
+
+def _across(rng: random.Random, first: int, second: int, spread: int) -> tuple[int, int]:
+    """Starts of two lengths whose centres lie at most `spread` pixels apart."""
+    half = max(first, second) / 2
+    centre = rng.uniform(_MARGIN + half + spread / 2, CANVAS - _MARGIN - half - spread / 2)
+    shift = rng.uniform(-spread / 2, spread / 2)
+    return round(centre + shift - first / 2), round(centre - shift - second / 2)
+
+
+def _layout(rng: random.Random, sizes: tuple[int, int]) -> tuple[Axis, list[tuple[int, int]]]:
+    """Corners for two squares, the first left of or above the second."""
+    axis: Axis = rng.choices(get_args(Axis), (45, 45, 10))[0]
+    if axis == "horizontal":
+        return axis, list(zip(_along(rng, *sizes), _across(rng, *sizes, spread=12), strict=True))
+    if axis == "vertical":
+        return axis, list(zip(_across(rng, *sizes, spread=12), _along(rng, *sizes), strict=True))
+    corners = list(zip(_along(rng, *sizes), _along(rng, *sizes), strict=True))
+    if rng.random() < 0.5:  # the other diagonal
+        corners = [(CANVAS - x - size, y) for (x, y), size in zip(corners, sizes, strict=True)]
+    return axis, corners
+
+
+def _scene_two(rng: random.Random, split: Split) -> Scene:
+    glyphs = _pair(rng, split)
+    allowed = [
+        b
+        for b in BACKGROUNDS
+        if split == "test" or all(b in backgrounds_of(glyph, "train") for glyph in glyphs)
+    ]
+    background = rng.choice(allowed)
+    sizes = (rng.choice(_SIZES_TWO), rng.choice(_SIZES_TWO))
+    axis, corners = _layout(rng, sizes)
+    placed = tuple(
+        Placed(glyph, x, y, size)
+        for glyph, (x, y), size in zip(glyphs, corners, sizes, strict=True)
+    )
+    swap = rng.random() < 0.5  # speak of the second one first
+    spoken = placed[::-1] if swap else placed
+    nouns = [_noun(rng, p, size_words=False) for p in spoken]
+    relations = (_INVERSE if swap else _RELATIONS)[axis]
+    text = _pick(rng, _TWO if relations else _TWO_AND) + _pick(rng, _TWO_ENDS)
+    caption = text.format(
+        x=with_article(spoken[0].glyph, nouns[0]),
+        y=with_article(spoken[1].glyph, nouns[1]),
+        n=nouns[0],
+        m=nouns[1],
+        r=rng.choice(relations) if relations else "",
+        b=_background_word(rng, background),
+    )
+    return Scene(placed, background, caption)
+
+
+def scene(seed: int, index: int, split: Split = "train", two_glyphs: float = 0.35) -> Scene:
+    """The scene of that number; `two_glyphs` is the share of scenes with two of them.
+
+    A test scene shows a glyph on a background, or a pair of glyphs, that training never shows.
+    """
+    if split not in get_args(Split):
+        raise UsageError(f"data: split {split!r} is not one of train, test")
+    rng = random.Random(f"{seed}/{split}/{index}")
+    draw = _scene_two if rng.random() < two_glyphs else _scene_one
+    return draw(rng, split)
+
+
+class GlyphSheet:
+    """The font's glyphs as RGBA pictures, trimmed, and scaled copies of them, drawn once each.
+
+    Raises UsageError if the font is not there or is not the bitmap font expected.
+    """
+
+    def __init__(self, font: Path | str = FONT) -> None:
+        if not Path(font).is_file():
+            raise UsageError(
+                f"{font}: no such font; install the Debian package fonts-noto-color-emoji "
+                "or name the file NotoColorEmoji.ttf in data.params.font"
+            )
+        try:
+            self._font = ImageFont.truetype(str(font), _FONT_SIZE)
+        except OSError as error:
+            raise UsageError(f"{font}: not a font with colour bitmaps ({error})") from error
+        self._full: dict[str, Image.Image] = {}
+        self._scaled: dict[tuple[str, int], Pixels] = {}
+
+    def full(self, glyph: Glyph) -> Image.Image:
+        """The glyph at the font's own size, trimmed to what is not transparent."""
+        if glyph.char not in self._full:
+            image = Image.new("RGBA", (160, 160))
+            ImageDraw.Draw(image).text((8, 8), glyph.char, font=self._font, embedded_color=True)
+            box = image.getchannel("A").getbbox()
+            if box is None:
+                raise UsageError(f"the font has no picture for {glyph.name!r} ({glyph.char})")
+            self._full[glyph.char] = image.crop(box)
+        return self._full[glyph.char]
+
+    def rgba(self, glyph: Glyph, size: int) -> Pixels:
+        """The glyph with its longer side `size` pixels long: [h, w, 4], not premultiplied."""
+        key = (glyph.char, size)
+        if key not in self._scaled:
+            full = self.full(glyph)
+            scale = size / max(full.size)
+            width, height = (max(1, round(side * scale)) for side in full.size)
+            scaled = full.resize((width, height), Image.Resampling.LANCZOS)
+            self._scaled[key] = np.asarray(scaled, dtype=np.uint8)
+        return self._scaled[key]
+
+
+def box(placed: Placed, sheet: GlyphSheet, size: int = CANVAS) -> tuple[int, int, Pixels]:
+    """Where a glyph's picture goes on a canvas of `size` pixels: (left, top, RGBA [h, w, 4])."""
+    side = round(placed.size * size / CANVAS)
+    rgba = sheet.rgba(placed.glyph, side)
+    left = round(placed.x * size / CANVAS) + (side - rgba.shape[1]) // 2
+    top = round(placed.y * size / CANVAS) + (side - rgba.shape[0]) // 2
+    return left, top, rgba
+
+
+def composite(canvas: Pixels, left: int, top: int, rgba: Pixels) -> None:
+    """Draw an RGBA picture over a part of the canvas [H, W, 3], in place."""
+    height, width = rgba.shape[:2]
+    under = canvas[top : top + height, left : left + width]
+    alpha = rgba[..., 3:].astype(np.uint32)
+    mixed = (rgba[..., :3] * alpha + under * (255 - alpha) + 127) // 255
+    under[...] = mixed.astype(np.uint8)
+
+
+def render(what: Scene, sheet: GlyphSheet, size: int = CANVAS) -> Pixels:
+    """Draw a scene: uint8 [size, size, 3]."""
+    canvas = np.empty((size, size, 3), dtype=np.uint8)
+    canvas[...] = what.background.rgb
+    for placed in what.glyphs:
+        composite(canvas, *box(placed, sheet, size))
+    return canvas
+
+
+class Scenes:
+    """An endless, numbered sequence of pictures and captions (YAML target `ldm.data.Scenes`)."""
+
+    def __init__(
+        self,
+        font: Path | str = FONT,
+        size: int = CANVAS,
+        seed: int = 0,
+        two_glyphs: float = 0.35,
+        split: Split = "train",
+    ) -> None:
+        if size < 16:
+            raise UsageError(f"data: size {size} is too small to draw on; use 64 or more")
+        if not 0 <= two_glyphs <= 1:
+            raise UsageError(f"data: two_glyphs {two_glyphs} is no share between 0 and 1")
+        self.sheet = GlyphSheet(font)
+        self.size = size
+        self.seed = seed
+        self.two_glyphs = two_glyphs
+        self.split: Split = split
+
+    def scene(self, index: int) -> Scene:
+        """The scene of that number."""
+        return scene(self.seed, index, self.split, self.two_glyphs)
+
+    def __getitem__(self, index: int) -> tuple[Pixels, str]:
+        what = self.scene(index)
+        return render(what, self.sheet, self.size), what.caption
+
+    def batch(self, start: int, n: int) -> tuple[Pixels, list[str]]:
+        """Scenes start .. start + n - 1: (uint8 [n, size, size, 3], captions)."""
+        pictures = np.empty((n, self.size, self.size, 3), dtype=np.uint8)
+        captions = []
+        for row in range(n):
+            pictures[row], caption = self[start + row]
+            captions.append(caption)
+        return pictures, captions
+
+
+def all_captions_vocabulary() -> Iterator[str]:
+    """Captions that between them hold every word the data can say, in no more than needed."""
+    for background in BACKGROUNDS:
+        for word in (background.name, *background.synonyms):
+            yield f"a {word} background"
+    for glyph in GLYPHS:
+        for name in (glyph.name, *glyph.synonyms):
+            noun = f"{glyph.colour} {name}" if glyph.colour else name
+            yield f"{with_article(glyph, name)}, {with_article(glyph, noun)}"
+    for text in (text for table in (_ONE, _TWO, _TWO_ENDS) for text, _ in table):
+        yield text.format(x="a cat", y="an owl", n="cat", m="owl", b="blue", r="next to")
+    for relation in (r for table in (_RELATIONS, _INVERSE) for row in table.values() for r in row):
+        yield f"a cat {relation} an owl"
+    for row in _ROWS:
+        for column in _COLUMNS:
+            yield " ".join(f"in at the {row} {column}".split())
+    yield f"{' '.join(_SIZE_WORDS)} in the middle"
