@@ -54,25 +54,26 @@ class Scene:
     caption: str
 
 
-# {x} and {y} are nouns with their article, {n} and {m} without, {b} is the background.
+# {x} and {y} are nouns with their article, {n} and {m} without, {c} is the background's colour
+# with its article, {b} without.
 _ONE = (
-    ("{x} on a {b} background", 30),
+    ("{x} on {c} background", 30),
     ("{x} on {b}", 10),
     ("{n} on {b}", 3),
-    ("{n} on a {b} background", 5),
+    ("{n} on {c} background", 5),
     ("{n}, {b} background", 12),
     ("{x}, {b} background", 5),
-    ("a picture of {x} on a {b} background", 10),
+    ("a picture of {x} on {c} background", 10),
     ("a picture of {x} on {b}", 3),
-    ("a drawing of {x} on a {b} background", 4),
-    ("a {b} background with {x}", 5),
-    ("{x} in front of a {b} background", 3),
+    ("a drawing of {x} on {c} background", 4),
+    ("{c} background with {x}", 5),
+    ("{x} in front of {c} background", 3),
     ("{x}", 3),
     ("{n}", 2),
     ("a picture of {x}", 1),
 )
 _TWO_ENDS = (
-    (" on a {b} background", 10),
+    (" on {c} background", 10),
     (", {b} background", 5),
     (" on {b}", 5),
     ("", 1),
@@ -107,7 +108,11 @@ def with_article(glyph: Glyph, noun: str) -> str:
         return noun
     if glyph.article is not None and noun.split()[0] in glyph.name.split():
         return f"{glyph.article} {noun}"
-    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+    return _a(noun)
+
+
+def _a(words: str) -> str:
+    return f"an {words}" if words[0] in "aeiou" else f"a {words}"
 
 
 def _pick(rng: random.Random, table: tuple[tuple[str, int], ...]) -> str:
@@ -164,7 +169,8 @@ def _scene_one(rng: random.Random, split: Split) -> Scene:
     if rng.random() < 0.12 and (words := place_words(placed)):
         noun, named = f"{noun} {words}", f"{named} {words}"
     word = _background_word(rng, background)
-    return Scene((placed,), background, _pick(rng, _ONE).format(x=named, n=noun, b=word))
+    caption = _pick(rng, _ONE).format(x=named, n=noun, b=word, c=_a(word))
+    return Scene((placed,), background, caption)
 
 
 def _pair(rng: random.Random, split: Split) -> tuple[Glyph, Glyph]:
@@ -221,13 +227,15 @@ def _scene_two(rng: random.Random, split: Split) -> Scene:
     nouns = [_noun(rng, p, size_words=False) for p in spoken]
     relations = (_INVERSE if swap else _RELATIONS)[axis]
     text = _pick(rng, _TWO if relations else _TWO_AND) + _pick(rng, _TWO_ENDS)
+    word = _background_word(rng, background)
     caption = text.format(
         x=with_article(spoken[0].glyph, nouns[0]),
         y=with_article(spoken[1].glyph, nouns[1]),
         n=nouns[0],
         m=nouns[1],
         r=rng.choice(relations) if relations else "",
-        b=_background_word(rng, background),
+        b=word,
+        c=_a(word),
     )
     return Scene(placed, background, caption)
 
@@ -356,13 +364,15 @@ def all_captions_vocabulary() -> Iterator[str]:
     """Captions that between them hold every word the data can say, in no more than needed."""
     for background in BACKGROUNDS:
         for word in (background.name, *background.synonyms):
-            yield f"a {word} background"
+            yield f"{_a(word)} background"
     for glyph in GLYPHS:
         for name in (glyph.name, *glyph.synonyms):
             noun = f"{glyph.colour} {name}" if glyph.colour else name
             yield f"{with_article(glyph, name)}, {with_article(glyph, noun)}"
     for text in (text for table in (_ONE, _TWO, _TWO_ENDS) for text, _ in table):
-        yield text.format(x="a cat", y="an owl", n="cat", m="owl", b="blue", r="next to")
+        yield text.format(
+            x="a cat", y="an owl", n="cat", m="owl", b="blue", c="a blue", r="next to"
+        )
     for relation in (r for table in (_RELATIONS, _INVERSE) for row in table.values() for r in row):
         yield f"a cat {relation} an owl"
     for row in _ROWS:

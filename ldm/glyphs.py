@@ -144,7 +144,7 @@ GLYPHS: tuple[Glyph, ...] = (
     Glyph("🏠", "house"),
     Glyph("🏰", "castle"),
     Glyph("⛺", "tent"),
-    Glyph("☔", "umbrella", "purple"),
+    Glyph("☔", "umbrella"),
     Glyph("🎈", "balloon", "red"),
     Glyph("🎁", "gift", synonyms=("present",)),
     Glyph("⚽", "soccer ball"),

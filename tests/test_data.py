@@ -131,6 +131,7 @@ def test_captions_name_every_glyph_and_mostly_the_background() -> None:
             silent += not words(what.caption) & set(colours)
             assert re.fullmatch(r"[a-z ,-]+", what.caption)
             assert "  " not in what.caption
+            assert not re.search(r"\ba [aeio]|\ban [^aeiou]", what.caption)
     assert silent / (2 * MANY) < 0.1
 
 
