@@ -42,18 +42,18 @@ class DiagonalGaussian:
         return 0.5 * terms.flatten(1).sum(dim=1)
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels, eps=1e-6)
+def _norm(channels: int, groups: int) -> nn.GroupNorm:
+    return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
 class ResnetBlock(nn.Module):
     """Two normed SiLU convolutions, residual. [B, C, h, w] -> [B, C', h, w]."""
 
-    def __init__(self, cin: int, cout: int, dropout: float = 0.0) -> None:
+    def __init__(self, cin: int, cout: int, dropout: float = 0.0, groups: int = 32) -> None:
         super().__init__()
-        self.norm1 = _norm(cin)
+        self.norm1 = _norm(cin, groups)
         self.conv1 = nn.Conv2d(cin, cout, 3, padding=1)
-        self.norm2 = _norm(cout)
+        self.norm2 = _norm(cout, groups)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(cout, cout, 3, padding=1)
         self.nin_shortcut = nn.Conv2d(cin, cout, 1) if cin != cout else None
@@ -67,9 +67,9 @@ class ResnetBlock(nn.Module):
 class AttnBlock(nn.Module):
     """Single-head self attention over pixels, residual. [B, C, h, w] -> the same shape."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int = 32) -> None:
         super().__init__()
-        self.norm = _norm(channels)
+        self.norm = _norm(channels, groups)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -113,11 +113,11 @@ class _Level(nn.Module):
     downsample: _Downsample
     upsample: _Upsample
 
-    def __init__(self, channels: Sequence[int], attends: bool, dropout: float) -> None:
+    def __init__(self, channels: Sequence[int], attends: bool, dropout: float, groups: int) -> None:
         super().__init__()
         pairs = list(zip(channels[:-1], channels[1:], strict=True))
-        self.block = nn.ModuleList(ResnetBlock(cin, cout, dropout) for cin, cout in pairs)
-        self.attn = nn.ModuleList(AttnBlock(cout) for _, cout in pairs if attends)
+        self.block = nn.ModuleList(ResnetBlock(cin, cout, dropout, groups) for cin, cout in pairs)
+        self.attn = nn.ModuleList(AttnBlock(cout, groups) for _, cout in pairs if attends)
 
     def forward(self, x: Tensor) -> Tensor:
         for index, block in enumerate(self.block):
@@ -128,11 +128,11 @@ class _Level(nn.Module):
 
 
 class _Middle(nn.Module):
-    def __init__(self, channels: int, dropout: float) -> None:
+    def __init__(self, channels: int, dropout: float, groups: int) -> None:
         super().__init__()
-        self.block_1 = ResnetBlock(channels, channels, dropout)
-        self.attn_1 = AttnBlock(channels)
-        self.block_2 = ResnetBlock(channels, channels, dropout)
+        self.block_1 = ResnetBlock(channels, channels, dropout, groups)
+        self.attn_1 = AttnBlock(channels, groups)
+        self.block_2 = ResnetBlock(channels, channels, dropout, groups)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.block_2(self.attn_1(self.block_1(x)))
@@ -154,6 +154,7 @@ class Encoder(nn.Module):
         z_channels: int,
         double_z: bool = True,
         dropout: float = 0.0,
+        num_groups: int = 32,
     ) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(in_channels, ch, 3, padding=1)
@@ -164,13 +165,14 @@ class Encoder(nn.Module):
                 [width] + [ch * mult] * num_res_blocks,
                 resolution // 2**index in attn_resolutions,
                 dropout,
+                num_groups,
             )
             width = ch * mult
             if index != len(ch_mult) - 1:
                 level.downsample = _Downsample(width)
             self.down.append(level)
-        self.mid = _Middle(width, dropout)
-        self.norm_out = _norm(width)
+        self.mid = _Middle(width, dropout, num_groups)
+        self.norm_out = _norm(width, num_groups)
         self.conv_out = nn.Conv2d(width, z_channels * (2 if double_z else 1), 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -198,25 +200,27 @@ class Decoder(nn.Module):
         z_channels: int,
         dropout: float = 0.0,
         tanh_out: bool = False,
+        num_groups: int = 32,
     ) -> None:
         super().__init__()
         self.tanh_out = tanh_out
         width = ch * ch_mult[-1]
         self.conv_in = nn.Conv2d(z_channels, width, 3, padding=1)
-        self.mid = _Middle(width, dropout)
+        self.mid = _Middle(width, dropout, num_groups)
         levels: list[_Level] = []
         for index, mult in reversed(list(enumerate(ch_mult))):
             level = _Level(
                 [width] + [ch * mult] * (num_res_blocks + 1),
                 resolution // 2**index in attn_resolutions,
                 dropout,
+                num_groups,
             )
             width = ch * mult
             if index:
                 level.upsample = _Upsample(width)
             levels.insert(0, level)
         self.up = nn.ModuleList(levels)
-        self.norm_out = _norm(width)
+        self.norm_out = _norm(width, num_groups)
         self.conv_out = nn.Conv2d(width, out_ch, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -232,7 +236,9 @@ class Decoder(nn.Module):
 class AutoencoderKL(nn.Module):
     """Variational autoencoder. Images are [B,3,H,W] in [-1,1]; latents here are not yet scaled.
 
-    `ddconfig` has the field names of the original YAMLs; H and W must be multiples of `factor`.
+    `ddconfig` has the field names of the original YAMLs, and one of ours: `num_groups`, the groups
+    of every norm (32). With ch 32 that would be one channel a group, which wipes out flat colour.
+    H and W must be multiples of `factor`.
     """
 
     def __init__(self, ddconfig: Mapping[str, Any], embed_dim: int) -> None:
@@ -249,6 +255,7 @@ class AutoencoderKL(nn.Module):
             )
         }
         shared["dropout"] = ddconfig.get("dropout", 0.0)
+        shared["num_groups"] = ddconfig.get("num_groups", 32)
         if not ddconfig.get("double_z", True):
             raise ValueError("a KL autoencoder needs double_z: true")
         self.encoder = Encoder(in_channels=ddconfig["in_channels"], **shared)
