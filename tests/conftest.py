@@ -1,0 +1,10 @@
+"""Settings that hold for every test; nothing here imports torch."""
+
+from __future__ import annotations
+
+import os
+
+# Tests run in two processes on two cores, and no test may reach for a network.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["HF_HUB_OFFLINE"] = "1"
