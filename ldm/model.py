@@ -1,0 +1,178 @@
+"""A latent diffusion model: network, autoencoder, conditioner and schedule under one roof.
+
+Attribute names are the checkpoint's keys. Sampling, loading and devices live elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ldm.denoiser import DenoiseFn, Prediction, make_denoiser
+from ldm.guidance import cfg
+from ldm.nn.autoencoder import AutoencoderKL
+from ldm.nn.unet import UNetModel
+from ldm.schedule import NoiseSchedule, ddpm_buffers
+
+if TYPE_CHECKING:
+    from ldm.conditioning import Conditioning
+
+# The eight of the twelve DDPM buffers that the originals' noise augmentors hold.
+_AUGMENTOR_BUFFERS = (
+    "betas",
+    "alphas_cumprod",
+    "alphas_cumprod_prev",
+    "sqrt_alphas_cumprod",
+    "sqrt_one_minus_alphas_cumprod",
+    "log_one_minus_alphas_cumprod",
+    "sqrt_recip_alphas_cumprod",
+    "sqrt_recipm1_alphas_cumprod",
+)
+
+
+class DiffusionWrapper(nn.Module):
+    """The level of names between a checkpoint's `model.` and the network's own keys."""
+
+    diffusion_model: UNetModel
+
+    def __init__(self, diffusion_model: UNetModel) -> None:
+        super().__init__()
+        self.diffusion_model = diffusion_model
+
+
+class ImageNoiseAugmentation(nn.Module):
+    """The schedule by which an upscaler's low-resolution image is noised, levels 0..max-1."""
+
+    def __init__(self, schedule: NoiseSchedule, max_noise_level: int) -> None:
+        super().__init__()
+        buffers = ddpm_buffers(schedule)
+        for name in _AUGMENTOR_BUFFERS:
+            self.register_buffer(name, buffers[name])
+        self.max_noise_level = max_noise_level
+
+
+class Model(nn.Module):
+    """A latent diffusion model with four methods: `condition`, `denoiser`, `encode`, `decode`.
+
+    `scale_factor` makes latents of about unit variance out of the autoencoder's. `parts` are the
+    modules of special families: depth_model, embedder, noise_augmentor, low_scale_model.
+    """
+
+    schedule: NoiseSchedule
+    model: DiffusionWrapper
+    first_stage_model: AutoencoderKL
+    cond_stage_model: nn.Module | None
+
+    def __init__(
+        self,
+        *,
+        network: UNetModel,
+        autoencoder: AutoencoderKL,
+        conditioner: nn.Module | None,
+        schedule: NoiseSchedule,
+        prediction: Prediction,
+        scale_factor: float = 1.0,
+        v_posterior: float = 0.0,
+        conditioning_key: str = "crossattn",
+        image_size: int = 64,
+        use_ema: bool = False,
+        parts: Mapping[str, nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = DiffusionWrapper(network)
+        self.first_stage_model = autoencoder
+        self.cond_stage_model = conditioner
+        for name, part in (parts or {}).items():
+            self.add_module(name, part)
+        self.prediction = prediction
+        self.scale_factor = scale_factor
+        self.v_posterior = v_posterior
+        self.conditioning_key = conditioning_key
+        self.image_size = image_size
+        self.use_ema = use_ema
+        self.use_schedule(schedule)
+
+    @property
+    def network(self) -> UNetModel:
+        """The network, which checkpoints call model.diffusion_model."""
+        return self.model.diffusion_model
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent."""
+        return int(self.first_stage_model.embed_dim)
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent position, along one side."""
+        return int(self.first_stage_model.factor)
+
+    def use_schedule(self, schedule: NoiseSchedule) -> None:
+        """Take a noise schedule, and fill the twelve DDPM buffers (float32) from it.
+
+        The schedule kept is the one in the float32 buffers: the originals sampled from those,
+        and a file with buffers and the same file without them must give the same picture.
+        """
+        with torch.device("cpu"):
+            buffers = ddpm_buffers(schedule, self.v_posterior)
+            self.schedule = NoiseSchedule.from_alphas_cumprod(buffers["alphas_cumprod"])
+        for name, values in buffers.items():
+            self.register_buffer(name, values)
+
+    def condition(self, texts: Sequence[str]) -> tuple[Conditioning, list[str]]:
+        """Embed texts: crossattn [B,L,D], and for each text what was cut off its end, or ''."""
+        from ldm.conditioning import Conditioning
+
+        if self.cond_stage_model is None:
+            return Conditioning(), [""] * len(texts)
+        hidden, cut = self.cond_stage_model.encode(texts)
+        return Conditioning(crossattn=hidden), cut
+
+    def predict(self, x_in: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """The network's raw output for scaled input [B,C,h,w] at timesteps t [B]."""
+        dtype = self.network.dtype
+        x = x_in.to(dtype)
+        if cond.concat is not None:
+            x = torch.cat([x, cond.concat.to(x)], dim=1)
+        context = None if cond.crossattn is None else cond.crossattn.to(x)
+        y = cond.vector
+        if y is not None:
+            y = y.to(x) if y.is_floating_point() else y.to(x.device)
+        out: Tensor = self.network(x, t, context, y)
+        return out
+
+    def denoiser(
+        self, cond: Conditioning, uncond: Conditioning | None = None, scale: float = 1.0
+    ) -> DenoiseFn:
+        """D(x [B,C,h,w], sigma [B]) -> denoised, guided by `scale`; exactly 1 skips uncond."""
+        alone = self._denoiser(cond)
+        if uncond is None:
+            return alone
+        return cfg(alone, self._denoiser(uncond.stack(cond)), scale)
+
+    def _denoiser(self, cond: Conditioning) -> DenoiseFn:
+        def network(x_in: Tensor, t: Tensor) -> Tensor:
+            return self.predict(x_in, t, cond)
+
+        return make_denoiser(network, self.schedule, self.prediction, self.network.dtype)
+
+    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Images [B,3,H,W] in [-1,1] -> scaled latents, float32.
+
+        The posterior's mode, or with `noise` (standard normal, of the latents' shape) a sample.
+        """
+        posterior = self.first_stage_model.encode(images.to(_dtype(self.first_stage_model)))
+        z = posterior.mode() if noise is None else posterior.sample(noise.to(posterior.mean))
+        return self.scale_factor * z.float()
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Scaled latents [B,C,h,w] -> images [B,3,H,W], float32, near [-1,1] but not clamped."""
+        unscaled = (z / self.scale_factor).to(_dtype(self.first_stage_model))
+        return self.first_stage_model.decode(unscaled).float()
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    return next(module.parameters()).dtype
