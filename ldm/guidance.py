@@ -1,0 +1,26 @@
+"""Guidance: functions from denoisers to a denoiser."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ldm.denoiser import DenoiseFn
+
+
+def cfg(cond: DenoiseFn, pair: DenoiseFn, scale: float) -> DenoiseFn:
+    """Classifier-free guidance, uncond + scale * (cond - uncond); arXiv 2207.12598, equation 6.
+
+    `cond` denoises a batch [B,...] under the condition; `pair` a batch [2B,...] whose first half is
+    unconditional and whose second half is under the condition, so that one call of the network does
+    both. A scale of exactly 1 is `cond` itself and never calls `pair`.
+    """
+    if scale == 1:
+        return cond
+
+    def guided(x: Tensor, sigma: Tensor) -> Tensor:
+        both = pair(torch.cat([x, x]), torch.cat([sigma, sigma]))
+        without, with_cond = both.chunk(2)
+        return torch.lerp(without, with_cond, scale)
+
+    return guided

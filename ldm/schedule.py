@@ -1,0 +1,296 @@
+"""Noise schedules of diffusion models and the grids of noise levels that samplers walk down.
+
+A noise level is `sigma`, the ratio of noise to signal: x = z + sigma * noise. The
+variance-preserving latent of the originals is that x divided by sqrt(1 + sigma**2), so
+alphas_cumprod = 1 / (1 + sigma**2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ldm.errors import UsageError
+
+Compat = Literal["exact", "ldm"]
+Grid = Callable[["NoiseSchedule", int, Compat], Tensor]
+Floats = npt.NDArray[np.float64]
+
+SNAP = 1e-3
+"""Distance within which a time step found from a sigma counts as the whole number beside it."""
+
+
+def betas(
+    name: str = "linear",
+    timesteps: int = 1000,
+    linear_start: float = 1e-4,
+    linear_end: float = 2e-2,
+    cosine_s: float = 8e-3,
+) -> Floats:
+    """Variance of the noise that each forward step adds, [timesteps] float64.
+
+    The names are the originals': "linear" is linear in the square root of beta (elsewhere called
+    "scaled_linear", accepted too) and "sqrt_linear" is the one linear in beta. Raises UsageError
+    for an unknown name. Source: CompVis `ldm/modules/diffusionmodules/util.py`, make_beta_schedule.
+    """
+    if name in ("linear", "scaled_linear"):
+        root: Floats = np.linspace(linear_start**0.5, linear_end**0.5, timesteps)
+        return root**2
+    if name == "sqrt_linear":
+        return np.linspace(linear_start, linear_end, timesteps)
+    if name == "sqrt":
+        return np.linspace(linear_start, linear_end, timesteps) ** 0.5
+    if name in ("cosine", "squaredcos_cap_v2"):
+        offset = cosine_s if name == "cosine" else 0.008
+        at = np.arange(timesteps + 1) / timesteps
+        left = np.cos((at + offset) / (1 + offset) * (math.pi / 2)) ** 2
+        capped: Floats = np.clip(1 - left[1:] / left[:-1], 0, 0.999)
+        return capped
+    known = "linear, scaled_linear, sqrt_linear, sqrt, cosine, squaredcos_cap_v2"
+    raise UsageError(f"unknown beta schedule {name!r}; known are {known}")
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseSchedule:
+    """The noise levels a network was trained on, one per time step.
+
+    `alphas_cumprod` is a float64 tensor [T] on the CPU, strictly falling inside (0, 1), also when
+    rounded to float32.
+    """
+
+    alphas_cumprod: Tensor
+
+    def __post_init__(self) -> None:
+        a = self.alphas_cumprod
+        if a.ndim != 1 or len(a) < 2 or a.dtype != torch.float64 or a.device.type != "cpu":
+            raise ValueError("alphas_cumprod must be a float64 vector on the CPU, two long or more")
+        a = self.rounded
+        if not (bool((a > 0).all()) and bool((a < 1).all()) and bool((a.diff() < 0).all())):
+            raise ValueError("alphas_cumprod must fall strictly between 1 and 0")
+
+    @classmethod
+    def from_betas(
+        cls,
+        schedule: str = "linear",
+        timesteps: int = 1000,
+        linear_start: float = 1e-4,
+        linear_end: float = 2e-2,
+        cosine_s: float = 8e-3,
+    ) -> NoiseSchedule:
+        """The schedule of a YAML: parameters and defaults of the originals' DDPM class."""
+        steps = betas(schedule, timesteps, linear_start, linear_end, cosine_s)
+        return cls(torch.from_numpy(np.cumprod(1 - steps)))
+
+    @classmethod
+    def from_alphas_cumprod(cls, alphas_cumprod: Tensor) -> NoiseSchedule:
+        """The schedule of a checkpoint's own buffer, [T], any float type and device."""
+        return cls(alphas_cumprod.detach().to(device="cpu", dtype=torch.float64))
+
+    def __len__(self) -> int:
+        return len(self.alphas_cumprod)
+
+    @cached_property
+    def rounded(self) -> Tensor:
+        """alphas_cumprod as a checkpoint holds it: float64 numbers [T] with float32 values.
+
+        All sampling of the originals started from those. At the first time step 1 - alphas_cumprod
+        is 8.5e-4, so that the rounding moves sigma by 3e-5 of itself: more than all round-off after
+        it.
+        """
+        return self.alphas_cumprod.float().double()
+
+    @cached_property
+    def sigmas(self) -> Tensor:
+        """Noise levels in order of time, rising, [T] float64, of the `rounded` alphas_cumprod."""
+        return ((1 - self.rounded) / self.rounded).sqrt()
+
+    @cached_property
+    def _log_sigmas(self) -> dict[torch.device, Tensor]:
+        return {}
+
+    def _table(self, device: torch.device) -> Tensor:
+        tables = self._log_sigmas
+        if device not in tables:
+            # Metal has no float64; float32 finds a time step to about 1e-4, which SNAP allows for.
+            dtype = torch.float32 if device.type == "mps" else torch.float64
+            tables[device] = self.sigmas.log().to(device=device, dtype=dtype)
+        return tables[device]
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Noise level at (fractional) time steps, linear in log sigma between whole ones.
+
+        t [...] in 0..T-1 (clamped) -> sigma [...] float64 on t's device (float32 on Metal).
+        """
+        table = self._table(t.device)
+        at = t.to(table.dtype).clamp(0, len(self) - 1)
+        low = at.long().clamp(max=len(self) - 2)
+        return torch.lerp(table[low], table[low + 1], at - low).exp()
+
+    def t(self, sigma: Tensor) -> Tensor:
+        """Time step of a noise level, the inverse of `sigma`.
+
+        sigma [...] -> t [...] float32 in 0..T-1, whole where it is within 1e-3 of a whole number
+        (so that a level which belongs to a step gives just that step). Levels outside are clamped.
+        """
+        table = self._table(sigma.device)
+        log = sigma.to(table.dtype).log().contiguous()
+        high = torch.searchsorted(table, log).clamp(1, len(self) - 1)
+        start, end = table[high - 1], table[high]
+        t = high - 1 + ((log - start) / (end - start)).clamp(0, 1)
+        whole = t.round()
+        return torch.where((t - whole).abs() < SNAP, whole, t).float()
+
+    def alpha(self, sigma: Tensor) -> Tensor:
+        """Factor of the signal at a noise level: 1, because x = z + sigma * noise here."""
+        return torch.ones_like(sigma)
+
+    def noised(self, z: Tensor, sigma: float, noise: Tensor) -> Tensor:
+        """z with noise of level sigma: alpha * z + sigma * noise, of z's shape."""
+        return torch.add(z, noise, alpha=sigma)
+
+
+def ddpm_buffers(schedule: NoiseSchedule, v_posterior: float = 0.0) -> dict[str, Tensor]:
+    """The twelve float32 buffers [T] that every checkpoint of the originals carries.
+
+    `v_posterior` chooses the variance of the reverse step: 0 the posterior's, 1 beta.
+    Source: CompVis `ldm/models/diffusion/ddpm.py`, register_schedule.
+    """
+    ac = schedule.alphas_cumprod.numpy()
+    prev = np.append(1.0, ac[:-1])
+    alphas = ac / prev
+    beta = 1 - alphas
+    variance = (1 - v_posterior) * beta * (1 - prev) / (1 - ac) + v_posterior * beta
+    buffers = {
+        "betas": beta,
+        "alphas_cumprod": ac,
+        "alphas_cumprod_prev": prev,
+        "sqrt_alphas_cumprod": np.sqrt(ac),
+        "sqrt_one_minus_alphas_cumprod": np.sqrt(1 - ac),
+        "log_one_minus_alphas_cumprod": np.log(1 - ac),
+        "sqrt_recip_alphas_cumprod": np.sqrt(1 / ac),
+        "sqrt_recipm1_alphas_cumprod": np.sqrt(1 / ac - 1),
+        "posterior_variance": variance,
+        "posterior_log_variance_clipped": np.log(np.maximum(variance, 1e-20)),
+        "posterior_mean_coef1": beta * np.sqrt(prev) / (1 - ac),
+        "posterior_mean_coef2": (1 - prev) * np.sqrt(alphas) / (1 - ac),
+    }
+    return {key: torch.from_numpy(value.astype(np.float32)) for key, value in buffers.items()}
+
+
+def ddim_timesteps(total: int, steps: int, compat: Compat = "exact") -> Floats:
+    """The time steps of the originals' "uniform" choice, rising, in 1..total-1.
+
+    "ldm": range(0, total, total // steps) + 1, which has more than `steps` members unless `steps`
+    divides `total` (30 gives 31, 6 gives 7). Where the originals stopped with an error it is
+    clipped: the step `total`, which does not exist, becomes total - 1 (dropped if that is there
+    already), and `steps` above `total` count as `total`.
+    "exact": `steps` members, i * total // steps + 1; the same grid where `steps` divides `total`.
+    Only for steps == total there are not enough whole steps; then they are spread evenly, in
+    fractions. Few steps start far below the top (4 at 751, 1 at step 1), as they did in the
+    originals.
+    Source: CompVis `ldm/modules/diffusionmodules/util.py`, make_ddim_timesteps.
+    """
+    if compat == "ldm":
+        chosen = np.arange(0, total, max(total // steps, 1)) + 1
+        return np.unique(np.minimum(chosen, total - 1)).astype(np.float64)
+    if steps == total:
+        return np.linspace(1, total - 1, total)
+    return (np.arange(steps) * total // steps + 1).astype(np.float64)
+
+
+def quad_timesteps(total: int, steps: int, compat: Compat = "exact") -> Floats:
+    """The time steps of the originals' "quad" choice: squares up to 0.8 * total, plus 1, rising.
+
+    Many steps make the rounded squares repeat. "exact" then keeps the fractions; "ldm" drops the
+    repeats, which did nothing in the originals (with eta 0; two equal noise levels).
+    """
+    squares = np.linspace(0, math.sqrt(total * 0.8), steps) ** 2
+    whole = np.unique(np.floor(squares))
+    if compat == "ldm" or len(whole) == steps:
+        return whole + 1
+    return squares + 1
+
+
+def _falling(schedule: NoiseSchedule, rising_t: Floats) -> Tensor:
+    """The grid of these time steps; it ends at alphas_cumprod[0], as alphas_prev did."""
+    levels = schedule.sigma(torch.from_numpy(rising_t)).flip(0)
+    return torch.cat([levels, schedule.sigmas[:1]])
+
+
+def _to_zero(levels: Tensor) -> Tensor:
+    return torch.cat([levels, levels.new_zeros(1)])
+
+
+def _linspace(start: float, end: float, count: int) -> Tensor:
+    return torch.linspace(start, end, count, dtype=torch.float64, device="cpu")
+
+
+def ddim_grid(schedule: NoiseSchedule, steps: int, compat: Compat = "exact") -> Tensor:
+    """Evenly chosen whole time steps, ending at alphas_cumprod[0]; see `ddim_timesteps`."""
+    return _falling(schedule, ddim_timesteps(len(schedule), steps, compat))
+
+
+def quad_grid(schedule: NoiseSchedule, steps: int, compat: Compat = "exact") -> Tensor:
+    """Time steps denser near the picture, ending at alphas_cumprod[0]; see `quad_timesteps`."""
+    return _falling(schedule, quad_timesteps(len(schedule), steps, compat))
+
+
+def dpm_solver_grid(schedule: NoiseSchedule, steps: int, compat: Compat = "exact") -> Tensor:
+    """Even in continuous time ("time_uniform") from the last time step to the first, both included.
+
+    Between time steps log(alphas_cumprod) is linear. Source: the originals' DPM-Solver
+    (arXiv 2206.00927, appendix D.4), NoiseScheduleVP("discrete").
+    """
+    at = _linspace(len(schedule) - 1, 0, steps + 1).numpy()
+    log_ac = np.interp(at, np.arange(len(schedule)), schedule.rounded.log().numpy())
+    return torch.from_numpy(np.sqrt(np.expm1(-log_ac)))
+
+
+def default_grid(schedule: NoiseSchedule, steps: int, compat: Compat = "exact") -> Tensor:
+    """Even in time from the last step to the first, then 0: k-diffusion's get_sigmas."""
+    return _to_zero(schedule.sigma(_linspace(len(schedule) - 1, 0, steps)))
+
+
+def karras_grid(
+    schedule: NoiseSchedule, steps: int, compat: Compat = "exact", rho: float = 7.0
+) -> Tensor:
+    """Even in sigma**(1/rho) over the schedule's range, then 0: arXiv 2206.00364, equation 5."""
+    low, high = float(schedule.sigmas[0]), float(schedule.sigmas[-1])
+    return _to_zero(_linspace(high ** (1 / rho), low ** (1 / rho), steps) ** rho)
+
+
+def exponential_grid(schedule: NoiseSchedule, steps: int, compat: Compat = "exact") -> Tensor:
+    """Even in log sigma over the schedule's range, then 0."""
+    low, high = float(schedule.sigmas[0]), float(schedule.sigmas[-1])
+    return _to_zero(_linspace(math.log(high), math.log(low), steps).exp())
+
+
+GRIDS: dict[str, Grid] = {
+    "ddim": ddim_grid,
+    "quad": quad_grid,
+    "dpm_solver": dpm_solver_grid,
+    "default": default_grid,
+    "karras": karras_grid,
+    "exponential": exponential_grid,
+}
+
+
+def make_grid(name: str, schedule: NoiseSchedule, steps: int, compat: Compat = "exact") -> Tensor:
+    """The noise levels sigma_0 > ... > sigma_N that a sampler walks down, float64 [N+1] on the CPU.
+
+    N is `steps` (1..T) with compat "exact"; "ldm" gives the originals' choice, which for "ddim" and
+    "quad" may be another number. Raises UsageError for an unknown name or a number out of range.
+    """
+    if name not in GRIDS:
+        raise UsageError(f"unknown grid {name!r}; known are {', '.join(GRIDS)}")
+    if steps < 1 or (steps > len(schedule) and compat == "exact"):
+        raise UsageError(f"steps must be 1 to {len(schedule)}, not {steps}")
+    return GRIDS[name](schedule, steps, compat)

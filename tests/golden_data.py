@@ -1,0 +1,29 @@
+"""Reading the golden data under `tests/golden`, which the original implementations made.
+
+Weights of two or more dimensions are stored as float8; the reference used just those values in
+float32, and so they are given here.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def tensors(path: str) -> dict[str, Tensor]:
+    """The tensors of a file such as "samplers/noise.safetensors"; float8 becomes float32."""
+    loaded = load_file(GOLDEN / path)
+    return {k: v.float() if v.dtype == torch.float8_e4m3fn else v for k, v in loaded.items()}
+
+
+def case(path: str) -> dict[str, Any]:
+    """A JSON file such as "modules/unet-v1/case.json"."""
+    found: dict[str, Any] = json.loads((GOLDEN / path).read_text(encoding="utf-8"))
+    return found
