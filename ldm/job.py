@@ -1,0 +1,393 @@
+"""What is wanted: the only parameter list of the project.
+
+Flags, records in images and messages are all made from the fields of the dataclasses here; each
+field carries an `Option` in its metadata. Nothing here needs a model, or torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any, get_type_hints
+
+from ldm.errors import JobError
+
+MAX_STEPS = 1000
+MAX_SEED = 2**64 - 1
+DEFAULT_OUTDIR = "outputs/txt2img-samples"
+
+# Samplers and their other names; ldm.samplers has the functions (a test holds the two together).
+SAMPLER_ALIASES: Mapping[str, tuple[str, ...]] = {
+    "ddim": ("k_ddim",),
+    "plms": (),
+    "dpm_solver": ("dpm",),
+    "euler": ("k_euler",),
+    "euler_ancestral": ("euler_a", "k_euler_a", "k_euler_ancestral"),
+    "heun": ("k_heun",),
+    "dpm_2": ("dpm2", "k_dpm_2"),
+    "dpm_2_ancestral": ("dpm2_a", "k_dpm_2_a", "k_dpm_2_ancestral"),
+    "lms": ("k_lms",),
+    "dpmpp_2m": ("dpm++_2m", "k_dpmpp_2m"),
+    "dpmpp_2s_ancestral": ("dpmpp_2s_a", "dpm++_2s_a", "k_dpmpp_2s_a"),
+    "dpmpp_sde": ("dpm++_sde", "k_dpmpp_sde"),
+    "dpmpp_2m_sde": ("dpm++_2m_sde", "k_dpmpp_2m_sde"),
+}
+SAMPLER_NAMES: Mapping[str, str] = {
+    name: main for main, aliases in SAMPLER_ALIASES.items() for name in (main, *aliases)
+}
+# The samplers that take `eta`; the others draw no noise.
+ETA_SAMPLERS = (
+    "ddim",
+    "euler_ancestral",
+    "dpm_2_ancestral",
+    "dpmpp_2s_ancestral",
+    "dpmpp_sde",
+    "dpmpp_2m_sde",
+)
+GRID_NAMES = ("ddim", "quad", "dpm_solver", "default", "karras", "exponential")
+PRECISIONS = ("auto", "full", "fp16", "bf16", "autocast")
+ATTENTIONS = ("auto", "sdpa", "xformers", "sliced", "math")
+
+
+@dataclass(frozen=True)
+class Option:
+    """How a field is written on a command line, and what it means."""
+
+    flags: tuple[str, ...] = ()
+    help: str = ""
+    choices: tuple[str, ...] = ()
+    metavar: str = ""
+    note: str = ""  # what to say when an old flag is used that no longer does anything
+
+
+def option(
+    default: Any,
+    *flags: str,
+    help: str = "",
+    choices: Iterable[str] = (),
+    metavar: str = "",
+    note: str = "",
+) -> Any:
+    """A dataclass field with an `Option`; one without flags cannot be set from a command line."""
+    detail = Option(flags, help, tuple(choices), metavar, note)
+    return field(default=default, metadata={"option": detail})
+
+
+def options_of(kind: type) -> dict[str, Option]:
+    """The options of a dataclass by field name."""
+    return {entry.name: entry.metadata["option"] for entry in dataclasses.fields(kind)}
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a family of models uses where the job says nothing; `source` is for people."""
+
+    width: int
+    height: int
+    scale: float
+    steps: int
+    sampler: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """The pictures that are wanted. None means: the default of the model's family.
+
+    Image i of a run has seed `seed` + i (`noise` "image"), or its place in one stream of random
+    numbers ("stream": `skip_draws` tensors of `draw_rows` rows were drawn before this batch).
+    """
+
+    task: str = option("txt2img", choices=("txt2img",))
+    prompt: str | None = option(None, "--prompt", help="What to draw.", metavar="TEXT")
+    prompts: tuple[str, ...] = option(())
+    negative: str = option(
+        "",
+        "--negative",
+        "--negative-prompt",
+        help="What to keep away from.",
+        metavar="TEXT",
+    )
+    width: int | None = option(None, "--width", "--W", help="Pixels across [the model's own].")
+    height: int | None = option(None, "--height", "--H", help="Pixels down [the model's own].")
+    steps: int | None = option(
+        None, "--steps", "--ddim_steps", help="Sampling steps, 1 to 1000, of any sampler."
+    )
+    scale: float | None = option(
+        None, "--scale", help="Guidance: how closely to follow the prompt; 1 is none."
+    )
+    sampler: str | None = option(
+        None, "--sampler", help="How to sample [ddim].", choices=SAMPLER_NAMES
+    )
+    grid: str | None = option(
+        None, "--grid", help="Spacing of the noise levels [the sampler's own].", choices=GRID_NAMES
+    )
+    schedule_compat: str = option(
+        "exact",
+        "--schedule-compat",
+        help="exact: as many steps as asked; ldm: the original scripts' steps (30 runs 31).",
+        choices=("exact", "ldm"),
+    )
+    eta: float | None = option(
+        None, "--eta", "--ddim_eta", help="Fresh noise in each step, 0 to 1 [the sampler's own]."
+    )
+    seed: int | None = option(
+        None, "--seed", help="Seed of the first image; negative or left out: drawn, and told."
+    )
+    n_samples: int = option(1, "--n_samples", help="Images in a batch [1].")
+    n_iter: int = option(1, "--n_iter", help="How many batches [1].")
+    fixed_code: bool = option(False, "--fixed_code", help="Every batch starts from the same noise.")
+    noise: str = option(
+        "image",
+        "--noise",
+        help="image: each image has a seed of its own; stream: one stream, as the originals.",
+        choices=("image", "stream"),
+    )
+    rng: str = option(
+        "philox",
+        "--rng",
+        help="Random numbers: philox (an NVIDIA GPU's, anywhere), cpu (torch's) or the device's.",
+        choices=("philox", "cpu", "device"),
+    )
+    skip_draws: int = option(0)
+    draw_rows: int = option(0)
+    model: str | None = option(
+        None,
+        "--model",
+        "--ckpt",
+        "-m",
+        help="Checkpoint: a path, or a name under ./models or $LDM_MODELS [the bundled model].",
+        metavar="FILE",
+    )
+    config: str | None = option(
+        None, "--config", help="YAML of the model [found from the checkpoint].", metavar="YAML"
+    )
+    overrides: tuple[str, ...] = option(
+        (), "--set", help="Change a value of the YAML; may be repeated.", metavar="KEY=VALUE"
+    )
+    prediction: str | None = option(
+        None,
+        "--prediction",
+        help="What the network predicts [seen from the file, or measured].",
+        choices=("eps", "v"),
+    )
+    channels: int | None = option(None, "--C", help="Latent channels: only checked.")
+    factor: int | None = option(None, "--f", help="Pixels per latent position: only checked.")
+    device: str = option(
+        "auto", "--device", help="Where to compute.", metavar="auto|cpu|cuda|cuda:N|mps"
+    )
+    precision: str = option(
+        "auto",
+        "--precision",
+        help="Numbers of the networks [auto: fp16 on a GPU, full on a CPU].",
+        choices=PRECISIONS,
+    )
+    attention: str = option("auto", "--attention", help="Attention kernel.", choices=ATTENTIONS)
+
+    def validate(self) -> None:
+        """Raise JobError for what can be seen to be wrong without a model."""
+        check_choices(self)
+        _check_range("--steps", self.steps, 1, MAX_STEPS)
+        for flag, value in (
+            ("--width", self.width),
+            ("--height", self.height),
+            ("--n_samples", self.n_samples),
+            ("--n_iter", self.n_iter),
+        ):
+            _check_range(flag, value, 1, None)
+        _check_range("--seed", self.seed, None, MAX_SEED)
+        if self.scale is not None and not math.isfinite(self.scale):
+            raise JobError(f"--scale must be a number, not {self.scale}")
+        if self.eta is not None and not 0 <= self.eta <= 1:
+            raise JobError(f"--eta must be 0 to 1, not {self.eta:g}")
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
+            raise JobError(f"--device must be auto, cpu, cuda, cuda:N or mps, not {self.device!r}")
+        sampler = self.sampler and SAMPLER_NAMES[self.sampler]
+        if sampler == "plms" and self.eta:
+            raise JobError("--plms works with --eta 0 only: the method draws no noise")
+
+    def resolve(self, defaults: Defaults, draw_seed: Callable[[], int]) -> Resolved:
+        """Fill every gap: the family's defaults, and a seed; names become the main ones."""
+        why: dict[str, str] = {}
+        filled: dict[str, Any] = {}
+        family = {
+            "width": defaults.width,
+            "height": defaults.height,
+            "scale": defaults.scale,
+            "steps": defaults.steps,
+            "sampler": defaults.sampler,
+        }
+        for name, value in vars(self).items():
+            if value is None and name in family:
+                filled[name] = family[name]
+                why[name] = defaults.source
+        if self.seed is None or self.seed < 0:
+            filled["seed"] = draw_seed()
+            why["seed"] = "drawn at random"
+        filled["sampler"] = SAMPLER_NAMES[filled.get("sampler") or self.sampler or ""]
+        job = replace(self, **filled)
+        job.validate()
+        return Resolved(job, why)
+
+    def batches(self) -> Iterator[Job]:
+        """The job of each batch, in the originals' order; a batch's own batches are itself.
+
+        `n_samples` is the size of a batch: copies of one prompt, or as many of `prompts`. In a
+        stream a short last batch draws as many rows as the others and keeps the first.
+        """
+        size = self.n_samples
+        chunks = [self.prompts[i : i + size] for i in range(0, len(self.prompts), size)] or [()]
+        seed = self.seed or 0
+        image = 0
+        for _ in range(self.n_iter):
+            for chunk in chunks:
+                rows = len(chunk) or size
+                moves = self.noise == "image" and not self.fixed_code
+                yield replace(
+                    self,
+                    prompts=chunk,
+                    n_samples=rows,
+                    n_iter=1,
+                    seed=(seed + image) % (MAX_SEED + 1) if moves else self.seed,
+                    draw_rows=(self.draw_rows or size) if self.noise == "stream" else 0,
+                )
+                image += rows
+
+    def texts(self) -> tuple[str, ...]:
+        """The prompt of every image of a batch."""
+        return self.prompts or (self.prompt or "",) * self.n_samples
+
+    def image_seeds(self) -> tuple[int, ...]:
+        """The seed of every image of a batch; in a stream it is one for all."""
+        step = 1 if self.noise == "image" else 0
+        first = self.seed or 0
+        return tuple((first + step * row) % (MAX_SEED + 1) for row in range(self.n_samples))
+
+    def count(self) -> int:
+        """How many images the job makes."""
+        return self.n_iter * (len(self.prompts) or self.n_samples)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A job without gaps in what its family decides, and the reason for each value filled in."""
+
+    job: Job
+    why: dict[str, str]
+
+
+@dataclass(frozen=True)
+class OutputPlan:
+    """Where the pictures go and what is told about them; no field changes a pixel of a sample."""
+
+    outdir: str = option(
+        DEFAULT_OUTDIR,
+        "--outdir",
+        help=f"Folder for samples/00000.png and grid-0000.png [{DEFAULT_OUTDIR}].",
+        metavar="FOLDER",
+    )
+    output: str | None = option(
+        None,
+        "--output",
+        "-o",
+        help="Write the one image to this PNG file instead; - is standard output.",
+        metavar="NAME.png",
+    )
+    overwrite: bool = option(False, "--overwrite", help="Let --output replace a file.")
+    skip_grid: bool = option(False, "--skip_grid", help="No grid of all images.")
+    skip_save: bool = option(False, "--skip_save", help="No single images.")
+    n_rows: int = option(0, "--n_rows", help="Images in a row of the grid [n_samples].")
+    from_file: str | None = option(
+        None,
+        "--from-file",
+        help="A prompt a line, n_samples of them in a batch; - is standard input.",
+        metavar="FILE",
+    )
+    repeat: int = option(1, "--repeat", help="Use each line of --from-file so many times [1].")
+    json: bool = option(False, "--json", help="Tell each image as one JSON object a line.")
+    print_config: bool = option(
+        False, "--print-config", help="Print what would apply and why, and stop."
+    )
+    quiet: bool = option(False, "--quiet", "-q", help="No progress and no notes.")
+    debug: bool = option(False, "--debug", help="Show the traceback of an error.")
+
+    def validate(self) -> None:
+        """Raise JobError for what contradicts itself."""
+        check_choices(self)
+        _check_range("--repeat", self.repeat, 1, None)
+        _check_range("--n_rows", self.n_rows, 0, None)
+        if self.output == "-" and self.json:
+            raise JobError("--json and --output - both want standard output; choose one")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the known one most like it, if any is."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def check_choices(values: Job | OutputPlan) -> None:
+    """Raise JobError for a value that is none of its field's choices."""
+    for name, detail in options_of(type(values)).items():
+        value = vars(values)[name]
+        if detail.choices and value is not None and value not in detail.choices:
+            flag = detail.flags[0] if detail.flags else name
+            known = ", ".join(detail.choices)
+            hint = nearest(str(value), detail.choices)
+            raise JobError(f"{flag} {value!r} is not known{hint} (known: {known})")
+
+
+def to_record(job: Job) -> dict[str, Any]:
+    """A job as plain JSON values; fields that are empty are left out."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in vars(job).items()
+        if value is not None and value != ()
+    }
+
+
+def from_record(record: Mapping[str, Any]) -> Job:
+    """The job of a record; raises JobError for an unknown field or a value of the wrong kind."""
+    hints = _hints()
+    values: dict[str, Any] = {}
+    for name, value in record.items():
+        if name not in hints:
+            raise JobError(f"unknown field {name!r} in a job{nearest(name, hints)}")
+        values[name] = _value(name, value, hints[name])
+    return Job(**values)
+
+
+@cache
+def _hints() -> dict[str, Any]:
+    return get_type_hints(Job)
+
+
+def _value(name: str, value: Any, hint: Any) -> Any:
+    if hint == tuple[str, ...]:
+        if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
+            return tuple(value)
+    elif type(value) is int and float in _kinds(hint):
+        return float(value)
+    elif type(value) in _kinds(hint):
+        return value
+    raise JobError(f"field {name!r} of a job cannot be {value!r}")
+
+
+def _kinds(hint: Any) -> tuple[type, ...]:
+    return (hint,) if isinstance(hint, type) else tuple(hint.__args__)
+
+
+def _check_range(flag: str, value: int | None, low: int | None, high: int | None) -> None:
+    if value is None:
+        return
+    if low is not None and value < low:
+        span = f"{low} to {high}" if high is not None else f"{low} or more"
+        raise JobError(f"{flag} must be {span}, not {value}")
+    if high is not None and value > high:
+        span = f"{low} to {high}" if low is not None else f"at most {high}"
+        raise JobError(f"{flag} must be {span}, not {value}")

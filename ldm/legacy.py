@@ -1,0 +1,78 @@
+"""Flags and defaults of the original scripts that are other words for ours, or mean nothing now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ldm.errors import JobError
+from ldm.job import SAMPLER_NAMES, option, options_of
+
+
+@dataclass(frozen=True)
+class Legacy:
+    """Flags of the original scripts that are other words for a field, or do nothing any more."""
+
+    plms: bool = option(False, "--plms", help="The same as --sampler plms.")
+    dpm_solver: bool = option(
+        False, "--dpm_solver", "--dpm", help="The same as --sampler dpm_solver."
+    )
+    bf16: bool = option(False, "--bf16", help="The same as --precision bf16.")
+    laion400m: bool = option(
+        False, "--laion400m", help="Config, checkpoint and outdir of the LAION-400M model."
+    )
+    torchscript: bool = option(
+        False,
+        "--torchscript",
+        help="Does nothing.",
+        note="--torchscript does nothing any more: the plain networks are as fast",
+    )
+    ipex: bool = option(
+        False,
+        "--ipex",
+        help="Does nothing.",
+        note="--ipex does nothing any more: current torch has what the extension brought",
+    )
+
+
+LAION400M = {
+    "config": "configs/latent-diffusion/txt2img-1p4B-eval.yaml",
+    "model": "models/ldm/text2img-large/model.ckpt",
+    "outdir": "outputs/txt2img-samples-laion400m",
+}
+
+
+def translate(values: Mapping[str, Any], *, script: bool) -> tuple[dict[str, Any], list[str]]:
+    """Turn the flags of `Legacy` among given values into fields; returns the notes to be told too.
+
+    Contradictions are errors, but for the scripts' shims (`script`), where `--dpm_solver` wins
+    over `--plms` as in the first version.
+    """
+    legacy = options_of(Legacy)
+    fields = {name: value for name, value in values.items() if name not in legacy}
+    used = {name for name in legacy if values.get(name)}
+    notes = [legacy[name].note for name in sorted(used) if legacy[name].note]
+    if {"plms", "dpm_solver"} <= used:
+        if not script:
+            raise JobError("--plms and --dpm_solver name two samplers; give one")
+        notes.append("both --plms and --dpm_solver given: dpm_solver is used, as in version 1")
+        used.discard("plms")
+    for name in ("plms", "dpm_solver"):
+        if name in used:
+            _settle(fields, "sampler", name, f"--{name}", SAMPLER_NAMES)
+    if "bf16" in used:
+        _settle(fields, "precision", "bf16", "--bf16", {})
+    if "laion400m" in used:
+        notes.append("--laion400m sets --config, --ckpt and --outdir, as it did")
+        fields |= LAION400M
+    return fields, notes
+
+
+def _settle(
+    fields: dict[str, Any], name: str, value: str, flag: str, names: Mapping[str, str]
+) -> None:
+    given = fields.get(name)
+    if given is not None and names.get(given, given) != value:
+        raise JobError(f"{flag} contradicts --{name} {given}; give one")
+    fields[name] = value
