@@ -16,8 +16,8 @@ PACKAGE = Path(__file__).parents[1] / "ldm"
 
 # What stands on each floor; a name covers a module, or a package with all that is in it.
 FLOORS: dict[int, set[str]] = {
-    5: {"ldm.cli", "ldm.train", "ldm.data", "ldm.glyphs"},
-    4: {"ldm.device", "ldm.images", "ldm.tasks", "ldm.engine", "ldm.output"},
+    5: {"ldm.cli", "ldm.flags", "ldm.train", "ldm.data", "ldm.glyphs"},
+    4: {"ldm.device", "ldm.images", "ldm.tasks", "ldm.engine", "ldm.output", "ldm.metadata"},
     3: {
         "ldm.weights",
         "ldm.registry",
@@ -29,7 +29,7 @@ FLOORS: dict[int, set[str]] = {
     },
     2: {"ldm.nn", "ldm.text"},
     1: {"ldm.schedule", "ldm.noise", "ldm.denoiser", "ldm.guidance", "ldm.samplers"},
-    0: {"ldm.errors", "ldm.job", "ldm.config", "ldm"},
+    0: {"ldm.errors", "ldm.job", "ldm.legacy", "ldm.config", "ldm"},
 }
 # These answer before torch could be imported: `ldm --help`, a mistyped flag.
 TORCH_FREE = {"ldm", "ldm.cli"} | FLOORS[0]

@@ -1,0 +1,94 @@
+"""Where to compute, and in which numbers."""
+
+from __future__ import annotations
+
+import importlib.util
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from ldm.errors import JobError
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A device, the precision of the weights on it, and how to compute attention.
+
+    `autocast`: weights in float32, arithmetic in `torch.autocast` of fp16, as in the originals.
+    `upcast`: attention scores in float32 whatever the weights are (ATTN_PRECISION=fp32).
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    precision: str
+    autocast: bool = False
+    attention: str = "auto"
+    upcast: bool = False
+    notes: tuple[str, ...] = ()
+
+    def arithmetic(self) -> AbstractContextManager[object]:
+        """The context to run networks in."""
+        if self.autocast:
+            return torch.autocast(self.device.type, torch.float16)
+        return nullcontext()
+
+
+def choose(
+    device: str, precision: str, attention: str, environment: dict[str, str] | None = None
+) -> Policy:
+    """What a job's words mean on this machine; raises JobError for what is not here."""
+    where = choose_device(device)
+    resolved, notes = choose_precision(precision, where)
+    if attention == "xformers":
+        check_xformers()
+    dtypes = {"full": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    return Policy(
+        device=where,
+        dtype=dtypes.get(resolved, torch.float32),
+        precision=resolved,
+        autocast=resolved == "autocast",
+        attention=attention,
+        upcast=(environment or {}).get("ATTN_PRECISION", "").lower() in ("fp32", "full"),
+        notes=notes,
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name; `auto` takes an NVIDIA (or ROCm) GPU, then Apple's, then the CPU."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count == 0:
+            raise JobError("--device cuda: torch sees no GPU here; use --device auto or cpu")
+        if device.index is not None and device.index >= count:
+            raise JobError(f"--device {name}: this machine has cuda:0 to cuda:{count - 1}")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise JobError("--device mps: not an Apple GPU that torch can use; use --device auto")
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> tuple[str, tuple[str, ...]]:
+    """What a precision comes to on a device, and what to tell about it.
+
+    `auto` is half precision on GPUs and full on the CPU, where half is slower than full.
+    """
+    if name == "auto":
+        return ("full" if device.type == "cpu" else "fp16"), ()
+    if name == "autocast" and device.type != "cuda":
+        note = f"--precision autocast needs an NVIDIA GPU; on {device.type} it is full precision"
+        return "full", (note,)
+    return name, ()
+
+
+def check_xformers() -> None:
+    """Raise JobError unless the xformers package is installed."""
+    if importlib.util.find_spec("xformers") is None:
+        raise JobError(
+            "--attention xformers: the package is not installed; "
+            "pip install 'ldm-cli[xformers]', or use --attention sdpa, which is as fast"
+        )

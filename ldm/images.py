@@ -1,0 +1,36 @@
+"""Tensors to pictures, the originals' way."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+Picture = NDArray[np.uint8]
+
+PADDING = 2
+
+
+def to_picture(image: Tensor) -> Picture:
+    """An image [3,H,W] in [-1,1] as [H,W,3] bytes: clamped, then cut off, not rounded."""
+    unit = ((image.float() + 1) / 2).clamp(0, 1).cpu().numpy()
+    return (255.0 * unit.transpose(1, 2, 0)).astype(np.uint8)
+
+
+def grid(pictures: list[Picture], columns: int) -> Picture:
+    """Pictures of one size side by side on black, two pixels between and around them.
+
+    One picture alone stays as it is. Layout of torchvision.utils.make_grid(nrow=columns).
+    """
+    if len(pictures) == 1:
+        return pictures[0]
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    height, width, channels = pictures[0].shape
+    step_y, step_x = height + PADDING, width + PADDING
+    sheet = np.zeros((step_y * rows + PADDING, step_x * columns + PADDING, channels), np.uint8)
+    for index, picture in enumerate(pictures):
+        y = (index // columns) * step_y + PADDING
+        x = (index % columns) * step_x + PADDING
+        sheet[y : y + height, x : x + width] = picture
+    return sheet

@@ -1,0 +1,207 @@
+"""What an image says about itself: the `parameters` text that other tools read, and our record.
+
+The text is the one of AUTOMATIC1111's web UI: the prompt, `Negative prompt: ...`, and one last
+line of `Key: value` pairs. No file depends on the clock: made again, it has the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ldm import __version__
+from ldm.errors import ImageError
+from ldm.job import Job, from_record, to_record
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+NEGATIVE = "Negative prompt:"
+_PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+
+# The names that other tools know our samplers and grids by.
+SAMPLER_TITLES = {
+    "ddim": "DDIM",
+    "plms": "PLMS",
+    "dpm_solver": "DPM-Solver",
+    "euler": "Euler",
+    "euler_ancestral": "Euler a",
+    "heun": "Heun",
+    "dpm_2": "DPM2",
+    "dpm_2_ancestral": "DPM2 a",
+    "lms": "LMS",
+    "dpmpp_2m": "DPM++ 2M",
+    "dpmpp_2s_ancestral": "DPM++ 2S a",
+    "dpmpp_sde": "DPM++ SDE",
+    "dpmpp_2m_sde": "DPM++ 2M SDE",
+}
+GRID_TITLES = {"karras": "Karras", "exponential": "Exponential"}
+
+
+@dataclass(frozen=True)
+class Infotext:
+    """The `parameters` text taken apart."""
+
+    prompt: str
+    negative: str = ""
+    settings: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Record:
+    """How an image came to be: its batch's job, its row there, and the model's name and hash."""
+
+    job: Job
+    row: int
+    model: str
+    hash: str
+    version: str = __version__
+
+    def to_json(self) -> str:
+        """One line of plain ASCII."""
+        content = {
+            "ldm": self.version,
+            "job": to_record(self.job),
+            "row": self.row,
+            "model": {"name": self.model, "hash": self.hash},
+        }
+        return json.dumps(content)
+
+    @classmethod
+    def from_json(cls, text: str) -> Record:
+        """The record of such a line; raises ImageError where it is none, JobError for its job."""
+        try:
+            content = json.loads(text)
+            job, row, model = content["job"], content["row"], content["model"]
+            name, digest = model["name"], model["hash"]
+            version = content["ldm"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ImageError(f"its record is not one of ours: {error!r}") from None
+        texts = all(isinstance(word, str) for word in (name, digest, version))
+        if not (isinstance(job, dict) and type(row) is int and texts):
+            raise ImageError("its record is not one of ours: a value of the wrong kind")
+        record = cls(from_record(job), row, name, digest, version)
+        if not 0 <= row < record.job.n_samples:
+            raise ImageError(f"its record names row {row} of {record.job.n_samples}")
+        return record
+
+    def infotext(self) -> str:
+        """The `parameters` text of this image."""
+        return format_infotext(describe(self))
+
+
+def describe(record: Record) -> Infotext:
+    """The settings of an image under the names that other tools use."""
+    job = record.job
+    settings = {"Steps": f"{job.steps}", "Sampler": SAMPLER_TITLES[job.sampler or "ddim"]}
+    if job.grid in GRID_TITLES:
+        settings["Schedule type"] = GRID_TITLES[job.grid]
+    settings["CFG scale"] = _number(job.scale)
+    settings["Seed"] = f"{job.image_seeds()[record.row]}"
+    settings["Size"] = f"{job.width}x{job.height}"
+    settings["Model hash"] = record.hash
+    settings["Model"] = record.model
+    if job.eta is not None:
+        settings["Eta DDIM" if job.sampler == "ddim" else "Eta"] = _number(job.eta)
+    # No RNG entry means a GPU's generator, which is what "device" is on one.
+    rng = {"philox": "NV", "cpu": "CPU"}.get(job.rng, "CPU" if job.device == "cpu" else "")
+    if rng:
+        settings["RNG"] = rng
+    settings["Version"] = f"ldm {record.version}"
+    return Infotext(job.texts()[record.row], job.negative, settings)
+
+
+def format_infotext(info: Infotext) -> str:
+    """The text of some settings; values that would be misread are quoted as JSON."""
+    lines = [info.prompt]
+    if info.negative:
+        lines.append(f"{NEGATIVE} {info.negative}")
+    lines.append(", ".join(f"{key}: {_quote(value)}" for key, value in info.settings.items()))
+    return "\n".join(line for line in lines if line)
+
+
+def parse_infotext(text: str) -> Infotext:
+    """Take a `parameters` text apart; a last line with fewer than three pairs is prompt."""
+    *lines, last = text.strip().split("\n")
+    pairs = _PAIR.findall(last)
+    if len(pairs) < 3:
+        lines, pairs = [*lines, last], []
+    prompt: list[str] = []
+    negative: list[str] = []
+    target = prompt
+    for line in lines:
+        words = line.strip()
+        if words.startswith(NEGATIVE):
+            target = negative
+            words = words[len(NEGATIVE) :].strip()
+        target.append(words)
+    settings = {key: _unquote(value) for key, value in pairs}
+    return Infotext("\n".join(prompt).strip(), "\n".join(negative).strip(), settings)
+
+
+def encode_png(picture: NDArray[np.uint8], texts: dict[str, str]) -> bytes:
+    """A picture [H,W,3] as the bytes of a PNG file with text chunks."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    chunks = PngInfo()
+    for key, text in texts.items():
+        chunks.add_text(key, text)
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG", pnginfo=chunks)
+    return buffer.getvalue()
+
+
+def read_texts(path: Path) -> dict[str, str]:
+    """The text chunks of an image file; raises ImageError where it is no image."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return {str(k): v for k, v in image.info.items() if isinstance(v, str)}
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such file") from None
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError) as error:
+        raise ImageError(f"{path}: cannot be read as an image ({_one_line(error)})") from None
+
+
+def read_record(path: Path) -> Record:
+    """Our record in an image; raises ImageError where there is none."""
+    texts = read_texts(path)
+    if "ldm" not in texts:
+        other = "; it has a `parameters` text, see ldm info" if "parameters" in texts else ""
+        raise ImageError(f"{path}: no record of ldm in this image{other}")
+    try:
+        return Record.from_json(texts["ldm"])
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from None
+
+
+def _quote(value: str) -> str:
+    risky = any(mark in value for mark in ",:\n") or value != value.strip() or value[:1] == '"'
+    return json.dumps(value, ensure_ascii=False) if risky else value
+
+
+def _unquote(value: str) -> str:
+    if len(value) < 2 or value[0] != '"' or value[-1] != '"':
+        return value.strip()
+    try:
+        return str(json.loads(value))
+    except ValueError:
+        return value
+
+
+def _number(value: Any) -> str:
+    text = repr(float(value))
+    return text.removesuffix(".0")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
