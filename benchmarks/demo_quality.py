@@ -1,0 +1,265 @@
+"""Does the bundled model draw what the prompt says? Exits 1 if a bar is missed.
+
+    python benchmarks/demo_quality.py [--model NAME] [--n 200] [--json FILE] [--grid FILE.png]
+
+Every prompt is held out: single prompts ask for a glyph on a background that training never put it
+on, two-glyph prompts for a pair that training never showed. `--truth` measures the data's own
+drawings in place of the model's, and so the metric itself. Needs the font of the training data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import random
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a bare checkout, too
+
+from benchmarks.retrieval import Finder, Match, background_of, psnr
+from ldm.data import CANVAS, FONT, GlyphSheet, Pixels, Placed, Scene, Scenes, render, with_article
+from ldm.errors import LdmError
+from ldm.glyphs import BACKGROUNDS, GLYPHS, Background, Glyph, backgrounds_of, pair_split
+
+BARS = {
+    "single glyph, nearest of all is the right one": 0.90,
+    "single glyph, background colour right": 0.95,
+    "two glyphs, both found": 0.70,
+    "autoencoder PSNR on held-out scenes, dB": 27.0,
+}
+SINGLE, BACKGROUND, PAIR, PSNR = BARS
+PSNR_SCENES = 256
+_ONE = ("{x} on {c} background", "{x} on {b}", "{n}, {b} background", "a picture of {x} on {b}")
+_TWO = (
+    ("{x} and {y} on {c} background", ""),
+    ("{x} left of {y} on {c} background", "left of"),
+    ("{x} above {y} on {c} background", "above"),
+    ("{n} and {m}, {b} background", ""),
+)
+
+Draw = Callable[[Sequence["Prompt"]], Pixels]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A sentence and what a picture of it must show; `relation` is first to second glyph."""
+
+    text: str
+    glyphs: tuple[Glyph, ...]
+    background: Background
+    relation: str = ""
+
+
+@dataclass
+class Report:
+    """Figures by name, and the prompts that failed with what was found in their place."""
+
+    figures: dict[str, float] = field(default_factory=dict)
+    extra: dict[str, float] = field(default_factory=dict)
+    failures: list[dict[str, str]] = field(default_factory=list)
+
+    def missed(self) -> list[str]:
+        """The names of the bars that the figures do not reach."""
+        return [name for name, value in self.figures.items() if value < BARS[name]]
+
+    def table(self) -> str:
+        """The figures beside their bars, one a line."""
+        lines = [f"{'':46} {'figure':>8} {'bar':>8}"]
+        for name, value in self.figures.items():
+            verdict = "reached" if value >= BARS[name] else "MISSED"
+            lines.append(f"{name:46} {value:8.3f} {BARS[name]:8.2f}  {verdict}")
+        lines += [f"{name:46} {value:8.3f}" for name, value in self.extra.items()]
+        return "\n".join(lines)
+
+
+def _text(template: str, glyphs: Sequence[Glyph], background: Background) -> str:
+    names = [glyph.name for glyph in glyphs]
+    named = [with_article(glyph, glyph.name) for glyph in glyphs]
+    colour = f"an {background.name}" if background.name[0] in "aeiou" else f"a {background.name}"
+    fields = dict(zip("nm", names, strict=False)) | dict(zip("xy", named, strict=False))
+    return template.format(**fields, b=background.name, c=colour)
+
+
+def single_prompts(n: int, seed: int) -> list[Prompt]:
+    """The first n of the shuffled held-out combinations of a glyph and a background."""
+    held_out = [(g, b) for g in GLYPHS for b in backgrounds_of(g, "test")]
+    random.Random(f"{seed}/single").shuffle(held_out)
+    return [
+        Prompt(_text(template, (glyph,), background), (glyph,), background)
+        for (glyph, background), template in zip(held_out[:n], itertools.cycle(_ONE), strict=False)
+    ]
+
+
+def pair_prompts(n: int, seed: int) -> list[Prompt]:
+    """The first n of the shuffled held-out pairs, on backgrounds training shows both on."""
+    rng = random.Random(f"{seed}/pair")
+    held_out = [p for p in itertools.combinations(GLYPHS, 2) if pair_split(*p) == "test"]
+    rng.shuffle(held_out)
+    prompts = []
+    for pair, (template, relation) in zip(held_out[:n], itertools.cycle(_TWO), strict=False):
+        glyphs = pair if rng.random() < 0.5 else pair[::-1]
+        shared = [b for b in BACKGROUNDS if all(b in backgrounds_of(g, "train") for g in glyphs)]
+        background = rng.choice(shared)
+        prompts.append(Prompt(_text(template, glyphs, background), glyphs, background, relation))
+    return prompts
+
+
+def true_picture(prompt: Prompt, sheet: GlyphSheet, rng: random.Random) -> Pixels:
+    """A faithful drawing of a prompt, by the hand that drew the training data."""
+    if len(prompt.glyphs) == 1:
+        size = rng.choice(range(56, 101, 4))
+        x, y = rng.randint(2, 126 - size), rng.randint(2, 126 - size)
+        placed = [Placed(prompt.glyphs[0], x, y, size)]
+    else:
+        size = rng.choice(range(44, 61, 4))
+        corners = [(2 + rng.randint(0, 4), 30), (126 - size, 30 + rng.randint(0, 12))]
+        if prompt.relation == "above":
+            corners = [(y, x) for x, y in corners]
+        placed = [Placed(g, x, y, size) for g, (x, y) in zip(prompt.glyphs, corners, strict=True)]
+    return render(Scene(tuple(placed), prompt.background, prompt.text), sheet)
+
+
+def relation_holds(relation: str, first: Match, second: Match) -> bool:
+    """Whether the first glyph found stands "left of" or "above" the second."""
+    (x1, y1), (x2, y2) = first.centre, second.centre
+    return x2 - x1 > abs(y2 - y1) if relation == "left of" else y2 - y1 > abs(x2 - x1)
+
+
+def judge_single(
+    prompts: Sequence[Prompt], pictures: Pixels, finder: Finder, report: Report
+) -> None:
+    """Retrieval and background colour of pictures of one glyph, into the report."""
+    found = [finder.one(picture) for picture in pictures]
+    grounds = [background_of(picture) for picture in pictures]
+    right = [m.glyph == p.glyphs[0] for m, p in zip(found, prompts, strict=True)]
+    ground_right = [b == p.background for b, p in zip(grounds, prompts, strict=True)]
+    report.figures[SINGLE] = float(np.mean(right))
+    report.figures[BACKGROUND] = float(np.mean(ground_right))
+    report.extra["single glyph, mean likeness (1 = pixel for pixel)"] = float(
+        np.mean([match.score for match in found])
+    )
+    for prompt, match, ground, ok, ground_ok in zip(
+        prompts, found, grounds, right, ground_right, strict=True
+    ):
+        if not (ok and ground_ok):
+            shown = f"{match.glyph.name} on {ground.name}"
+            report.failures.append({"prompt": prompt.text, "found": shown})
+
+
+def judge_pairs(
+    prompts: Sequence[Prompt], pictures: Pixels, finder: Finder, report: Report
+) -> None:
+    """Both glyphs found, backgrounds and relations, of pictures of two, into the report."""
+    both, grounds, relations = [], [], []
+    for prompt, picture in zip(prompts, pictures, strict=True):
+        matches = finder.two(picture)
+        by_char = {match.glyph.char: match for match in matches}
+        both.append({g.char for g in prompt.glyphs} == set(by_char))
+        grounds.append(background_of(picture) == prompt.background)
+        if not both[-1]:
+            shown = " and ".join(match.glyph.name for match in matches)
+            report.failures.append({"prompt": prompt.text, "found": shown})
+        elif prompt.relation:
+            first, second = (by_char[glyph.char] for glyph in prompt.glyphs)
+            relations.append(relation_holds(prompt.relation, first, second))
+    report.figures[PAIR] = float(np.mean(both))
+    report.extra["two glyphs, background colour right"] = float(np.mean(grounds))
+    if relations:
+        name = "two glyphs, relation right where both found"
+        report.extra[name] = float(np.mean(relations))
+
+
+def contact_sheet(
+    pictures: Sequence[Pixels], captions: Sequence[str], columns: int = 6
+) -> Image.Image:
+    """The pictures in rows, each with its caption below."""
+    cell, strip = CANVAS + 8, 40
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * cell, rows * (cell + strip)), "white")
+    pen = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(10)
+    for index, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        left, top = index % columns * cell + 4, index // columns * (cell + strip) + 4
+        sheet.paste(Image.fromarray(picture), (left, top))
+        pen.rectangle((left - 1, top - 1, left + CANVAS, top + CANVAS), outline="lightgray")
+        lines = "\n".join(textwrap.wrap(caption, 25)[:3])
+        pen.multiline_text((left, top + CANVAS + 2), lines, fill="black", font=font, spacing=1)
+    return sheet
+
+
+def truth(sheet: GlyphSheet, seed: int) -> Draw:
+    """Draws prompts as the data would."""
+    rng = random.Random(seed)
+    return lambda prompts: np.stack([true_picture(p, sheet, rng) for p in prompts])
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw, judge, and write; 0 if every bar is reached."""
+    started = time.perf_counter()
+    sheet = GlyphSheet(args.font)
+    report = Report()
+    singles, pairs = single_prompts(args.n, args.seed), pair_prompts(args.n // 2, args.seed)
+    if args.truth:
+        draw = truth(sheet, args.seed)
+    else:
+        from benchmarks.demo_model import DemoModel
+
+        model = DemoModel(args.model, args.device)
+        draw = model.draw(args)
+    pictures_of_one, pictures_of_two = draw(singles), draw(pairs)
+    drawn = time.perf_counter() - started
+    finder = Finder(sheet)
+    judge_single(singles, pictures_of_one, finder, report)
+    judge_pairs(pairs, pictures_of_two, finder, report)
+    if not args.truth:
+        true, _ = Scenes(args.font, seed=args.seed, split="test").batch(0, PSNR_SCENES)
+        report.figures[PSNR] = float(psnr(true, model.through_autoencoder(true)).mean())
+    report.extra["seconds to draw one picture"] = drawn / (len(singles) + len(pairs))
+    sys.stdout.write(report.table() + "\n")
+    if args.json:
+        settings = {k: v for k, v in vars(args).items() if k not in ("json", "grid", "font")}
+        record = {"settings": settings, **vars(report)}
+        Path(args.json).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    if args.grid:
+        shown = [*pictures_of_one[:24], *pictures_of_two[:12]]
+        captions = [prompt.text for prompt in (*singles[:24], *pairs[:12])]
+        contact_sheet(shown, captions).save(args.grid)
+    return 1 if report.missed() else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line and run; 2 for what the user can mend."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--model", help="checkpoint (default: the bundled model)")
+    parser.add_argument("--n", type=int, default=200, help="single prompts, and twice the pairs")
+    parser.add_argument("--seed", type=int, default=2022)
+    parser.add_argument("--steps", type=int, help="default: the model's own")
+    parser.add_argument("--sampler", help="default: the model's own")
+    parser.add_argument("--scale", type=float, help="default: the model's own")
+    parser.add_argument("--batch", type=int, default=20, help="pictures at a time")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--font", default=str(FONT))
+    parser.add_argument("--truth", action="store_true", help="judge true drawings: the ceiling")
+    parser.add_argument("--json", metavar="FILE", help="write figures and failures")
+    parser.add_argument("--grid", metavar="FILE", help="write a sheet of 36 (24 single, 12 pairs)")
+    args = parser.parse_args(argv)
+    if args.n < 2:
+        parser.error("--n must be 2 or more")
+    try:
+        return run(args)
+    except LdmError as error:
+        sys.stderr.write(f"demo_quality: {error}\n")
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
