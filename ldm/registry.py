@@ -32,6 +32,7 @@ from ldm.section import (
     Section,
     Spec,
     model_section,
+    names,
     nearest,
 )
 
@@ -120,13 +121,12 @@ NETWORKS: dict[str, Spec[UNetModel]] = {
                 "use_linear_in_transformer": FLAG,
                 "adm_in_channels": INT,
             },
-            needs=frozenset(
-                "in_channels model_channels out_channels num_res_blocks "
-                "attention_resolutions".split()
+            needs=names(
+                "in_channels model_channels out_channels num_res_blocks attention_resolutions"
             ),
             # Precision, attention kernel and memory belong to the run, not to the model.
-            inert=frozenset(
-                "image_size use_checkpoint use_fp16 use_bf16 spatial_transformer_attn_type".split()
+            inert=names(
+                "image_size use_checkpoint use_fp16 use_bf16 spatial_transformer_attn_type"
             ),
             fixed={"dims": 2, "n_embed": None},
         ),
@@ -150,8 +150,8 @@ _DDCONFIG = Parameters(
         "tanh_out": FLAG,
         "num_groups": INT,  # ours
     },
-    needs=frozenset(
-        "z_channels resolution in_channels out_ch ch ch_mult num_res_blocks attn_resolutions".split()
+    needs=names(
+        "z_channels resolution in_channels out_ch ch ch_mult num_res_blocks attn_resolutions"
     ),
     inert=frozenset({"attn_type"}),
     fixed={"resamp_with_conv": True, "give_pre_end": False, "use_linear_attn": False},
@@ -168,9 +168,9 @@ AUTOENCODERS: dict[str, Spec[AutoencoderKL]] = {
         Parameters(
             takes={"ddconfig": TREE, "embed_dim": INT},
             needs=frozenset({"ddconfig", "embed_dim"}),
-            inert=frozenset(
+            inert=names(
                 "monitor lossconfig ckpt_path ignore_keys image_key colorize_nlabels ema_decay "
-                "learn_logvar".split()
+                "learn_logvar"
             ),
         ),
     ),
@@ -334,7 +334,7 @@ _LATENT_TAKES: dict[str, Kind] = {
     "image_size": INT,
     "use_ema": FLAG,
 }
-_LATENT_INERT = frozenset(
+_LATENT_INERT = names(
     # training and logging
     "num_timesteps_cond log_every_t monitor loss_type ckpt_path ignore_keys load_only_unet "
     "make_it_fit scheduler_config learn_logvar logvar_init original_elbo_weight l_simple_weight "
@@ -344,10 +344,10 @@ _LATENT_INERT = frozenset(
     # ancestral sampling, and the positions of patches
     "clip_denoised use_positional_encodings "
     # textual inversion, in YAMLs of its authors
-    "personalization_config embedding_reg_weight unfreeze_model model_lr".split()
+    "personalization_config embedding_reg_weight unfreeze_model model_lr"
 )
-_FINETUNE_INERT = frozenset(
-    "finetune_keys concat_keys keep_finetune_dims c_concat_log_start c_concat_log_end".split()
+_FINETUNE_INERT = names(
+    "finetune_keys concat_keys keep_finetune_dims c_concat_log_start c_concat_log_end"
 )
 
 

@@ -115,6 +115,11 @@ def model_section(config: Config) -> Section:
     return _section(config.source, "model", config.tree["model"])
 
 
+def names(text: str) -> frozenset[str]:
+    """A set of names written with spaces between them."""
+    return frozenset(text.split())
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known name most like an unknown one, worded as the end of a message."""
     close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)

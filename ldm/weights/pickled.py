@@ -1,0 +1,343 @@
+"""Reads the pickle inside a .ckpt as data: a small machine that calls nothing and imports nothing.
+
+Python's own unpickler is a program that the file writes; even a restricted one calls what it has
+let through. Here each opcode only moves plain values about. A tensor becomes a record of where its
+numbers lie; every other named thing (a class, a function, whatever it is applied to) becomes an
+`Inert` mark with its name, which takes part in nothing.
+
+Opcodes and their meaning: CPython's pickletools, protocols 0 to 5. Layout of tensors:
+torch/serialization.py and torch/_utils.py (_rebuild_tensor_v2 and kin).
+"""
+
+from __future__ import annotations
+
+import pickletools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+Value = Any  # None, bool, int, float, str, bytes, list, tuple, dict, and the records below
+
+
+@dataclass(frozen=True)
+class Inert:
+    """What stands in place of anything that a file names but a checkpoint does not need."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Name:
+    """A global that the file mentions: `module.attribute`, not looked up."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A block of numbers in the archive: its type's name (`HalfStorage`), its key, their count."""
+
+    kind: str
+    key: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Strided:
+    """A tensor: a view into a storage; shape, strides and offset count elements.
+
+    `dtype` is a torch dtype's name where the storage alone does not tell it.
+    """
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: str | None = None
+
+
+class _Mark:
+    """The stack's mark."""
+
+
+_MARK = _Mark()
+_DICTS = {"collections.OrderedDict", "collections.defaultdict", "builtins.dict", "__builtin__.dict"}
+
+
+def read_pickle(data: bytes) -> tuple[Value, set[str]]:
+    """The value of a pickle, and the names in it that became `Inert`.
+
+    Raises ValueError for anything that is not a well-formed pickle.
+    """
+    machine = _Machine()
+    try:
+        for opcode, argument, _ in pickletools.genops(data):
+            if opcode.name == "STOP":
+                return machine.pop(), machine.inert
+            machine.step(opcode.name, argument)
+    except (LookupError, TypeError, AttributeError, RecursionError, MemoryError) as error:
+        raise ValueError(f"malformed pickle ({type(error).__name__})") from None
+    raise ValueError("malformed pickle (it has no end)")
+
+
+@dataclass
+class _Machine:
+    stack: list[Value] = field(default_factory=list)
+    memo: dict[int, Value] = field(default_factory=dict)
+    inert: set[str] = field(default_factory=set)
+
+    def step(self, name: str, argument: Value) -> None:
+        if name in _CONSTANTS:
+            self.stack.append(_CONSTANTS[name])
+        elif name in _LITERALS:
+            self.stack.append(argument)
+        elif name in _OPERATIONS:
+            _OPERATIONS[name](self, argument)
+        elif name not in _SILENT:
+            raise ValueError(f"pickle opcode {name} has no place in a checkpoint")
+
+    def pop(self) -> Value:
+        value = self.stack.pop()
+        if value is _MARK:
+            raise ValueError("malformed pickle (a mark where a value should be)")
+        return value
+
+    def popped_to_mark(self) -> list[Value]:
+        items: list[Value] = []
+        while (value := self.stack.pop()) is not _MARK:
+            items.append(value)
+        items.reverse()
+        return items
+
+    def mark(self, _: Value) -> None:
+        self.stack.append(_MARK)
+
+    def pop_any(self, _: Value) -> None:
+        self.stack.pop()
+
+    def pop_mark(self, _: Value) -> None:
+        self.popped_to_mark()
+
+    def duplicate(self, _: Value) -> None:
+        self.stack.append(self.stack[-1])
+
+    # containers
+
+    def new_list(self, _: Value) -> None:
+        self.stack.append([])
+
+    def new_dict(self, _: Value) -> None:
+        self.stack.append({})
+
+    def new_set(self, _: Value) -> None:
+        self.stack.append(Inert("set"))
+
+    def list_of_marked(self, _: Value) -> None:
+        self.stack.append(self.popped_to_mark())
+
+    def tuple_of_marked(self, _: Value) -> None:
+        self.stack.append(tuple(self.popped_to_mark()))
+
+    def dict_of_marked(self, _: Value) -> None:
+        items = self.popped_to_mark()
+        self.stack.append({})
+        self._set_items(items)
+
+    def set_of_marked(self, _: Value) -> None:
+        self.popped_to_mark()
+        self.stack.append(Inert("set"))
+
+    def tuple1(self, _: Value) -> None:
+        self.stack.append((self.pop(),))
+
+    def tuple2(self, _: Value) -> None:
+        second, first = self.pop(), self.pop()
+        self.stack.append((first, second))
+
+    def tuple3(self, _: Value) -> None:
+        third, second, first = self.pop(), self.pop(), self.pop()
+        self.stack.append((first, second, third))
+
+    def append(self, _: Value) -> None:
+        self._extend([self.pop()])
+
+    def appends(self, _: Value) -> None:
+        self._extend(self.popped_to_mark())
+
+    def set_item(self, _: Value) -> None:
+        value, key = self.pop(), self.pop()
+        self._set_items([key, value])
+
+    def set_items(self, _: Value) -> None:
+        self._set_items(self.popped_to_mark())
+
+    def add_items(self, _: Value) -> None:
+        self.popped_to_mark()
+
+    def _extend(self, items: list[Value]) -> None:
+        if isinstance(self.stack[-1], list):
+            self.stack[-1].extend(items)
+
+    def _set_items(self, items: list[Value]) -> None:
+        target = self.stack[-1]
+        if isinstance(target, dict):
+            for key, value in zip(items[::2], items[1::2], strict=True):
+                # No checkpoint has other keys, and hashing a nested tuple may take for ever.
+                if isinstance(key, str | int | float | bytes | None):
+                    target[key] = value
+
+    # memo
+
+    def get(self, index: Value) -> None:
+        self.stack.append(self.memo[int(index)])
+
+    def put(self, index: Value) -> None:
+        self.memo[int(index)] = self.stack[-1]
+
+    def memoize(self, _: Value) -> None:
+        self.memo[len(self.memo)] = self.stack[-1]
+
+    # what in a real unpickler imports and calls
+
+    def global_name(self, argument: Value) -> None:
+        self.stack.append(Name(str(argument).replace(" ", ".", 1)))
+
+    def stack_global(self, _: Value) -> None:
+        name, module = self.pop(), self.pop()
+        if not isinstance(name, str) or not isinstance(module, str):
+            raise ValueError("malformed pickle (a global without a name)")
+        self.stack.append(Name(f"{module}.{name}"))
+
+    def extension(self, argument: Value) -> None:
+        self.stack.append(Name(f"copyreg.extension.{argument}"))
+
+    def reduce(self, _: Value) -> None:
+        arguments, function = self.pop(), self.pop()
+        self.stack.append(self._made(function, arguments))
+
+    def new_object_with_keywords(self, _: Value) -> None:
+        self.pop()
+        self.reduce(None)
+
+    def instance(self, argument: Value) -> None:
+        self.popped_to_mark()
+        self.stack.append(self._dropped(Name(str(argument).replace(" ", ".", 1))))
+
+    def object_of_marked(self, _: Value) -> None:
+        self.stack.append(self._dropped(self.popped_to_mark()[0]))
+
+    def persistent(self, argument: Value) -> None:
+        raise ValueError(f"pickle names an outside object by text ({str(argument)[:40]!r})")
+
+    def persistent_on_stack(self, _: Value) -> None:
+        match self.pop():
+            case ("storage", Name(name), str(key), str(), int(count), *_) if count >= 0:
+                self.stack.append(Storage(name.rpartition(".")[2], key, count))
+            case _:
+                raise ValueError("malformed pickle (an outside object that is no storage)")
+
+    def build(self, _: Value) -> None:
+        # The state of an object: of a dict of tensors it is bookkeeping, of the rest it is inert.
+        self.pop()
+
+    def _made(self, function: Value, arguments: Value) -> Value:
+        name = function.name if isinstance(function, Name) else ""
+        match name, arguments:
+            case (
+                "torch._utils._rebuild_tensor" | "torch._utils._rebuild_tensor_v2",
+                (Storage() as storage, int(offset), tuple(shape), tuple(strides), *_),
+            ):
+                return _strided(storage, offset, shape, strides)
+            case (
+                "torch._utils._rebuild_tensor_v3",
+                (Storage() as storage, int(offset), tuple(shape), tuple(strides), _, _,
+                 Name(dtype), *_),
+            ):  # fmt: skip
+                return _strided(storage, offset, shape, strides, dtype.rpartition(".")[2])
+            case (
+                "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state",
+                (Strided() as tensor, *_),
+            ):
+                return tensor
+            case _ if name in _DICTS:
+                return _dict_of(arguments)
+            case _:
+                return self._dropped(function)
+
+    def _dropped(self, function: Value) -> Inert:
+        name = function.name if isinstance(function, Name | Inert) else type(function).__name__
+        self.inert.add(name)
+        return Inert(name)
+
+
+def _strided(
+    storage: Storage, offset: int, shape: tuple[Value, ...], strides: tuple[Value, ...],
+    dtype: str | None = None,
+) -> Strided:  # fmt: skip
+    sizes = (offset, *shape, *strides)
+    if len(shape) != len(strides) or not all(type(n) is int and 0 <= n < 2**62 for n in sizes):
+        raise ValueError("malformed pickle (a tensor with an impossible shape)")
+    return Strided(storage, offset, shape, strides, dtype)
+
+
+def _dict_of(arguments: Value) -> Value:
+    """An OrderedDict's or a dict's arguments: nothing, or one list of pairs."""
+    match arguments:
+        case (list(pairs),) if all(isinstance(p, list | tuple) and len(p) == 2 for p in pairs):
+            return {key: value for key, value in pairs if isinstance(key, str | int)}
+        case (dict(plain),):
+            return dict(plain)
+        case _:
+            return {}
+
+
+_SILENT = {"PROTO", "FRAME", "READONLY_BUFFER"}
+_CONSTANTS: dict[str, Value] = {
+    "NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (),
+}  # fmt: skip
+_LITERALS = {
+    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
+    "STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
+    "BYTEARRAY8", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
+}  # fmt: skip
+_OPERATIONS: dict[str, Callable[[_Machine, Value], None]] = {
+    "MARK": _Machine.mark,
+    "POP": _Machine.pop_any,
+    "POP_MARK": _Machine.pop_mark,
+    "DUP": _Machine.duplicate,
+    "EMPTY_LIST": _Machine.new_list,
+    "EMPTY_DICT": _Machine.new_dict,
+    "EMPTY_SET": _Machine.new_set,
+    "LIST": _Machine.list_of_marked,
+    "TUPLE": _Machine.tuple_of_marked,
+    "DICT": _Machine.dict_of_marked,
+    "FROZENSET": _Machine.set_of_marked,
+    "TUPLE1": _Machine.tuple1,
+    "TUPLE2": _Machine.tuple2,
+    "TUPLE3": _Machine.tuple3,
+    "APPEND": _Machine.append,
+    "APPENDS": _Machine.appends,
+    "SETITEM": _Machine.set_item,
+    "SETITEMS": _Machine.set_items,
+    "ADDITEMS": _Machine.add_items,
+    "GET": _Machine.get,
+    "BINGET": _Machine.get,
+    "LONG_BINGET": _Machine.get,
+    "PUT": _Machine.put,
+    "BINPUT": _Machine.put,
+    "LONG_BINPUT": _Machine.put,
+    "MEMOIZE": _Machine.memoize,
+    "GLOBAL": _Machine.global_name,
+    "STACK_GLOBAL": _Machine.stack_global,
+    "EXT1": _Machine.extension,
+    "EXT2": _Machine.extension,
+    "EXT4": _Machine.extension,
+    "REDUCE": _Machine.reduce,
+    "NEWOBJ": _Machine.reduce,
+    "NEWOBJ_EX": _Machine.new_object_with_keywords,
+    "INST": _Machine.instance,
+    "OBJ": _Machine.object_of_marked,
+    "PERSID": _Machine.persistent,
+    "BINPERSID": _Machine.persistent_on_stack,
+    "BUILD": _Machine.build,
+}
