@@ -59,7 +59,7 @@ def override(config: Config, settings: Sequence[str]) -> Config:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    tree: object = config.tree
+    tree = config.tree
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or not key.strip() or "" in key.strip().split("."):
@@ -67,11 +67,11 @@ def override(config: Config, settings: Sequence[str]) -> Config:
         try:
             setting_node = OmegaConf.from_dotlist([f"{key.strip()}={value}"])
             node = OmegaConf.merge(OmegaConf.create(tree), setting_node)
-            tree = OmegaConf.to_container(node, resolve=True)
+            tree = _mapping(OmegaConf.to_container(node, resolve=True), config.source)
         except (OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:
             reason = _one_line(error)
             raise ConfigError(f"--set {setting!r} does not fit {config.source}: {reason}") from None
-    return Config(config.source, _mapping(tree, config.source))
+    return Config(config.source, tree)
 
 
 def resource(kind: Literal["configs", "models"]) -> Path:

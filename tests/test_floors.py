@@ -17,7 +17,15 @@ PACKAGE = Path(__file__).parents[1] / "ldm"
 # What stands on each floor; a name covers a module, or a package with all that is in it.
 FLOORS: dict[int, set[str]] = {
     5: {"ldm.cli", "ldm.commands", "ldm.flags", "ldm.train", "ldm.data", "ldm.glyphs"},
-    4: {"ldm.device", "ldm.images", "ldm.tasks", "ldm.engine", "ldm.output", "ldm.metadata"},
+    4: {
+        "ldm.plan",
+        "ldm.device",
+        "ldm.images",
+        "ldm.tasks",
+        "ldm.engine",
+        "ldm.output",
+        "ldm.metadata",
+    },
     3: {
         "ldm.weights",
         "ldm.registry",
@@ -26,6 +34,7 @@ FLOORS: dict[int, set[str]] = {
         "ldm.model",
         "ldm.families",
         "ldm.load",
+        "ldm.inventory",
     },
     2: {"ldm.nn", "ldm.text"},
     1: {"ldm.schedule", "ldm.noise", "ldm.denoiser", "ldm.guidance", "ldm.samplers"},

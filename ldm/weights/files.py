@@ -9,6 +9,7 @@ import json
 import math
 import mmap
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -53,6 +54,14 @@ class Weights(Mapping[str, Tensor]):
         if entry.strides is None:
             return flat.view(entry.shape)
         return flat.as_strided(entry.shape, entry.strides)
+
+    def release(self, key: str) -> None:
+        """Let go of a tensor's pages, after it was copied; they are read again if it is used."""
+        entry = self.header.tensors[key]
+        begin = -(-entry.start // mmap.PAGESIZE) * mmap.PAGESIZE
+        end = (entry.start + entry.span * SIZES[entry.dtype]) // mmap.PAGESIZE * mmap.PAGESIZE
+        if end > begin and sys.platform != "win32":
+            self._map.madvise(mmap.MADV_DONTNEED, begin, end - begin)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.header.tensors)

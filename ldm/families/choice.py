@@ -1,0 +1,121 @@
+"""Which YAML and which family a checkpoint is loaded with, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ldm.config import Config, override, read_config
+from ldm.errors import CheckpointError
+from ldm.families import FAMILIES, candidates, detect, yaml_beside, yaml_of
+from ldm.families.family import Family
+from ldm.job import Defaults
+from ldm.weights.header import Header
+
+# ModelSpec's field in a .safetensors header, and its words for a prediction.
+_SPEC = "modelspec.prediction_type"
+_SPEC_WORDS = {"epsilon": "eps", "eps": "eps", "v": "v"}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A YAML and a family for a checkpoint.
+
+    `why` says where the YAML comes from; `prediction_why` where eps or v comes from, and is empty
+    where only a measurement of the loaded network can tell.
+    """
+
+    config: Config
+    family: Family
+    why: str
+    prediction_why: str
+
+
+def choose(header: Header, config: Path | None = None, overrides: Sequence[str] = ()) -> Choice:
+    """The YAML given, else the one beside the checkpoint, else the detected family's.
+
+    Raises ConfigError for a YAML that cannot be read, and CheckpointError where there is none and
+    no family or more than one fits the header.
+    """
+    path, why = config, "asked for"
+    if path is None:
+        path, why = yaml_beside(header.path), "of the checkpoint's name, beside it"
+    if path is not None:
+        tree = override(read_config(path), overrides)
+        return _as_told(header, tree, f"{path} ({why})")
+    family = detect(header)
+    twin = FAMILIES.get(family.twin or "")
+    told = _SPEC_WORDS.get(header.metadata.get(_SPEC, ""))
+    prediction_why = f"every {family.title} checkpoint" if twin is None else ""
+    if twin is not None and told is not None:
+        family = family if told == family.prediction else twin
+        prediction_why = f"the file's {_SPEC}"
+    tree = override(read_config(yaml_of(family)), overrides)
+    choice = Choice(tree, family, f"{family.yaml} (found from the header)", prediction_why)
+    if _prediction(tree) != family.prediction:
+        return with_prediction(choice, _prediction(tree), "--set")
+    return choice
+
+
+def with_prediction(choice: Choice, prediction: str, why: str) -> Choice:
+    """The same choice with the prediction known: of two twins the one that has it."""
+    twin = FAMILIES.get(choice.family.twin or "")
+    family = choice.family
+    if family.prediction != prediction:
+        family = twin if twin is not None else replace(family, prediction=prediction)
+    return replace(choice, family=family, prediction_why=why)
+
+
+def fitting_yamls(header: Header, used: str) -> list[Path]:
+    """YAMLs that may fit better than the one used: the one beside, the one of the family."""
+    found = [yaml_beside(header.path)]
+    found += [yaml_of(family) for family in candidates(header.shapes)]
+    return [path for path in found if path is not None and str(path) != used]
+
+
+def _as_told(header: Header, config: Config, why: str) -> Choice:
+    prediction = _prediction(config)
+    try:
+        family = detect(header)
+    except CheckpointError:
+        family = _own_family(header, config)
+    choice = Choice(config, family, why, "")
+    return with_prediction(choice, prediction, f"{config.source}: parameterization")
+
+
+def _own_family(header: Header, config: Config) -> Family:
+    """A family of one: a checkpoint of no known size, told by its YAML."""
+    params = _params(config)
+    ddconfig = _params(config, "first_stage_config").get("ddconfig") or {}
+    factor = 2 ** (len(ddconfig.get("ch_mult") or [1, 2, 4, 4]) - 1)
+    image_size = params.get("image_size")
+    side = (image_size if isinstance(image_size, int) else 64) * factor
+    open_clip = "OpenCLIP" in str((params.get("cond_stage_config") or {}).get("target", ""))
+    scale = 9.0 if open_clip else 7.5
+    return Family(
+        name=header.path.stem,
+        title=f"{header.path.stem}, of a size of its own",
+        yaml=config.source,
+        prediction=_prediction(config),
+        defaults=Defaults(side, side, scale, 50, "ddim", f"image_size of {config.source}"),
+        needs={},
+    )
+
+
+def _prediction(config: Config) -> str:
+    return str(_params(config).get("parameterization") or "eps")
+
+
+def _params(config: Config, section: str | None = None) -> dict[str, Any]:
+    """The model's parameters, or those of a section in them; what is malformed counts as empty.
+
+    The registry complains of it, with words of its own, when it builds the model.
+    """
+    tree: Any = config.tree.get("model")
+    tree = tree.get("params") if isinstance(tree, dict) else None
+    if section is not None and isinstance(tree, dict):
+        tree = tree.get(section)
+        tree = tree.get("params") if isinstance(tree, dict) else None
+    return tree if isinstance(tree, dict) else {}

@@ -1,0 +1,172 @@
+"""Names of tensors in checkpoints: parts, EMA copies, and the keys that need not fit.
+
+The network's attribute names are the checkpoint's keys, so that nothing is renamed; what this file
+knows is which keys may be missing or left over without harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+NETWORK = "model.diffusion_model."
+EMA = "model_ema."
+
+# Buffers that follow from the YAML; a file without them loads.
+DDPM_BUFFERS = frozenset(
+    {
+        "betas",
+        "alphas_cumprod",
+        "alphas_cumprod_prev",
+        "sqrt_alphas_cumprod",
+        "sqrt_one_minus_alphas_cumprod",
+        "log_one_minus_alphas_cumprod",
+        "sqrt_recip_alphas_cumprod",
+        "sqrt_recipm1_alphas_cumprod",
+        "posterior_variance",
+        "posterior_log_variance_clipped",
+        "posterior_mean_coef1",
+        "posterior_mean_coef2",
+    }
+)
+_SCHEDULED = ("", "low_scale_model.", "noise_augmentor.")
+
+# Left-over keys that have no part in making a picture, by prefix.
+_INERT_PREFIXES = (
+    EMA,  # used instead of the plain weights where the YAML says use_ema: true
+    "loss.",  # discriminator and perceptual network of an autoencoder's training
+    "first_stage_model.loss.",
+    "safety_checker.",
+    "embedding_manager.",  # textual inversion, as its authors saved it
+    "optimizer.",
+    "denoiser.",  # the schedule, in a file that another code base wrote
+)
+# The same, whole keys.
+_INERT_KEYS = frozenset(
+    {
+        "logvar",
+        "lvlb_weights",
+        "cond_stage_model.logit_scale",
+        "cond_stage_model.text_projection",
+        "cond_stage_model.transformer.text_projection.weight",
+        "cond_stage_model.model.attn_mask",
+        "embedder.model.attn_mask",
+    }
+)
+# Of no use to the text tower as it is run here, in whatever file they are absent.
+_OPTIONAL_KEYS = frozenset(
+    {
+        "cond_stage_model.model.logit_scale",
+        "cond_stage_model.model.text_projection",
+        "embedder.model.logit_scale",
+    }
+)
+_POSITIONS = ".embeddings.position_ids"  # 0, 1, 2 ...; some files lack it, others hold it damaged
+
+PARTS: Mapping[str, str] = {
+    NETWORK: "network",
+    "first_stage_model.": "autoencoder",
+    "cond_stage_model.": "text encoder",
+    "embedder.": "image encoder",
+    "depth_model.": "depth model",
+    EMA: "EMA copy",
+}
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a file's keys and shapes compare with the ones a model expects.
+
+    `misshapen` has for each key the shape in the file and the one expected.
+    """
+
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    misshapen: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+
+    @property
+    def good(self) -> bool:
+        """True where nothing is wrong."""
+        return not (self.missing or self.unexpected or self.misshapen)
+
+
+def compare(found: Shapes, expected: Shapes) -> Fit:
+    """Compare a file's keys with a model's, keys that need not fit left out."""
+    missing = tuple(key for key in expected if key not in found and not may_be_missing(key))
+    unexpected = tuple(key for key in found if key not in expected and not is_inert(key))
+    misshapen = tuple(
+        (key, shape, expected[key])
+        for key, shape in found.items()
+        if key in expected and shape != expected[key] and not is_positions(key)
+    )
+    return Fit(missing, unexpected, misshapen)
+
+
+def may_be_missing(key: str) -> bool:
+    """True for a key that follows from the YAML, or that no computation here uses."""
+    return is_scheduled(key) or is_positions(key) or key in _OPTIONAL_KEYS
+
+
+def is_inert(key: str) -> bool:
+    """True for a left-over key that has no part in making a picture."""
+    return (
+        key.startswith(_INERT_PREFIXES)
+        or key in _INERT_KEYS
+        or is_scheduled(key)
+        or is_positions(key)
+    )
+
+
+def is_scheduled(key: str) -> bool:
+    """True for a buffer of a noise schedule."""
+    prefix, dot, name = key.rpartition(".")
+    return prefix + dot in _SCHEDULED and name in DDPM_BUFFERS
+
+
+def is_positions(key: str) -> bool:
+    """True for the list 0, 1, 2 ... that transformers' CLIP used to save."""
+    return key.endswith(_POSITIONS)
+
+
+def ema_key(key: str) -> str:
+    """The EMA copy's name of a network's key.
+
+    LitEma writes the name of a parameter of `model` without dots: the copy of
+    model.diffusion_model.out.0.bias is model_ema.diffusion_modelout0bias.
+    Source: CompVis ldm/modules/ema.py.
+    """
+    return EMA + key.removeprefix("model.").replace(".", "")
+
+
+def ema_copies(keys: Iterable[str]) -> dict[str, str]:
+    """Network's key -> EMA copy's key, for each key of the network that has a copy."""
+    present = set(keys)
+    copies = ((key, ema_key(key)) for key in present if key.startswith(NETWORK))
+    return {key: copy for key, copy in copies if copy in present}
+
+
+def part_of(key: str) -> str:
+    """The part of a model, in words, that a key belongs to."""
+    return next((name for prefix, name in PARTS.items() if key.startswith(prefix)), "other")
+
+
+def listed(keys: Iterable[str], most: int = 10) -> str:
+    """Keys for a message: at most ten, then how many more there are."""
+    keys = list(keys)
+    more = f" and {len(keys) - most} more" if len(keys) > most else ""
+    return ", ".join(keys[:most]) + more
+
+
+def explain(fit: Fit) -> str:
+    """What does not fit, in one line: at most ten keys of each kind, then a count."""
+    reports = []
+    if fit.missing:
+        reports.append(f"missing {len(fit.missing)}: {listed(fit.missing)}")
+    if fit.unexpected:
+        reports.append(f"unexpected {len(fit.unexpected)}: {listed(fit.unexpected)}")
+    if fit.misshapen:
+        shapes = (f"{key} {list(has)} for {list(wants)}" for key, has, wants in fit.misshapen)
+        reports.append(f"misshapen {len(fit.misshapen)}: {listed(shapes)}")
+    return "; ".join(reports)
