@@ -6,31 +6,18 @@ Attribute names are the checkpoint's keys. Sampling, loading and devices live el
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from ldm.conditioning import Conditioning, FrozenCLIPEmbedder, FrozenOpenCLIPEmbedder
 from ldm.denoiser import DenoiseFn, Prediction, make_denoiser
 from ldm.guidance import cfg
 from ldm.nn.autoencoder import AutoencoderKL
 from ldm.nn.unet import UNetModel
-from ldm.schedule import NoiseSchedule, ddpm_buffers
+from ldm.schedule import NoiseSchedule, augmentor_buffers, ddpm_buffers
 
-if TYPE_CHECKING:
-    from ldm.conditioning import Conditioning
-
-# The eight of the twelve DDPM buffers that the originals' noise augmentors hold.
-_AUGMENTOR_BUFFERS = (
-    "betas",
-    "alphas_cumprod",
-    "alphas_cumprod_prev",
-    "sqrt_alphas_cumprod",
-    "sqrt_one_minus_alphas_cumprod",
-    "log_one_minus_alphas_cumprod",
-    "sqrt_recip_alphas_cumprod",
-    "sqrt_recipm1_alphas_cumprod",
-)
+TextEmbedder = FrozenCLIPEmbedder | FrozenOpenCLIPEmbedder
 
 
 class DiffusionWrapper(nn.Module):
@@ -48,9 +35,8 @@ class ImageNoiseAugmentation(nn.Module):
 
     def __init__(self, schedule: NoiseSchedule, max_noise_level: int) -> None:
         super().__init__()
-        buffers = ddpm_buffers(schedule)
-        for name in _AUGMENTOR_BUFFERS:
-            self.register_buffer(name, buffers[name])
+        for name, values in augmentor_buffers(schedule).items():
+            self.register_buffer(name, values)
         self.max_noise_level = max_noise_level
 
 
@@ -64,14 +50,14 @@ class Model(nn.Module):
     schedule: NoiseSchedule
     model: DiffusionWrapper
     first_stage_model: AutoencoderKL
-    cond_stage_model: nn.Module | None
+    cond_stage_model: TextEmbedder | None
 
     def __init__(
         self,
         *,
         network: UNetModel,
         autoencoder: AutoencoderKL,
-        conditioner: nn.Module | None,
+        conditioner: TextEmbedder | None,
         schedule: NoiseSchedule,
         prediction: Prediction,
         scale_factor: float = 1.0,
@@ -124,8 +110,6 @@ class Model(nn.Module):
 
     def condition(self, texts: Sequence[str]) -> tuple[Conditioning, list[str]]:
         """Embed texts: crossattn [B,L,D], and for each text what was cut off its end, or ''."""
-        from ldm.conditioning import Conditioning
-
         if self.cond_stage_model is None:
             return Conditioning(), [""] * len(texts)
         hidden, cut = self.cond_stage_model.encode(texts)

@@ -13,11 +13,18 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from ldm.conditioning import (
+    CLIPEmbeddingNoiseAugmentation,
+    FrozenCLIPEmbedder,
+    FrozenOpenCLIPEmbedder,
+    FrozenOpenCLIPImageEmbedder,
+)
 from ldm.config import Config
 from ldm.denoiser import Prediction
-from ldm.errors import ConfigError
-from ldm.model import ImageNoiseAugmentation, Model
+from ldm.errors import ConfigError, UsageError
+from ldm.model import ImageNoiseAugmentation, Model, TextEmbedder
 from ldm.nn.autoencoder import AutoencoderKL
+from ldm.nn.dpt import MiDaSInference
 from ldm.nn.unet import UNetModel
 from ldm.schedule import NoiseSchedule
 from ldm.section import (
@@ -67,8 +74,10 @@ def _build(table: Mapping[str, Spec[T]], section: Section) -> T:
     used = spec.parameters.check(section)
     try:
         return spec.build(section, used)
-    except (TypeError, ValueError, LookupError, ArithmeticError) as error:
+    except (UsageError, TypeError, ValueError, LookupError, ArithmeticError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
+        if reason.startswith(f"{section.source}: "):  # a nested section's own complaint
+            raise
         raise ConfigError(f"{section.source}: {section.path}.params: {reason}") from error
 
 
@@ -183,21 +192,9 @@ AUTOENCODERS: dict[str, Spec[AutoencoderKL]] = {
 _EMBEDDER_INERT = frozenset({"device", "freeze"})
 
 
-def _clip_embedder(section: Section, used: dict[str, Any]) -> nn.Module:
-    from ldm.conditioning import FrozenCLIPEmbedder
-
-    return FrozenCLIPEmbedder(**used)
-
-
-def _open_clip_embedder(section: Section, used: dict[str, Any]) -> nn.Module:
-    from ldm.conditioning import FrozenOpenCLIPEmbedder
-
-    return FrozenOpenCLIPEmbedder(**used)
-
-
-TEXT_EMBEDDERS: dict[str, Spec[nn.Module]] = {
+TEXT_EMBEDDERS: dict[str, Spec[TextEmbedder]] = {
     "ldm.modules.encoders.modules.FrozenCLIPEmbedder": Spec(
-        _clip_embedder,
+        lambda section, used: FrozenCLIPEmbedder(**used),
         Parameters(
             takes={"version": TEXT, "max_length": INT, "text_config": TREE, "kept_tokens": FLAG},
             inert=_EMBEDDER_INERT,
@@ -205,7 +202,7 @@ TEXT_EMBEDDERS: dict[str, Spec[nn.Module]] = {
         ),
     ),
     "ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder": Spec(
-        _open_clip_embedder,
+        lambda section, used: FrozenOpenCLIPEmbedder(**used),
         Parameters(
             takes={"arch": TEXT, "max_length": INT, "layer": TEXT, "model_config": TREE},
             inert=_EMBEDDER_INERT | {"version"},
@@ -214,22 +211,14 @@ TEXT_EMBEDDERS: dict[str, Spec[nn.Module]] = {
 }
 
 
-def _open_clip_image_embedder(section: Section, used: dict[str, Any]) -> nn.Module:
-    from ldm.conditioning import FrozenOpenCLIPImageEmbedder
-
-    return FrozenOpenCLIPImageEmbedder(**used)
-
-
 def _clip_image_embedder(section: Section, used: dict[str, Any]) -> nn.Module:
     """OpenAI's tower, there written `ViT-L/14`, held under open_clip's key names."""
-    from ldm.conditioning import FrozenOpenCLIPImageEmbedder
-
-    return FrozenOpenCLIPImageEmbedder(arch=used["model"].replace("/", "-"))
+    return FrozenOpenCLIPImageEmbedder(used["model"].replace("/", "-"), text_layers=True)
 
 
 IMAGE_EMBEDDERS: dict[str, Spec[nn.Module]] = {
     "ldm.modules.encoders.modules.FrozenOpenCLIPImageEmbedder": Spec(
-        _open_clip_image_embedder,
+        lambda section, used: FrozenOpenCLIPImageEmbedder(**used),
         Parameters(
             takes={"arch": TEXT, "model_config": TREE},
             inert=_EMBEDDER_INERT | {"version", "max_length", "ucg_rate"},
@@ -278,13 +267,8 @@ def _image_noise(section: Section, used: dict[str, Any]) -> nn.Module:
 
 
 def _embedding_noise(section: Section, used: dict[str, Any]) -> nn.Module:
-    from ldm.conditioning import CLIPEmbeddingNoiseAugmentation
-
-    schedule = _SCHEDULE.check(section, "noise_schedule_config")
-    with torch.device("cpu"):
-        return CLIPEmbeddingNoiseAugmentation(
-            timestep_dim=used.get("timestep_dim", 256), noise_schedule_config=schedule
-        )
+    schedule = _schedule(_SCHEDULE.check(section, "noise_schedule_config"))
+    return CLIPEmbeddingNoiseAugmentation(schedule, used.get("timestep_dim", 256))
 
 
 NOISE_AUGMENTORS: dict[str, Spec[nn.Module]] = {
@@ -305,15 +289,9 @@ NOISE_AUGMENTORS: dict[str, Spec[nn.Module]] = {
 }
 
 
-def _depth_model(section: Section, used: dict[str, Any]) -> nn.Module:
-    from ldm.nn.dpt import MiDaSInference
-
-    return MiDaSInference()
-
-
 DEPTH_MODELS: dict[str, Spec[nn.Module]] = {
     "ldm.modules.midas.api.MiDaSInference": Spec(
-        _depth_model,
+        lambda section, used: MiDaSInference(),
         Parameters(fixed={"model_type": "dpt_hybrid"}),
     ),
 }
@@ -380,7 +358,7 @@ def _latent_model(section: Section, used: dict[str, Any]) -> Model:
     )
 
 
-def _conditioner(section: Section) -> nn.Module | None:
+def _conditioner(section: Section) -> TextEmbedder | None:
     if section.params.get("cond_stage_config") == "__is_unconditional__":
         return None
     return _optional(TEXT_EMBEDDERS, section.section("cond_stage_config"))

@@ -185,6 +185,12 @@ def ddpm_buffers(schedule: NoiseSchedule, v_posterior: float = 0.0) -> dict[str,
     return {key: torch.from_numpy(value.astype(np.float32)) for key, value in buffers.items()}
 
 
+def augmentor_buffers(schedule: NoiseSchedule) -> dict[str, Tensor]:
+    """The eight of the twelve DDPM buffers that the originals' noise augmentors hold."""
+    buffers = ddpm_buffers(schedule)
+    return {name: values for name, values in buffers.items() if not name.startswith("posterior_")}
+
+
 def ddim_timesteps(total: int, steps: int, compat: Compat = "exact") -> Floats:
     """The time steps of the originals' "uniform" choice, rising, in 1..total-1.
 

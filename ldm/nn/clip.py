@@ -1,0 +1,377 @@
+"""CLIP towers: the text encoder of v1 and the text and image encoders of v2.
+
+Two key layouts for the same arithmetic: transformers' (v1 checkpoints) and open_clip's (v2).
+Radford et al. 2021 (arXiv 2103.00020).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from typing import Any, ClassVar, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.errors import ConfigError
+
+C = TypeVar("C")
+_ACTIVATIONS = ("quick_gelu", "gelu")
+
+
+def activate(x: Tensor, name: str) -> Tensor:
+    """`gelu` is exact; `quick_gelu` is the sigmoid approximation that OpenAI trained with."""
+    return x * torch.sigmoid(1.702 * x) if name == "quick_gelu" else F.gelu(x)
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool) -> Tensor:
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    return out.transpose(1, 2).flatten(-2)
+
+
+def _read(cls: type[C], values: Mapping[str, Any], inert: frozenset[str], where: str) -> C:
+    """A dataclass from a section of a YAML; an unknown field is a ConfigError naming the nearest."""
+    known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+    for name in values:
+        if name not in known | inert:
+            near = get_close_matches(name, known | inert, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"{where}.{name} is not known{hint}")
+    return cls(**{name: value for name, value in values.items() if name in known})
+
+
+# --- transformers' layout -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Sizes of a text tower by the field names of transformers; the defaults are CLIP ViT-L/14."""
+
+    vocab_size: int = 49408
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    hidden_act: str = "quick_gelu"
+    max_position_embeddings: int = 77
+    layer_norm_eps: float = 1e-5
+
+    _INERT: ClassVar[frozenset[str]] = frozenset(
+        "architectures model_type bos_token_id eos_token_id pad_token_id projection_dim dropout "
+        "attention_dropout initializer_factor initializer_range torch_dtype dtype "
+        "transformers_version".split()
+    )
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> TextConfig:
+        """Raises ConfigError for an unknown field or activation, or heads that do not divide."""
+        config = _read(cls, values, cls._INERT, "text_config")
+        if config.hidden_act not in _ACTIVATIONS:
+            raise ConfigError(f"text_config.hidden_act must be one of {', '.join(_ACTIVATIONS)}")
+        if config.hidden_size % config.num_attention_heads:
+            raise ConfigError("text_config.num_attention_heads must divide hidden_size")
+        return config
+
+
+class _SelfAttention(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.q_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        out: Tensor = self.out_proj(_causal(q, k, v, self.heads, causal=True))
+        return out
+
+
+class _Mlp(nn.Module):
+    def __init__(self, width: int, inner: int, act: str) -> None:
+        super().__init__()
+        self.act = act
+        self.fc1 = nn.Linear(width, inner)
+        self.fc2 = nn.Linear(inner, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(activate(self.fc1(x), self.act))
+        return out
+
+
+class _EncoderLayer(nn.Module):
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        width, eps = config.hidden_size, config.layer_norm_eps
+        self.self_attn = _SelfAttention(width, config.num_attention_heads)
+        self.layer_norm1 = nn.LayerNorm(width, eps=eps)
+        self.mlp = _Mlp(width, config.intermediate_size, config.hidden_act)
+        self.layer_norm2 = nn.LayerNorm(width, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.self_attn(self.layer_norm1(x))
+        out: Tensor = x + self.mlp(self.layer_norm2(x))
+        return out
+
+
+class _Encoder(nn.Module):
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(_EncoderLayer(config) for _ in range(config.num_hidden_layers))
+
+
+class _Embeddings(nn.Module):
+    position_ids: Tensor
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        # Part of every released checkpoint, read by nothing.
+        positions = torch.arange(config.max_position_embeddings)
+        self.register_buffer("position_ids", positions[None])
+
+    def forward(self, ids: Tensor) -> Tensor:
+        out: Tensor = self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
+        return out
+
+
+class _TextModel(nn.Module):
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.embeddings = _Embeddings(config)
+        self.encoder = _Encoder(config)
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+
+class CLIPTextTransformer(nn.Module):
+    """The text tower of v1. ids [B, L] -> hidden states [B, L, hidden_size].
+
+    `forward` gives the last layer after the final norm; `hidden_states` all layers before it,
+    the embeddings first.
+    """
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.text_model = _TextModel(config)
+
+    def hidden_states(self, ids: Tensor) -> list[Tensor]:
+        states = [self.text_model.embeddings(ids)]
+        for layer in self.text_model.encoder.layers:
+            states.append(layer(states[-1]))
+        return states
+
+    def forward(self, ids: Tensor) -> Tensor:
+        out: Tensor = self.text_model.final_layer_norm(self.hidden_states(ids)[-1])
+        return out
+
+
+# --- open_clip's layout -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class OpenTextConfig:
+    """`text_cfg` of an open_clip model config; the defaults are ViT-H-14's."""
+
+    context_length: int = 77
+    vocab_size: int = 49408
+    width: int = 1024
+    heads: int = 16
+    layers: int = 24
+    mlp_ratio: float = 4.0
+
+    _INERT: ClassVar[frozenset[str]] = frozenset(
+        {"ls_init_value", "pad_id", "embed_cls", "hf_tokenizer_name"}
+    )
+
+
+@dataclass(frozen=True)
+class OpenVisionConfig:
+    """`vision_cfg` of an open_clip model config; the defaults are ViT-H-14's."""
+
+    image_size: int = 224
+    layers: int = 32
+    width: int = 1280
+    head_width: int = 80
+    patch_size: int = 14
+    mlp_ratio: float = 4.0
+
+    _INERT: ClassVar[frozenset[str]] = frozenset({"ls_init_value", "patch_dropout"})
+
+
+@dataclass(frozen=True)
+class OpenClipConfig:
+    """An open_clip model config."""
+
+    embed_dim: int
+    text: OpenTextConfig
+    vision: OpenVisionConfig
+    quick_gelu: bool = False
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> OpenClipConfig:
+        """Raises ConfigError for an unknown field, or heads that do not divide the width."""
+        for name in values:
+            if name not in ("embed_dim", "text_cfg", "vision_cfg", "quick_gelu"):
+                raise ConfigError(
+                    f"model_config.{name} is not known; "
+                    "known are embed_dim, text_cfg, vision_cfg, quick_gelu"
+                )
+        if "embed_dim" not in values:
+            raise ConfigError("model_config.embed_dim is missing")
+        text_values, vision_values = values.get("text_cfg", {}), values.get("vision_cfg", {})
+        text = _read(OpenTextConfig, text_values, OpenTextConfig._INERT, "model_config.text_cfg")
+        vision = _read(
+            OpenVisionConfig, vision_values, OpenVisionConfig._INERT, "model_config.vision_cfg"
+        )
+        if text.width % text.heads:
+            raise ConfigError("model_config.text_cfg.heads must divide width")
+        if vision.width % vision.head_width:
+            raise ConfigError("model_config.vision_cfg.head_width must divide width")
+        return cls(values["embed_dim"], text, vision, bool(values.get("quick_gelu", False)))
+
+
+# Sizes from open_clip's model_configs; ViT-L-14 in OpenAI's release has the sigmoid gelu.
+OPEN_CLIP_MODELS = {
+    "ViT-H-14": OpenClipConfig(1024, OpenTextConfig(), OpenVisionConfig()),
+    "ViT-L-14": OpenClipConfig(
+        768,
+        OpenTextConfig(width=768, heads=12, layers=12),
+        OpenVisionConfig(layers=24, width=1024, head_width=64),
+        quick_gelu=True,
+    ),
+}
+
+
+def open_clip_config(arch: str, values: Mapping[str, Any] | None) -> OpenClipConfig:
+    """The config of a named architecture, or the one that the YAML spells out."""
+    if values is not None:
+        return OpenClipConfig.read(values)
+    if arch not in OPEN_CLIP_MODELS:
+        raise ConfigError(
+            f"open_clip architecture {arch!r} is not known; "
+            f"known are {', '.join(OPEN_CLIP_MODELS)}, or give model_config"
+        )
+    return OPEN_CLIP_MODELS[arch]
+
+
+class _JointAttention(nn.Module):
+    """Attention with one matrix for q, k and v, as torch's MultiheadAttention names it."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        if not self.in_proj_weight.is_meta:
+            nn.init.xavier_uniform_(self.in_proj_weight)
+
+    def forward(self, x: Tensor, causal: bool) -> Tensor:
+        q, k, v = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
+        out: Tensor = self.out_proj(_causal(q, k, v, self.heads, causal))
+        return out
+
+
+class _OpenMlp(nn.Module):
+    def __init__(self, width: int, ratio: float, act: str) -> None:
+        super().__init__()
+        self.act = act
+        self.c_fc = nn.Linear(width, int(width * ratio))
+        self.c_proj = nn.Linear(int(width * ratio), width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.c_proj(activate(self.c_fc(x), self.act))
+        return out
+
+
+class _ResidualBlock(nn.Module):
+    def __init__(self, width: int, heads: int, ratio: float, act: str) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width)
+        self.attn = _JointAttention(width, heads)
+        self.ln_2 = nn.LayerNorm(width)
+        self.mlp = _OpenMlp(width, ratio, act)
+
+    def forward(self, x: Tensor, causal: bool) -> Tensor:
+        x = x + self.attn(self.ln_1(x), causal)
+        out: Tensor = x + self.mlp(self.ln_2(x))
+        return out
+
+
+class _Transformer(nn.Module):
+    def __init__(self, width: int, layers: int, heads: int, ratio: float, act: str) -> None:
+        super().__init__()
+        self.resblocks = nn.ModuleList(
+            _ResidualBlock(width, heads, ratio, act) for _ in range(layers)
+        )
+
+
+class OpenCLIPVisionTower(nn.Module):
+    """Images [B, 3, S, S], already normalised, -> embeddings [B, embed_dim]."""
+
+    def __init__(self, config: OpenClipConfig) -> None:
+        super().__init__()
+        vision, act = config.vision, "quick_gelu" if config.quick_gelu else "gelu"
+        width, patches = vision.width, (vision.image_size // vision.patch_size) ** 2
+        self.image_size = vision.image_size
+        self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5)
+        self.positional_embedding = nn.Parameter(torch.randn(patches + 1, width) * width**-0.5)
+        self.proj = nn.Parameter(torch.randn(width, config.embed_dim) * width**-0.5)
+        self.conv1 = nn.Conv2d(3, width, vision.patch_size, stride=vision.patch_size, bias=False)
+        self.ln_pre = nn.LayerNorm(width)
+        heads = width // vision.head_width
+        self.transformer = _Transformer(width, vision.layers, heads, vision.mlp_ratio, act)
+        self.ln_post = nn.LayerNorm(width)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.conv1(images).flatten(2).transpose(1, 2)
+        x = torch.cat([self.class_embedding.expand(x.shape[0], 1, -1), x], dim=1)
+        x = self.ln_pre(x + self.positional_embedding)
+        for block in self.transformer.resblocks:
+            x = block(x, causal=False)
+        out: Tensor = self.ln_post(x[:, 0]) @ self.proj
+        return out
+
+
+class OpenCLIP(nn.Module):
+    """The parts of an open_clip model that a checkpoint holds.
+
+    `text_layers` and `vision` say which towers are there: v2 has the text tower only, Stable
+    unCLIP the vision tower (H), or both (L). What belongs to the text side but no forward here
+    reads (the projection) is kept, since the files have it.
+    """
+
+    def __init__(self, config: OpenClipConfig, *, text_layers: bool, vision: bool) -> None:
+        super().__init__()
+        text, act = config.text, "quick_gelu" if config.quick_gelu else "gelu"
+        self.config = config
+        self.positional_embedding = nn.Parameter(
+            torch.randn(text.context_length, text.width) * 0.01
+        )
+        self.text_projection = nn.Parameter(
+            torch.randn(text.width, config.embed_dim) * text.width**-0.5
+        )
+        self.logit_scale = nn.Parameter(torch.tensor(2.6592))
+        if vision:
+            self.visual = OpenCLIPVisionTower(config)
+        if text_layers:
+            self.transformer = _Transformer(
+                text.width, text.layers, text.heads, text.mlp_ratio, act
+            )
+        self.token_embedding = nn.Embedding(text.vocab_size, text.width)
+        self.ln_final = nn.LayerNorm(text.width)
+
+    def encode_text(self, ids: Tensor, skip_last: int = 0) -> Tensor:
+        """ids [B, L] -> [B, L, width], after all layers but the last `skip_last` and the norm."""
+        x = self.token_embedding(ids) + self.positional_embedding[: ids.shape[1]]
+        blocks = self.transformer.resblocks
+        for index in range(len(blocks) - skip_last):
+            x = blocks[index](x, causal=True)
+        out: Tensor = self.ln_final(x)
+        return out
