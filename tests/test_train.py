@@ -1,0 +1,228 @@
+"""The training loop on pictures of coloured squares: it learns, resumes exactly, and says no."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+
+from ldm.config import Config
+from ldm.errors import ConfigError
+from ldm.train import (
+    AutoencoderStage,
+    DiffusionStage,
+    Plan,
+    fit,
+    learning_rate_factor,
+    run,
+    step_generator,
+    to_pictures,
+    to_tensor,
+)
+
+AUTOENCODER: dict[str, Any] = {
+    "target": "ldm.models.autoencoder.AutoencoderKL",
+    "params": {
+        "embed_dim": 4,
+        "ddconfig": {
+            "double_z": True,
+            "z_channels": 4,
+            "resolution": 16,
+            "in_channels": 3,
+            "out_ch": 3,
+            "ch": 32,
+            "ch_mult": [1, 1],
+            "num_res_blocks": 1,
+            "attn_resolutions": [],
+            "num_groups": 8,
+        },
+    },
+}
+DIFFUSION: dict[str, Any] = {
+    "target": "ldm.models.diffusion.ddpm.LatentDiffusion",
+    "params": {
+        "linear_start": 0.00085,
+        "linear_end": 0.012,
+        "timesteps": 1000,
+        "channels": 4,
+        "image_size": 8,
+        "conditioning_key": "crossattn",
+        "parameterization": "v",
+        "use_ema": False,
+        "unet_config": {
+            "target": "ldm.modules.diffusionmodules.openaimodel.UNetModel",
+            "params": {
+                "image_size": 8,
+                "in_channels": 4,
+                "out_channels": 4,
+                "model_channels": 32,
+                "attention_resolutions": [1],
+                "num_res_blocks": 1,
+                "channel_mult": [1],
+                "num_heads": 2,
+                "use_spatial_transformer": True,
+                "transformer_depth": 1,
+                "context_dim": 16,
+                "legacy": False,
+            },
+        },
+        "first_stage_config": AUTOENCODER,
+        "cond_stage_config": {
+            "target": "ldm.modules.encoders.modules.FrozenCLIPEmbedder",
+            "params": {
+                "max_length": 8,
+                "text_config": {
+                    "vocab_size": 49408,
+                    "hidden_size": 16,
+                    "intermediate_size": 32,
+                    "num_hidden_layers": 1,
+                    "num_attention_heads": 2,
+                    "max_position_embeddings": 8,
+                },
+            },
+        },
+    },
+}
+
+
+class Squares:
+    """Pictures 16x16 with a square of one of two colours; captions say which."""
+
+    class _Named:
+        caption = "red"
+
+    def scene(self, index: int) -> Squares._Named:
+        return self._Named()
+
+    def batch(self, start: int, n: int) -> tuple[NDArray[np.uint8], list[str]]:
+        pictures = np.full((n, 16, 16, 3), 30, dtype=np.uint8)
+        captions = []
+        for row in range(n):
+            rng = np.random.default_rng(start + row)
+            x, y, red = rng.integers(0, 8, 3)
+            pictures[row, y : y + 8, x : x + 8, 0 if red % 2 else 2] = 220
+            captions.append("red" if red % 2 else "blue")
+        return pictures, captions
+
+
+def plan(outdir: Path, **changes: Any) -> Plan:
+    values: dict[str, Any] = {
+        "steps": 4,
+        "batch_size": 4,
+        "learning_rate": 2e-3,
+        "outdir": str(outdir),
+        "precision": "no",
+        "warmup_steps": 2,
+        "scenes": 16,
+        "sample_every": 100,
+        "save_every": 2,
+        "log_every": 1,
+        **changes,
+    }
+    return Plan(**values)
+
+
+def train_autoencoder(outdir: Path, *, resume: bool = False, **changes: Any) -> Path:
+    config = Config("test", {"model": AUTOENCODER})
+    wanted = plan(outdir, **changes)
+    torch.manual_seed(0)
+    return fit(AutoencoderStage(config, wanted, Squares()), wanted, resume=resume)
+
+
+def test_an_autoencoder_learns_and_both_stages_write_what_loads(tmp_path: Path) -> None:
+    weights = train_autoencoder(tmp_path / "ae", steps=60, crop=8, save_every=60)
+    lines = [json.loads(line) for line in (tmp_path / "ae/log.jsonl").read_text().splitlines()]
+    assert np.mean([line["l1"] for line in lines[-5:]]) < 0.5 * lines[0]["l1"]
+    assert load_file(weights)["decoder.conv_out.weight"].dtype == torch.float16
+    assert (tmp_path / "ae/samples-000060.png").is_file()
+
+    config = Config("test", {"model": DIFFUSION})
+    wanted = plan(tmp_path / "ldm", autoencoder=str(weights), steps=40, save_every=40)
+    fit(DiffusionStage(config, wanted, Squares()), wanted, resume=False)
+    lines = [json.loads(line) for line in (tmp_path / "ldm/log.jsonl").read_text().splitlines()]
+    assert np.mean([line["loss"] for line in lines[-5:]]) < 0.9 * lines[0]["loss"]
+    keys = set(load_file(tmp_path / "ldm/model.safetensors"))
+    assert "model.diffusion_model.out.2.weight" in keys
+    assert "cond_stage_model.transformer.text_model.final_layer_norm.weight" in keys
+    yaml = (tmp_path / "ldm/model.yaml").read_text()
+    assert "scale_factor" in yaml
+
+
+@pytest.mark.parametrize("kind", ["autoencoder", "diffusion"])
+def test_a_resumed_run_gives_the_same_weights(tmp_path: Path, kind: str) -> None:
+    first = str(train_autoencoder(tmp_path / "ae"))
+
+    def trained(outdir: Path, steps: int, *, resume: bool) -> dict[str, torch.Tensor]:
+        if kind == "autoencoder":
+            path = train_autoencoder(outdir, steps=steps, schedule="constant", resume=resume)
+        else:
+            wanted = plan(outdir, steps=steps, schedule="constant", autoencoder=first)
+            torch.manual_seed(0)
+            stage = DiffusionStage(Config("test", {"model": DIFFUSION}), wanted, Squares())
+            path = fit(stage, wanted, resume=resume)
+        return load_file(path)
+
+    straight = trained(tmp_path / "straight", 4, resume=False)
+    trained(tmp_path / "broken", 2, resume=False)
+    resumed = trained(tmp_path / "broken", 4, resume=True)
+    assert all(torch.equal(straight[key], resumed[key]) for key in straight)
+
+
+def test_a_second_run_does_not_overwrite_the_first(tmp_path: Path) -> None:
+    train_autoencoder(tmp_path, steps=2)
+    with pytest.raises(ConfigError, match="--resume"):
+        train_autoencoder(tmp_path, steps=2)
+
+
+def test_resuming_nothing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nothing to resume"):
+        train_autoencoder(tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ("", "train section"),
+        ("train: {steps: 1, batch_size: 1, learning_rate: 1, outdir: x, stepz: 2}", "stepz.*steps"),
+        ("train: {steps: 1, batch_size: 1, outdir: x}", "learning_rate is missing"),
+        (
+            "train: {steps: 1, batch_size: 1, learning_rate: 1, outdir: x, schedule: linear}",
+            "schedule must be one of cosine, constant",
+        ),
+        ("train: {steps: 0, batch_size: 1, learning_rate: 1, outdir: x}", "must be positive"),
+        ("train: {steps: many, batch_size: 1, learning_rate: 1, outdir: x}", "steps"),
+    ],
+)
+def test_a_bad_train_section_is_named(tmp_path: Path, section: str, message: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text("model: {}\n" + section)
+    with pytest.raises(ConfigError, match=message):
+        run(path)
+
+
+def test_learning_rate_warms_up_and_falls() -> None:
+    wanted = plan(Path("x"), steps=100, warmup_steps=10)
+    assert learning_rate_factor(wanted, 0) == pytest.approx(0.1)
+    assert learning_rate_factor(wanted, 10) == pytest.approx(1.0)
+    assert learning_rate_factor(wanted, 55) == pytest.approx(0.5)
+    assert learning_rate_factor(wanted, 100) == pytest.approx(0.0)
+    constant = plan(Path("x"), steps=100, schedule="constant")
+    assert learning_rate_factor(constant, 99) == 1.0
+
+
+def test_the_numbers_of_a_step_do_not_depend_on_what_ran_before() -> None:
+    one = torch.randn(3, generator=step_generator(1, 5, 0))
+    step_generator(1, 4, 0)
+    assert torch.equal(one, torch.randn(3, generator=step_generator(1, 5, 0)))
+    assert not torch.equal(one, torch.randn(3, generator=step_generator(1, 5, 1)))
+
+
+def test_pictures_survive_the_way_to_tensors_and_back() -> None:
+    pictures = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
+    assert np.abs(to_pictures(to_tensor(pictures)).astype(int) - pictures).max() <= 1
