@@ -35,6 +35,8 @@ FLOORS: dict[int, set[str]] = {
         "ldm.families",
         "ldm.load",
         "ldm.inventory",
+        "ldm.description",
+        "ldm.convert",
     },
     2: {"ldm.nn", "ldm.text"},
     1: {"ldm.schedule", "ldm.noise", "ldm.denoiser", "ldm.guidance", "ldm.samplers"},
