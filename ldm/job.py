@@ -122,7 +122,10 @@ class Job:
         None, "--scale", help="Guidance: how closely to follow the prompt; 1 is none."
     )
     sampler: str | None = option(
-        None, "--sampler", help="How to sample [ddim].", choices=SAMPLER_NAMES
+        None,
+        "--sampler",
+        help=f"How to sample [ddim]: {', '.join(SAMPLER_ALIASES)}.",
+        choices=SAMPLER_NAMES,
     )
     grid: str | None = option(
         None, "--grid", help="Spacing of the noise levels [the sampler's own].", choices=GRID_NAMES

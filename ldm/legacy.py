@@ -9,6 +9,34 @@ from typing import Any
 from ldm.errors import JobError
 from ldm.job import SAMPLER_NAMES, option, options_of
 
+# Every flag of the two txt2img.py, CompVis v1 and Stability v2; a prefix that was unique among
+# them stays so.
+ORIGINAL_FLAGS = (
+    "--help", "--prompt", "--outdir", "--skip_grid", "--skip_save", "--ddim_steps", "--steps",
+    "--plms", "--dpm_solver", "--dpm", "--laion400m", "--fixed_code", "--ddim_eta", "--n_iter",
+    "--H", "--W", "--C", "--f", "--n_samples", "--n_rows", "--scale", "--from-file", "--config",
+    "--ckpt", "--seed", "--precision", "--repeat", "--device", "--torchscript", "--ipex",
+    "--bf16",
+)  # fmt: skip
+
+# The defaults of the two scripts, which scripts/txt2img.py keeps; v2 is told by the family.
+SCRIPT_DEFAULTS: Mapping[str, Any] = {
+    "prompt": "a painting of a virus monster playing guitar",
+    "seed": 42,
+    "n_samples": 3,
+    "n_iter": 2,
+    "noise": "stream",
+    "rng": "device",
+    "schedule_compat": "ldm",
+    "precision": "autocast",
+}
+SCRIPT_DEFAULTS_V2: Mapping[str, Any] = {
+    **SCRIPT_DEFAULTS,
+    "prompt": "a professional photograph of an astronaut riding a triceratops",
+    "n_iter": 3,
+}
+SCRIPT_CHECKPOINT = "models/ldm/stable-diffusion-v1/model.ckpt"
+
 
 @dataclass(frozen=True)
 class Legacy:
@@ -62,7 +90,9 @@ def translate(values: Mapping[str, Any], *, script: bool) -> tuple[dict[str, Any
         if name in used:
             _settle(fields, "sampler", name, f"--{name}", SAMPLER_NAMES)
     if "bf16" in used:
-        _settle(fields, "precision", "bf16", "--bf16", {})
+        # The second README pairs it with --precision full, which meant: no autocast.
+        same = dict.fromkeys(("auto", "full", "autocast"), "bf16")
+        _settle(fields, "precision", "bf16", "--bf16", same)
     if "laion400m" in used:
         notes.append("--laion400m sets --config, --ckpt and --outdir, as it did")
         fields |= LAION400M

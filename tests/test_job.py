@@ -177,7 +177,7 @@ def test_old_flags_become_fields() -> None:
     [
         {"plms": True, "dpm_solver": True},
         {"plms": True, "sampler": "ddim"},
-        {"bf16": True, "precision": "full"},
+        {"bf16": True, "precision": "fp16"},
     ],
 )
 def test_contradictions_are_errors(values: dict[str, object]) -> None:

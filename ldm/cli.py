@@ -1,0 +1,296 @@
+"""The command line: words in, a job out, errors to exit codes. Nothing here imports torch.
+
+The options of a command are made from the fields of the dataclasses in `ldm.job`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, get_type_hints
+
+import typer
+from typer.main import get_command
+
+from ldm import __version__
+from ldm.errors import Interrupted, JobError, LdmError, UsageError
+from ldm.flags import is_option, make_table, normalise
+from ldm.job import Job, OutputPlan, nearest, options_of
+from ldm.legacy import ORIGINAL_FLAGS, Legacy
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+# typer brings its own copy of click in some versions, and none of its errors in public.
+_CLICK_ERROR: type[Exception] = next(
+    kind
+    for kind in typer.BadParameter.__mro__
+    if kind.__name__ == "ClickException" and issubclass(kind, Exception)
+)
+
+RERUN_FIELDS = ("model", "config", "device", "precision", "attention")
+RERUN_OUTPUTS = ("outdir", "output", "overwrite", "json", "quiet", "debug")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The program `ldm`; exits."""
+    sys.exit(run(sys.argv[1:] if argv is None else argv))
+
+
+def main_script(command: str, argv: Sequence[str] | None = None) -> None:
+    """A script of the originals, such as `txt2img`, with its defaults; exits."""
+    words = sys.argv[1:] if argv is None else argv
+    sys.exit(run([command, *words], script=True))
+
+
+def run(argv: Sequence[str], *, script: bool = False) -> int:
+    """Run one command line and return its exit code; errors are one line on standard error."""
+    try:
+        return _dispatch(list(argv), script)
+    except LdmError as error:
+        return _fail(str(error), error.exit_code, argv)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("stopped", Interrupted.exit_code, argv)
+    except BrokenPipeError:
+        # Who read our output has gone; nothing more can be said to them, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except _CLICK_ERROR as error:
+        return _fail(_click_message(error), UsageError.exit_code, argv)
+    except Exception as error:  # noqa: BLE001  (the last resort: an error is one line)
+        reason = " ".join(str(error).split())
+        text = f"{type(error).__name__}: {reason} (a fault of ldm; --debug shows where)"
+        return _fail(text, LdmError.exit_code, argv)
+
+
+def _dispatch(argv: list[str], script: bool) -> int:
+    group = get_command(app)
+    commands: Mapping[str, Any] = vars(group)["commands"]
+    if argv and not is_option(argv[0]):
+        command = commands.get(argv[0])
+        if command is None:
+            known = ", ".join(commands)
+            hint = nearest(argv[0], commands)
+            raise UsageError(f"no such command: {argv[0]}{hint} (commands: {known})")
+        options = [
+            (list(p.opts), not p.is_flag) for p in command.params if p.param_type_name == "option"
+        ]
+        table = make_table([*options, (["--help", "-h"], False)])
+        argv = [argv[0], *normalise(argv[1:], table, ORIGINAL_FLAGS)]
+    code = group.main(args=argv, prog_name="ldm", standalone_mode=False, obj=script)
+    return code if isinstance(code, int) else 0
+
+
+def _fail(message: str, code: int, argv: Sequence[str]) -> int:
+    if "--debug" in argv:
+        traceback.print_exc()
+    typer.echo(f"ldm: error: {message}", err=True)
+    return code
+
+
+def _click_message(error: Any) -> str:
+    message = " ".join(str(error.format_message()).split())
+    if "unexpected extra argument" in message:
+        return f"{message}; a prompt is given as --prompt '...'"
+    return message
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"ldm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _ldm(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version and stop."
+    ),
+) -> None:
+    """Latent diffusion from the shell: the 2022 checkpoints, YAMLs and command lines."""
+
+
+# --- options from fields ------------------------------------------------------------------------
+
+
+def _parameters(kind: type, names: Sequence[str] | None = None) -> list[inspect.Parameter]:
+    """The options of a dataclass's fields; one that is not given is None."""
+    hints = get_type_hints(kind)
+    found = []
+    for name, detail in options_of(kind).items():
+        if not detail.flags or (names is not None and name not in names):
+            continue
+        base = _base(hints[name])
+        parse, metavar = _parser(base, detail.flags[0])
+        metavar = detail.metavar or _listed(detail.choices) or metavar
+        default = typer.Option(
+            None,
+            *detail.flags,
+            help=detail.help,
+            metavar=None if base is bool else metavar,
+            parser=parse,
+            show_default=False,
+        )
+        kind_or_none = (list[str] if base is tuple else base) | None
+        found.append(
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind_or_none
+            )
+        )
+    return found
+
+
+def _listed(choices: Sequence[str]) -> str:
+    """Choices as the value of an option in help; too many are left to its error message."""
+    return "|".join(choices) if len(choices) <= 6 else "NAME"
+
+
+def _base(hint: Any) -> type:
+    """int for `int | None`, tuple for `tuple[str, ...]`."""
+    if hint == tuple[str, ...]:
+        return tuple
+    if isinstance(hint, type):
+        return hint
+    base: type = next(part for part in hint.__args__ if part is not type(None))
+    return base
+
+
+def _parser(base: type, flag: str) -> tuple[Callable[[str], Any] | None, str]:
+    """How a number is read, with an error that names the flag; and what it is called in help."""
+    if base is int:
+        return (lambda text: _whole(flag, text)), "N"
+    if base is float:
+        return (lambda text: _real(flag, text)), "X"
+    return None, "TEXT"
+
+
+def _whole(flag: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise JobError(f"{flag} must be a whole number, not {text!r}") from None
+
+
+def _real(flag: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise JobError(f"{flag} must be a number, not {text!r}") from None
+
+
+def _command(
+    name: str,
+    body: Callable[[dict[str, Any], bool], int],
+    options: Sequence[inspect.Parameter],
+    arguments: Sequence[inspect.Parameter] = (),
+) -> None:
+    """Enter a command whose options come from fields; `body` gets what was given, by field."""
+
+    def callback(ctx: typer.Context, **values: Any) -> int:
+        given = {key: value for key, value in values.items() if value not in (None, [])}
+        return body(given, bool(ctx.obj))
+
+    context = inspect.Parameter(
+        "ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
+    )
+    parameters = [context, *arguments, *options]
+    vars(callback)["__signature__"] = inspect.Signature(parameters)
+    callback.__annotations__ = {entry.name: entry.annotation for entry in parameters}
+    callback.__doc__ = body.__doc__
+    app.command(name)(callback)
+
+
+def _argument(name: str, kind: Any, metavar: str, help: str) -> inspect.Parameter:
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=typer.Argument(..., metavar=metavar, help=help, show_default=False),
+        annotation=kind,
+    )
+
+
+# --- commands -----------------------------------------------------------------------------------
+
+
+def _txt2img(given: dict[str, Any], script: bool) -> int:
+    """Draw pictures of a prompt."""
+    from ldm.commands import txt2img
+
+    return txt2img(given, script=script)
+
+
+def _rerun(given: dict[str, Any], script: bool) -> int:
+    """Make an image again, byte for byte, from the record inside it."""
+    from ldm.commands import rerun
+
+    return rerun(given.pop("image"), given)
+
+
+_command("txt2img", _txt2img, [p for k in (Job, OutputPlan, Legacy) for p in _parameters(k)])
+_command(
+    "rerun",
+    _rerun,
+    [*_parameters(Job, RERUN_FIELDS), *_parameters(OutputPlan, RERUN_OUTPUTS)],
+    [_argument("image", str, "IMAGE", "An image that ldm made.")],
+)
+
+
+@app.command()
+def info(
+    file: str = typer.Argument(..., metavar="FILE", help="An image, or a checkpoint."),
+    json: bool = typer.Option(False, "--json", help="As one JSON object."),
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+) -> int:
+    """Tell how an image was made, or what a checkpoint holds."""
+    from ldm.commands import info as body
+
+    return body(file, as_json=json)
+
+
+@app.command()
+def convert(
+    source: str = typer.Argument(..., metavar="FROM", help="A .ckpt or .safetensors file."),
+    target: str = typer.Argument(..., metavar="TO", help="The new file; its ending decides."),
+    precision: str = typer.Option(
+        None, "--precision", metavar="fp16|fp32|bf16", help="Precision to write [as it is]."
+    ),
+    ema: str = typer.Option(
+        "keep", "--ema", metavar="keep|drop|only", help="What to do with an averaged copy."
+    ),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the file if it is there."),
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+) -> int:
+    """Write a checkpoint anew: other format, other precision, with or without the EMA copy."""
+    from ldm.commands import convert as body
+
+    return body(source, target, dtype=precision, ema=ema, overwrite=overwrite)
+
+
+@app.command()
+def train(
+    config: str = typer.Option(
+        ..., "--config", "-b", metavar="YAML", help="What to train, on what."
+    ),
+    resume: bool = typer.Option(False, "--resume", help="Go on exactly where a run stopped."),
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the YAML: train.seed=1"),
+    ] = None,
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+) -> int:
+    """Train an autoencoder or a latent diffusion model."""
+    from ldm.commands import train as body
+
+    return body(config, resume=resume, settings=settings or [])
+
+
+if __name__ == "__main__":
+    main()
