@@ -1,0 +1,63 @@
+"""The model side of demo_quality: prompts to pictures by the engine, as `ldm txt2img` does it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ldm.config import resource
+from ldm.data import Pixels
+from ldm.device import choose
+from ldm.engine import Engine
+from ldm.images import to_picture
+from ldm.job import Job
+from ldm.load import load_model
+
+if TYPE_CHECKING:
+    from benchmarks.demo_quality import Draw, Prompt
+
+
+class DemoModel:
+    """A checkpoint on a device; the bundled one by default."""
+
+    def __init__(self, checkpoint: str | None, device: str) -> None:
+        path = Path(checkpoint) if checkpoint else resource("models") / "emoji-128.safetensors"
+        policy = choose(device, "auto", "auto")
+        loaded = load_model(path, dtype=policy.dtype, device=policy.device)
+        self.defaults = loaded.family.defaults
+        self.engine = Engine(loaded.model, policy)
+
+    def draw(self, wanted: argparse.Namespace) -> Draw:
+        """A function from prompts to pictures [n, 128, 128, 3]; picture i has seed `seed` + i."""
+
+        def pictures(prompts: Sequence[Prompt]) -> Pixels:
+            job = Job(
+                prompts=tuple(prompt.text for prompt in prompts),
+                n_samples=wanted.batch,
+                steps=wanted.steps,
+                sampler=wanted.sampler,
+                scale=wanted.scale,
+                seed=wanted.seed,
+            )
+            resolved = job.resolve(self.defaults, lambda: 0).job
+            results = tqdm(self.engine.run(resolved), total=len(prompts), disable=None)
+            return np.stack([result.picture for result in results])
+
+        return pictures
+
+    def through_autoencoder(self, pictures: Pixels) -> Pixels:
+        """Pictures encoded and decoded again, cut to whole numbers as the engine does."""
+        model, policy = self.engine.model, self.engine.policy
+        back = []
+        with torch.inference_mode(), policy.arithmetic():
+            for start in range(0, len(pictures), 16):
+                images = torch.from_numpy(pictures[start : start + 16]).to(policy.device)
+                decoded = model.decode(model.encode(images.permute(0, 3, 1, 2) / 127.5 - 1))
+                back += [to_picture(image) for image in decoded]
+        return np.stack(back)
