@@ -1,124 +1,32 @@
-"""`ldm train`: an autoencoder, then a latent diffusion model with its text conditioner.
+"""`ldm train`: the loop that both stages of `ldm.stages` go through.
 
 The YAML is the originals' dialect (`model`, `data`) with a `train` section, whose fields are those
-of `Plan`. The loop is Accelerate's: precision, clipping, saved and restored state. Data and noise
-of a step depend on the seed and the step's number alone, so that a resumed run continues exactly.
+of `ldm.stages.Plan`. The loop is Accelerate's: precision, clipping, saved and restored state. Data
+and noise of a step depend on the seed and the step's number alone, so that a resumed run continues
+exactly.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol, get_args, get_type_hints
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ldm.config import Config, override, read_config
-from ldm.data import Scenes, all_captions_vocabulary
+from ldm.config import override, read_config
+from ldm.data import Scenes
 from ldm.errors import ConfigError, Interrupted
-from ldm.model import Model
-from ldm.nn.attention import SpatialTransformer
-from ldm.nn.autoencoder import DiagonalGaussian
-from ldm.nn.layers import ResBlock
-from ldm.nn.unet import UNetModel
-from ldm.noise import ImageNoise
-from ldm.samplers import final_latent, find_sampler, start_latent
-from ldm.schedule import make_grid
-
-Batch = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The `train` section of a YAML."""
-
-    steps: int
-    batch_size: int
-    learning_rate: float
-    outdir: str
-    seed: int = 0
-    schedule: str = "cosine"  # or constant; both after a linear warm-up
-    warmup_steps: int = 100
-    clip: float = 1.0  # largest norm of all gradients together
-    ema_decay: float = 0.999
-    precision: str = "auto"  # no, bf16, fp16; auto is bf16 where the machine has it in hardware
-    compile: bool = False
-    init: str | None = None  # weights to start from; for a diffusion model also the autoencoder's
-    autoencoder: str | None = None  # weights of the first stage
-    crop: int | None = None  # autoencoder: side of the training crops, in pixels
-    kl_weight: float = 1e-6  # autoencoder: per value of the picture, as the original loss has it
-    scenes: int = 20000  # diffusion: pictures encoded beforehand
-    drop_caption: float = 0.1  # diffusion: share trained without text, for guidance
-    sample_every: int = 500
-    save_every: int = 500
-    log_every: int = 25
-
-    @classmethod
-    def from_config(cls, config: Config) -> Plan:
-        """Read the section; an unknown, missing or ill-typed field is a ConfigError naming it."""
-        section = config.tree.get("train")
-        if not isinstance(section, dict):
-            raise ConfigError(f"{config.source}: a train section is needed to train")
-        kinds = get_type_hints(cls)
-        for name, value in section.items():
-            if name not in kinds:
-                near = difflib.get_close_matches(name, kinds, 1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise ConfigError(f"{config.source}: train.{name} is not known{hint}")
-            allowed = get_args(kinds[name]) or (kinds[name],)
-            if type(value) not in allowed and not (type(value) is int and float in allowed):
-                wanted = " or ".join(kind.__name__ for kind in allowed)
-                raise ConfigError(f"{config.source}: train.{name} must be {wanted}, not {value!r}")
-        for name in ("steps", "batch_size", "learning_rate", "outdir"):
-            if name not in section:
-                raise ConfigError(f"{config.source}: train.{name} is missing")
-        plan = cls(**section)
-        for name, choices in _CHOICES.items():
-            if getattr(plan, name) not in choices:
-                raise ConfigError(
-                    f"{config.source}: train.{name} must be one of {', '.join(choices)}"
-                )
-        if plan.steps < 1 or plan.batch_size < 1:
-            raise ConfigError(f"{config.source}: train.steps and train.batch_size must be positive")
-        return plan
-
-
-_CHOICES = {"schedule": ("cosine", "constant"), "precision": ("auto", "no", "bf16", "fp16")}
-
-
-class Stage(Protocol):
-    """What is trained: a module whose forward gives the loss, and where its batches come from."""
-
-    module: nn.Module
-
-    def batch(self, step: int) -> Batch: ...
-
-    def sample(self, module: nn.Module, step: int) -> NDArray[np.uint8]:
-        """Pictures in a row of rows, [R, C, H, W, 3]."""
-        ...
-
-    def weights(self, module: nn.Module) -> dict[str, Tensor]:
-        """State dict with the checkpoint's key names."""
-        ...
-
-    def compile(self, model: Callable[..., Any]) -> Callable[..., Any]:
-        """The step, compiled where that pays."""
-        ...
-
-    def finish(self) -> None:
-        """Write what is needed beside the weights."""
-        ...
+from ldm.stages import AutoencoderStage, Batch, DiffusionStage, Plan, Stage, hardware_bf16
 
 
 def learning_rate_factor(plan: Plan, step: int) -> float:
@@ -131,268 +39,12 @@ def learning_rate_factor(plan: Plan, step: int) -> float:
     return float(0.5 * (1 + np.cos(np.pi * min(1.0, progress))))
 
 
-def step_generator(seed: int, step: int, purpose: int) -> torch.Generator:
-    """The numbers of one step, whatever ran before it."""
-    key = np.random.SeedSequence((seed, purpose, step)).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(key >> 1))
-
-
-def to_tensor(pictures: NDArray[np.uint8]) -> Tensor:
-    """uint8 [B,H,W,3] -> float32 [B,3,H,W] in [-1,1]."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1.0
-
-
-def to_pictures(images: Tensor) -> NDArray[np.uint8]:
-    """float [B,3,H,W] in [-1,1] -> uint8 [B,H,W,3]."""
-    clipped = ((images.float() + 1) * 127.5).clamp(0, 255)
-    return clipped.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-
-
-class AutoencoderLoss(nn.Module):
-    """L1 distance and a weighted KL term, in one forward (compiled as one graph where asked)."""
-
-    def __init__(self, autoencoder: nn.Module, kl_weight: float) -> None:
-        super().__init__()
-        self.autoencoder = autoencoder
-        self.kl_weight = kl_weight
-
-    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        posterior = self.autoencoder.encode(images)
-        decoded = self.autoencoder.decode(posterior.sample(noise)).float()
-        l1 = (decoded - images).abs().mean()
-        mse = F.mse_loss(decoded, images)
-        kl = posterior.kl().float().mean() / images[0].numel()
-        psnr = 10 * torch.log10(4.0 / mse.detach())
-        return l1 + self.kl_weight * kl, {"l1": l1.detach(), "kl": kl.detach(), "psnr": psnr}
-
-
-class AutoencoderStage:
-    """Pictures, or the busier of two random crops of each, through an AutoencoderKL."""
-
-    def __init__(self, config: Config, plan: Plan, data: Scenes) -> None:
-        from ldm.registry import build_autoencoder
-
-        autoencoder = build_autoencoder(config)
-        if plan.init is not None:
-            load_weights(autoencoder, plan.init)
-        else:  # begin with little noise in the latents, or thousands of steps pass in finding out
-            autoencoder.quant_conv.bias.data[autoencoder.embed_dim :] = -6.0
-        self.module = AutoencoderLoss(autoencoder, plan.kl_weight)
-        self.factor, self.embed_dim = autoencoder.factor, autoencoder.embed_dim
-        self.plan, self.data = plan, data
-
-    def batch(self, step: int) -> Batch:
-        size, rng = self.plan.batch_size, np.random.default_rng((self.plan.seed, step))
-        pictures, _ = self.data.batch(step * size, size)
-        if self.plan.crop is not None:
-            pictures = np.stack([self._crop(picture, rng) for picture in pictures])
-        images = to_tensor(pictures).contiguous(memory_format=torch.channels_last)
-        shape = (size, self.embed_dim, *(side // self.factor for side in images.shape[-2:]))
-        noise = torch.randn(shape, generator=step_generator(self.plan.seed, step, 0))
-        return {"images": images, "noise": noise}
-
-    def _crop(self, picture: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-        side = self.plan.crop or picture.shape[0]
-        corners = rng.integers(0, np.array(picture.shape[:2]) - side + 1, size=(2, 2))
-        crops = [picture[y : y + side, x : x + side] for y, x in corners]
-        return max(crops, key=lambda crop: float(crop.std()))
-
-    def sample(self, module: nn.Module, step: int) -> NDArray[np.uint8]:
-        pictures, _ = self.data.batch(1_000_000_000, 8)
-        autoencoder = module.autoencoder
-        decoded = autoencoder.decode(autoencoder.encode(to_tensor(pictures)).mode())
-        return np.stack([pictures, to_pictures(decoded)])
-
-    def weights(self, module: nn.Module) -> dict[str, Tensor]:
-        return dict(module.autoencoder.state_dict())
-
-    def compile(self, model: Callable[..., Any]) -> Callable[..., Any]:
-        compiled: Callable[..., Any] = torch.compile(model)
-        return compiled
-
-    def finish(self) -> None:
-        """Nothing beside the weights: the diffusion model's YAML holds the autoencoder's."""
-
-
-class DiffusionLoss(nn.Module):
-    """Mean squared error of what the network must put out for the sampler's denoiser to be right.
-
-    denoised = c_skip * x + c_out * network(c_in * x), so the target is (z - c_skip * x) / c_out.
-    """
-
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        self.network = model.network
-        self.conditioner = model.cond_stage_model
-        self.schedule, self.prediction = model.schedule, model.prediction
-
-    def forward(
-        self, z: Tensor, noise: Tensor, t: Tensor, captions: list[str]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        context, _ = self.conditioner.encode(captions)
-        sigma = self.schedule.sigma(t).to(z)
-        axes = (-1, 1, 1, 1)
-        c_skip, c_out, c_in = (c.view(axes) for c in self.prediction.scalings(sigma))
-        x = z + sigma.view(axes) * noise
-        output = self.network(c_in * x, t, context).float()
-        loss = F.mse_loss(output, (z - c_skip * x) / c_out)
-        return loss, {}
-
-
-class DiffusionStage:
-    """Latents encoded beforehand, with their captions, through the network and the conditioner."""
-
-    def __init__(self, config: Config, plan: Plan, data: Scenes) -> None:
-        from ldm.registry import build
-
-        if plan.autoencoder is None and plan.init is None:
-            raise ConfigError(
-                f"{config.source}: train.autoencoder must name the first stage's weights"
-            )
-        self.model = build(config)
-        self.plan = plan
-        if plan.init is not None:
-            load_weights(self.model, plan.init)
-        else:
-            zero_last_layers(self.model.network)
-            keep_tokens(self.model, config.source)
-        if plan.autoencoder is not None:
-            load_weights(self.model.first_stage_model, plan.autoencoder)
-        self.model.first_stage_model.requires_grad_(False).eval()
-        self.moments, self.captions = self._encode(data)
-        if "scale_factor" not in config.tree["model"]["params"]:  # measured, for unit variance
-            mean, logvar = self.moments[:2000].float().chunk(2, dim=1)
-            variance = mean.var() + logvar.exp().mean()
-            self.model.scale_factor = round(float(variance.rsqrt()), 5)
-        self.config = config
-        self.module = DiffusionLoss(self.model)
-        self.probes = [data.scene(1_000_000_000 + row).caption for row in range(16)]
-        self.shown = build(config)
-        self.shown.first_stage_model = self.model.first_stage_model
-        self.shown.scale_factor = self.model.scale_factor
-
-    def _encode(self, data: Scenes) -> tuple[Tensor, list[str]]:
-        """Moments [N, 2*C, h, w] float16 and captions of the first N scenes, kept in a file."""
-        from safetensors.torch import load_file, save_file
-        from tqdm import trange
-
-        outdir = Path(self.plan.outdir)
-        cache, words = outdir / "latents.safetensors", outdir / "captions.json"
-        if cache.is_file() and words.is_file():
-            captions: list[str] = json.loads(words.read_text(encoding="utf-8"))
-            return load_file(cache)["moments"], captions
-        outdir.mkdir(parents=True, exist_ok=True)
-        encoder, captions, parts = self.model.first_stage_model, [], []
-        for start in trange(0, self.plan.scenes, 64, desc="encoding", disable=None):
-            pictures, some = data.batch(start, min(64, self.plan.scenes - start))
-            images = to_tensor(pictures).contiguous(memory_format=torch.channels_last)
-            with torch.no_grad():
-                parts.append(encoder.moments(images).half())
-            captions += some
-        moments = torch.cat(parts).contiguous()
-        save_file({"moments": moments}, cache)
-        words.write_text(json.dumps(captions), encoding="utf-8")
-        return moments, captions
-
-    def batch(self, step: int) -> Batch:
-        size, count = self.plan.batch_size, len(self.captions)
-        first = step * size
-        epochs = {first // count, (first + size - 1) // count}
-        order = {
-            epoch: torch.randperm(count, generator=step_generator(self.plan.seed, epoch, 1))
-            for epoch in epochs
-        }
-        rows = [int(order[i // count][i % count]) for i in range(first, first + size)]
-        generator = step_generator(self.plan.seed, step, 2)
-        posterior = DiagonalGaussian.from_moments(self.moments[rows].float())
-        shape = posterior.mean.shape
-        z = posterior.sample(torch.randn(shape, generator=generator)) * self.model.scale_factor
-        dropped = torch.rand(size, generator=generator) < self.plan.drop_caption
-        return {
-            "z": z.contiguous(memory_format=torch.channels_last),
-            "noise": torch.randn(shape, generator=generator),
-            "t": torch.randint(len(self.model.schedule), (size,), generator=generator),
-            "captions": ["" if dropped[i] else self.captions[row] for i, row in enumerate(rows)],
-        }
-
-    def compile(self, model: Callable[..., Any]) -> Callable[..., Any]:
-        self.module.network.compile()
-        return model
-
-    def sample(self, module: nn.Module, step: int) -> NDArray[np.uint8]:
-        shown = self.shown.to(next(module.parameters()).device)
-        shown.model.diffusion_model, shown.cond_stage_model = module.network, module.conditioner
-        sampler = find_sampler("ddim")
-        sigmas = make_grid(sampler.grid, shown.schedule, 12)
-        cond, _ = shown.condition(self.probes)
-        uncond, _ = shown.condition([""] * len(self.probes))
-        noise = ImageNoise(range(len(self.probes)), "philox")
-        first = noise.draw((len(self.probes), *self.moments.shape[1:]))[:, : shown.latent_channels]
-        x = start_latent(sampler, first, float(sigmas[0]))
-        x = sampler.fn(shown.denoiser(cond, uncond, 3.0), x, sigmas)
-        pictures = to_pictures(shown.decode(final_latent(sampler, x, float(sigmas[-1]))))
-        return pictures.reshape(2, -1, *pictures.shape[1:])
-
-    def weights(self, module: nn.Module) -> dict[str, Tensor]:
-        self.shown.model.diffusion_model = module.network
-        self.shown.cond_stage_model = module.conditioner
-        return dict(self.shown.state_dict())
-
-    def finish(self) -> None:
-        """Write the YAML that the weights are read with."""
-        from omegaconf import OmegaConf
-
-        model = self.config.tree["model"]
-        params = {**model["params"], "scale_factor": self.model.scale_factor}
-        tree = {"model": {**model, "params": params}}
-        OmegaConf.save(OmegaConf.create(tree), Path(self.plan.outdir) / "model.yaml")
-
-
-def zero_last_layers(network: UNetModel) -> None:
-    """Start every residual branch, and the output, from nothing, as the originals did."""
-    for module in network.modules():
-        if isinstance(module, ResBlock):
-            nn.init.zeros_(module.out_layers[-1].weight)
-        elif isinstance(module, SpatialTransformer):
-            nn.init.zeros_(module.proj_out.weight)
-    nn.init.zeros_(network.out[-1].weight)
-
-
-def keep_tokens(model: Model, source: str) -> None:
-    """List the tokens of the data's words in a conditioner with a cut embedding table."""
-    from ldm.conditioning import FrozenCLIPEmbedder, kept_token_ids
-
-    embedder = model.cond_stage_model
-    if not isinstance(embedder, FrozenCLIPEmbedder) or embedder.kept_tokens is None:
-        return
-    ids = torch.tensor(kept_token_ids(list(all_captions_vocabulary())))
-    if len(ids) != len(embedder.kept_tokens):
-        raise ConfigError(
-            f"{source}: the captions use {len(ids)} tokens; "
-            f"set cond_stage_config.params.text_config.vocab_size: {len(ids)}"
-        )
-    embedder.kept_tokens.copy_(ids)
-
-
-def load_weights(module: nn.Module, path: str) -> None:
-    """Assign a safetensors file to a module, strictly; raises ConfigError naming the file."""
-    from safetensors.torch import load_file
-
-    if not Path(path).is_file():
-        raise ConfigError(f"{path}: no such weights; train that stage first")
-    tensors = {key: value.float() for key, value in load_file(path).items()}
-    try:
-        module.load_state_dict(tensors)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ConfigError(f"{path}: does not fit the YAML: {reason}") from None
-
-
 class Ema:
     """Exponential moving average of a module's weights, saved and restored with the run."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
-        self.average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        self.average = AveragedModel(module, multi_avg_fn=average)
 
     def update(self, module: nn.Module) -> None:
         self.average.update_parameters(module)
@@ -413,18 +65,6 @@ def prefetch(stage: Stage, steps: range) -> Iterator[tuple[int, Batch]]:
             if step + 1 < steps.stop:
                 coming = pool.submit(stage.batch, step + 1)
             yield step, batch
-
-
-def hardware_bf16() -> bool:
-    """Whether bfloat16 products run in hardware here; emulated they are slower than float32."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and _cpu_flag("avx512_bf16")
-
-
-def _cpu_flag(name: str) -> bool:
-    info = Path("/proc/cpuinfo")
-    return info.is_file() and name in info.read_text(encoding="ascii", errors="ignore")
 
 
 def save_weights(weights: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
@@ -469,7 +109,11 @@ def fit(stage: Stage, plan: Plan, *, resume: bool) -> Path:
     ema = Ema(module, plan.ema_decay)
     ema.average.to(accelerator.device)
     optimizer = torch.optim.AdamW(
-        module.parameters(), lr=plan.learning_rate, betas=(0.9, 0.99), weight_decay=1e-3
+        module.parameters(),
+        lr=plan.learning_rate,
+        betas=(0.9, 0.99),
+        weight_decay=1e-3,
+        fused=True,  # one pass over the weights; on a CPU a fifth of a small model's step
     )
     rate = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(plan, step)
@@ -563,4 +207,5 @@ def run(config: Path, *, resume: bool = False, overrides: Sequence[str] = ()) ->
     target = str((tree.tree.get("model") or {}).get("target"))
     kind = AutoencoderStage if target.startswith("ldm.models.autoencoder.") else DiffusionStage
     torch.manual_seed(plan.seed)
-    return fit(kind(tree, plan, data), plan, resume=resume)
+    stage: Stage = kind(tree, plan, data)
+    return fit(stage, plan, resume=resume)

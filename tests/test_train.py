@@ -14,17 +14,15 @@ from safetensors.torch import load_file
 
 from ldm.config import Config
 from ldm.errors import ConfigError
-from ldm.train import (
+from ldm.stages import (
     AutoencoderStage,
     DiffusionStage,
     Plan,
-    fit,
-    learning_rate_factor,
-    run,
     step_generator,
     to_pictures,
     to_tensor,
 )
+from ldm.train import fit, learning_rate_factor, run
 
 AUTOENCODER: dict[str, Any] = {
     "target": "ldm.models.autoencoder.AutoencoderKL",

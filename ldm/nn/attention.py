@@ -66,9 +66,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         q, k, v = q.float(), k.float(), v.float()
     if policy.backend == "xformers":
         return _xformers(q, k, v, heads).to(dtype)
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    q, k, v = (_by_head(x, heads).transpose(1, 2) for x in (q, k, v))
     if policy.backend == "sliced":
-        parts = [F.scaled_dot_product_attention(rows, k, v) for rows in q.split(SLICE_ROWS, dim=2)]
+        slices = torch.split(q, SLICE_ROWS, dim=2)
+        parts = [F.scaled_dot_product_attention(rows, k, v) for rows in slices]
         out = torch.cat(parts, dim=2)
     elif policy.backend == "math":
         scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
@@ -78,10 +79,15 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     return out.transpose(1, 2).flatten(-2).to(dtype)
 
 
-def _xformers(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    from xformers.ops import memory_efficient_attention  # noqa: PLC0415  (optional and heavy)
+def _by_head(x: Tensor, heads: int) -> Tensor:
+    """[B, N, heads*d] -> [B, N, heads, d]."""
+    return x.reshape(*x.shape[:-1], heads, -1)
 
-    q, k, v = (x.unflatten(-1, (heads, -1)) for x in (q, k, v))
+
+def _xformers(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    from xformers.ops import memory_efficient_attention
+
+    q, k, v = (_by_head(x, heads) for x in (q, k, v))
     out: Tensor = memory_efficient_attention(q, k, v)
     return out.flatten(-2)
 
@@ -118,7 +124,8 @@ class GEGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.proj(x).chunk(2, dim=-1)
-        return value * F.gelu(gate)
+        out: Tensor = value * F.gelu(gate)
+        return out
 
 
 class FeedForward(nn.Module):
@@ -212,7 +219,8 @@ class SpatialTransformer(nn.Module):
             hidden = block(hidden, context)
         if self.use_linear:
             hidden = self.proj_out(hidden)
-        hidden = hidden.transpose(1, 2).unflatten(2, (height, width))
+        hidden = hidden.transpose(1, 2).reshape(*hidden.shape[::2], height, width)
         if not self.use_linear:
             hidden = self.proj_out(hidden)
-        return hidden + x
+        out: Tensor = hidden + x
+        return out

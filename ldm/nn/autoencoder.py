@@ -1,12 +1,14 @@
 """The KL autoencoder between pixels and latents, with the originals' key names.
 
-Source of the structure: CompVis `ldm/modules/diffusionmodules/model.py`, `ldm/models/autoencoder.py`.
+Source of the structure: CompVis `ldm/modules/diffusionmodules/model.py` and
+`ldm/models/autoencoder.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -61,7 +63,8 @@ class ResnetBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(self.dropout(F.silu(self.norm2(h))))
-        return h + (x if self.nin_shortcut is None else self.nin_shortcut(x))
+        out: Tensor = h + (x if self.nin_shortcut is None else self.nin_shortcut(x))
+        return out
 
 
 class AttnBlock(nn.Module):
@@ -78,7 +81,7 @@ class AttnBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         normed = self.norm(x)
         q, k, v = (f(normed).flatten(2).transpose(1, 2) for f in (self.q, self.k, self.v))
-        h = attention(q, k, v, heads=1).transpose(1, 2).unflatten(2, x.shape[-2:])
+        h = attention(q, k, v, heads=1).transpose(1, 2).reshape(x.shape)
         out: Tensor = x + self.proj_out(h)
         return out
 
@@ -108,22 +111,24 @@ class _Upsample(nn.Module):
 
 
 class _Level(nn.Module):
-    """The blocks of one resolution; `downsample` or `upsample` is there where the size changes."""
-
-    downsample: _Downsample
-    upsample: _Upsample
+    """The blocks of one resolution, and the way to the next where there is one."""
 
     def __init__(self, channels: Sequence[int], attends: bool, dropout: float, groups: int) -> None:
         super().__init__()
-        pairs = list(zip(channels[:-1], channels[1:], strict=True))
+        pairs = list(pairwise(channels))
         self.block = nn.ModuleList(ResnetBlock(cin, cout, dropout, groups) for cin, cout in pairs)
         self.attn = nn.ModuleList(AttnBlock(cout, groups) for _, cout in pairs if attends)
+        self.downsample: _Downsample | None = None
+        self.upsample: _Upsample | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         for index, block in enumerate(self.block):
             x = block(x)
             if len(self.attn):
                 x = self.attn[index](x)
+        for resize in (self.downsample, self.upsample):
+            if resize is not None:
+                x = resize(x)
         return x
 
 
@@ -177,10 +182,8 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)
-        for index, level in enumerate(self.down):
+        for level in self.down:
             h = level(h)
-            if index != len(self.down) - 1:
-                h = level.downsample(h)
         out: Tensor = self.conv_out(F.silu(self.norm_out(self.mid(h))))
         return out
 
@@ -225,10 +228,8 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.mid(self.conv_in(z))
-        for index in reversed(range(len(self.up))):
-            h = self.up[index](h)
-            if index:
-                h = self.up[index].upsample(h)
+        for level in reversed(list(self.up)):
+            h = level(h)
         h = self.conv_out(F.silu(self.norm_out(h)))
         return torch.tanh(h) if self.tanh_out else h
 

@@ -26,14 +26,14 @@ def activate(x: Tensor, name: str) -> Tensor:
     return x * torch.sigmoid(1.702 * x) if name == "quick_gelu" else F.gelu(x)
 
 
-def _causal(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool) -> Tensor:
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+def _attention(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool) -> Tensor:
+    q, k, v = (x.reshape(*x.shape[:2], heads, -1).transpose(1, 2) for x in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
     return out.transpose(1, 2).flatten(-2)
 
 
 def _read(cls: type[C], values: Mapping[str, Any], inert: frozenset[str], where: str) -> C:
-    """A dataclass from a section of a YAML; an unknown field is a ConfigError naming the nearest."""
+    """A dataclass from a section of a YAML; ConfigError naming an unknown field and its like."""
     known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
     for name in values:
         if name not in known | inert:
@@ -60,9 +60,21 @@ class TextConfig:
     layer_norm_eps: float = 1e-5
 
     _INERT: ClassVar[frozenset[str]] = frozenset(
-        "architectures model_type bos_token_id eos_token_id pad_token_id projection_dim dropout "
-        "attention_dropout initializer_factor initializer_range torch_dtype dtype "
-        "transformers_version".split()
+        {
+            "architectures",
+            "model_type",
+            "bos_token_id",
+            "eos_token_id",
+            "pad_token_id",
+            "projection_dim",
+            "dropout",
+            "attention_dropout",
+            "initializer_factor",
+            "initializer_range",
+            "torch_dtype",
+            "dtype",
+            "transformers_version",
+        }
     )
 
     @classmethod
@@ -87,7 +99,7 @@ class _SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-        out: Tensor = self.out_proj(_causal(q, k, v, self.heads, causal=True))
+        out: Tensor = self.out_proj(_attention(q, k, v, self.heads, causal=True))
         return out
 
 
@@ -274,7 +286,7 @@ class _JointAttention(nn.Module):
 
     def forward(self, x: Tensor, causal: bool) -> Tensor:
         q, k, v = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
-        out: Tensor = self.out_proj(_causal(q, k, v, self.heads, causal))
+        out: Tensor = self.out_proj(_attention(q, k, v, self.heads, causal))
         return out
 
 

@@ -28,7 +28,7 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000.0) -> Tens
 
 
 class Downsample(nn.Module):
-    """Halve height and width, by a strided convolution or by averaging. [B,C,h,w] -> [B,C',h/2,w/2]."""
+    """Halve height and width, by a strided convolution or by averaging [B,C,h,w]."""
 
     def __init__(self, channels: int, use_conv: bool, out_channels: int | None = None) -> None:
         super().__init__()
@@ -132,7 +132,8 @@ class AttentionBlock(nn.Module):
         if self.new_order:
             q, k, v = tokens.chunk(3, dim=-1)
         else:
-            heads = tokens.unflatten(-1, (self.heads, 3, -1))
+            heads = tokens.reshape(*tokens.shape[:2], self.heads, 3, -1)
             q, k, v = (part.flatten(-2) for part in heads.unbind(dim=-2))
         h = self.proj_out(attention(q, k, v, self.heads).transpose(1, 2))
-        return x + h.unflatten(2, x.shape[-2:])
+        out: Tensor = x + h.reshape(x.shape)
+        return out

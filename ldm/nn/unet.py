@@ -158,7 +158,7 @@ class UNetModel(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype that the weights are held in."""
-        return self.time_embed[0].weight.dtype
+        return next(self.parameters()).dtype
 
     def forward(
         self, x: Tensor, timesteps: Tensor, context: Tensor | None = None, y: Tensor | None = None
