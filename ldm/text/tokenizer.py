@@ -1,0 +1,222 @@
+"""The byte-level BPE of CLIP (arXiv 2103.00020), under the rules of the two libraries that use it.
+
+Both share one vocabulary of 49408 tokens and differ in how they clean a text before it is split.
+It is read from the installed package open_clip, which is located but never imported.
+"""
+
+from __future__ import annotations
+
+import gzip
+import html
+import importlib.util
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokenizers import Encoding, Regex, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+from tokenizers.models import BPE
+
+from ldm.errors import LdmError
+
+if TYPE_CHECKING:
+    import regex
+
+START = 49406
+END = 49407
+LENGTH = 77
+"""Tokens that CLIP reads, the start and end tokens included."""
+
+_VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
+_PLAIN_TOKENS = END + 1 - 2
+_BYTES = 256
+_WORD_END = "</w>"
+_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A text's token ids without start and end, and where in `text` each one came from.
+
+    `text` is what was split: the user's own, or a cleaned one. Token i covers the characters
+    `spans[i]` of it and belongs to the word `words[i]`.
+    """
+
+    text: str
+    ids: list[int]
+    spans: list[tuple[int, int]]
+    words: list[int]
+
+    def tail(self, first: int) -> str:
+        """The text from token `first` on, without space around it; '' if there is none."""
+        return self.text[self.spans[first][0] :].strip() if first < len(self.ids) else ""
+
+    def words_outside(self, known: frozenset[int]) -> list[str]:
+        """The words with a token that is not in `known`, each once, in order."""
+        outside: dict[str, None] = {}
+        for _, members in groupby(range(len(self.ids)), key=lambda i: self.words[i]):
+            tokens = list(members)
+            if any(self.ids[i] not in known for i in tokens):
+                outside[self.text[self.spans[tokens[0]][0] : self.spans[tokens[-1]][1]]] = None
+        return list(outside)
+
+
+class Tokenizer(ABC):
+    """Texts to CLIP token ids."""
+
+    @abstractmethod
+    def split(self, text: str) -> Tokens:
+        """The tokens of a text, with their places in it. Unpaired surrogates count as U+FFFD."""
+
+    def encode(self, text: str) -> list[int]:
+        """The token ids of a text, without start and end."""
+        return self.split(text).ids
+
+    def batch(
+        self, texts: Sequence[str], pad: int, length: int = LENGTH
+    ) -> tuple[list[list[int]], list[str]]:
+        """Ids [B][length] with start, end and padding, and for each text what was cut off, or ''.
+
+        A text that is too long keeps its first length - 2 tokens and the end token.
+        """
+        split = [self.split(text) for text in texts]
+        room = length - 2
+        ids = [[START, *tokens.ids[:room], END] for tokens in split]
+        padded = [row + [pad] * (length - len(row)) for row in ids]
+        return padded, [tokens.tail(room) for tokens in split]
+
+
+class ClipTokenizer(Tokenizer):
+    """The rules of transformers' CLIPTokenizer: NFC, white space to one space, lower case."""
+
+    def __init__(self) -> None:
+        specials = ("<|startoftext|>", "<|endoftext|>")
+        self._backend = _backend(specials)
+        self._backend.normalizer = normalizers.Sequence(
+            [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+        )
+        named = "|".join(name.replace("|", r"\|") for name in specials)
+        self._backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(f"{named}|{_WORDS}"), behavior="removed", invert=True),
+                # It splits once more, by GPT-2's rules: special tokens in odd case fall apart.
+                pre_tokenizers.ByteLevel(add_prefix_space=False),
+            ]
+        )
+
+    def split(self, text: str) -> Tokens:
+        text = _whole(text)
+        found = self._backend.encode(text, add_special_tokens=False)
+        return Tokens(text, found.ids, found.offsets, _words(found))
+
+
+class OpenClipTokenizer(Tokenizer):
+    """The rules of open_clip: mojibake mended, HTML unescaped, white space squeezed, lower case."""
+
+    def __init__(self) -> None:
+        import regex
+
+        specials = ("<start_of_text>", "<end_of_text>")
+        self._backend = _backend(specials)
+        self._backend.pre_tokenizer = pre_tokenizers.ByteLevel(
+            add_prefix_space=False, use_regex=False
+        )
+        # open_clip finds words with this library, whose Unicode tables are its own.
+        self._words: regex.Pattern[str] = regex.compile(
+            "|".join([*specials, _WORDS]), regex.IGNORECASE
+        )
+
+    def split(self, text: str) -> Tokens:
+        cleaned, lowered, places = self._clean(text)
+        matches = list(self._words.finditer(lowered))
+        found = self._backend.encode(
+            [match.group() for match in matches], is_pretokenized=True, add_special_tokens=False
+        )
+        words = _words(found)
+        starts = [matches[word].start() for word in words]
+        spans = [
+            (places[start + low], places[start + high])
+            for start, (low, high) in zip(starts, found.offsets, strict=True)
+        ]
+        return Tokens(cleaned, found.ids, spans, words)
+
+    @staticmethod
+    def _clean(text: str) -> tuple[str, str, list[int]]:
+        """A text cleaned, the same in lower case, and for each place in that the one in this."""
+        import ftfy
+
+        cleaned = html.unescape(html.unescape(ftfy.fix_text(text)))
+        cleaned = " ".join(_whole(cleaned).split())
+        lowered = cleaned.lower()
+        widths = [len(char.lower()) for char in cleaned]
+        places = [place for place, width in enumerate(widths) for _ in range(width)]
+        return cleaned, lowered, [*places, len(cleaned)]
+
+
+@cache
+def clip_tokenizer() -> Tokenizer:
+    """The tokenizer of FrozenCLIPEmbedder, built at the first call."""
+    return ClipTokenizer()
+
+
+@cache
+def open_clip_tokenizer() -> Tokenizer:
+    """The tokenizer of FrozenOpenCLIPEmbedder, built at the first call."""
+    return OpenClipTokenizer()
+
+
+def _whole(text: str) -> str:
+    """A text without unpaired surrogates, which come from file names and cannot be UTF-8."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _words(found: Encoding) -> list[int]:
+    """The number of each token's word; only tokens that a post-processor adds have none."""
+    return [-1 if word is None else word for word in found.word_ids]
+
+
+def vocabulary_file() -> Path:
+    """The vocabulary in the installed package open_clip; raises LdmError if it is not there."""
+    spec = importlib.util.find_spec("open_clip")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        path = Path(folder) / _VOCABULARY
+        if path.is_file():
+            return path
+    raise LdmError(f"{_VOCABULARY} is not to be found: pip install open_clip_torch")
+
+
+def vocabulary() -> tuple[list[str], list[tuple[str, str]]]:
+    """The names of tokens 0..49405 and the merges that make them, best first."""
+    with gzip.open(vocabulary_file(), "rt", encoding="utf-8") as file:
+        lines = file.read().split("\n")
+    merges: list[tuple[str, str]] = []
+    for line in lines[1 : 1 + _PLAIN_TOKENS - 2 * _BYTES]:  # the first line is a title
+        left, right = line.split()
+        merges.append((left, right))
+    letters = _byte_letters()
+    words = [letter + _WORD_END for letter in letters]
+    return [*letters, *words, *(left + right for left, right in merges)], merges
+
+
+def _byte_letters() -> list[str]:
+    """A visible character for each byte, in the vocabulary's order.
+
+    Bytes that are visible in Latin-1 stand for themselves and come first; the others follow,
+    written as the characters from U+0100 on.
+    """
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    return [*map(chr, visible), *(chr(0x100 + i) for i in range(_BYTES - len(visible)))]
+
+
+def _backend(specials: tuple[str, str]) -> Backend:
+    names, merges = vocabulary()
+    ids = {name: i for i, name in enumerate([*names, *specials])}
+    backend = Backend(
+        BPE(vocab=ids, merges=merges, end_of_word_suffix=_WORD_END, unk_token=specials[1])
+    )
+    backend.add_special_tokens(list(specials))
+    return backend
