@@ -24,7 +24,7 @@ PROJECT: dict[str, Any] = tomllib.loads((TOP / "pyproject.toml").read_text(encod
 PROJECT = PROJECT["project"]
 
 # The name to install, where it is not the name to import.
-DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "open_clip": "open_clip_torch"}
 # Declared for a file that it installs, not for its code: the vocabulary.
 NOT_IMPORTED = {"open-clip-torch"}
 
