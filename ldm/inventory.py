@@ -20,7 +20,7 @@ _FILE = Path(__file__).with_name("inventory.json.gz")
 
 def expected_shapes(config: Config) -> Shapes:
     """Key -> shape of the model of a YAML; of a packaged YAML without torch. Raises ConfigError."""
-    listed = _inventory().get(fingerprint(config))
+    listed = inventory().get(fingerprint(config))
     return shapes_of(config) if listed is None else listed
 
 
@@ -49,7 +49,8 @@ def packaged_yamls() -> list[Path]:
 
 
 @cache
-def _inventory() -> dict[str, dict[str, tuple[int, ...]]]:
+def inventory() -> dict[str, dict[str, tuple[int, ...]]]:
+    """Fingerprint of a YAML -> key -> shape, for the packaged YAMLs."""
     try:
         text = gzip.decompress(_FILE.read_bytes())
     except FileNotFoundError:  # being written for the first time

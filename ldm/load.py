@@ -31,8 +31,8 @@ from ldm.weights.keys import (
 )
 
 # An eps network gives the pure noise back that it is shown; a v network gives minus the picture,
-# which that noise does not contain. This is the correlation half way.
-EPS_CORRELATION = 0.5
+# which that noise does not contain. This is half way between the two slopes of output on input.
+EPS_SLOPE = 0.5
 
 
 @dataclass(frozen=True)
@@ -181,11 +181,11 @@ def _tensors(model: Model) -> list[tuple[str, Tensor]]:
 def measure_prediction(model: Model) -> tuple[str, str]:
     """Tell eps from v by one pass of the network over pure noise: ("eps" or "v", why).
 
-    At the last time step the input is noise e but for some percent, so that by its definition an
-    eps network's output correlates with the input as nearly 1, and that of a v network,
-    sqrt(alphas_cumprod) e - sqrt(1 - alphas_cumprod) z, as nearly 0.
-    (AUTOMATIC1111/stable-diffusion-webui, modules/sd_models_config.py, tells them by the mean
-    of such an output.)
+    At the last time step the input is noise e but for some percent. By their definitions an eps
+    network's output there is about e, a slope of 1 on the input, and a v network's
+    sqrt(alphas_cumprod) e - sqrt(1 - alphas_cumprod) z, a slope of about 0.07, with z the same
+    hardly known picture whatever e is. (AUTOMATIC1111/stable-diffusion-webui tells them by the mean
+    of the output for a constant input: modules/sd_models_config.py.)
     """
     network = model.network
     side = 2 ** (network.levels + 1)
@@ -195,9 +195,10 @@ def measure_prediction(model: Model) -> tuple[str, str]:
     last = torch.full((1,), float(len(model.schedule) - 1), device=device)
     cond, _ = model.condition([""])
     output = model.predict(noise.to(device), last, cond).float().cpu()
-    correlation = torch.corrcoef(torch.stack([noise.flatten(), output.flatten()]))[0, 1].item()
-    prediction = "eps" if correlation > EPS_CORRELATION else "v"
-    return prediction, f"measured: on pure noise the output follows it by {correlation:.2f}"
+    centred = noise - noise.mean()
+    slope = ((centred * output).sum() / centred.square().sum()).item()
+    prediction = "eps" if slope > EPS_SLOPE else "v"
+    return prediction, f"measured: shown pure noise, the network gives back {slope:.2f} of it"
 
 
 def _notes(header: Header, sources: Mapping[str, str]) -> tuple[str, ...]:
