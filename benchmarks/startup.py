@@ -3,13 +3,16 @@
     python -m benchmarks.startup [--full] [--checkpoint FILE ...]
 
 Without arguments the bundled model is loaded. `--full` writes a v1 checkpoint of full size (2 GB in
-half precision, random numbers) into a temporary folder and loads that too: its peak memory above
-the bare interpreter, over the size of the weights, is held to 1.15 (exit code 1 above it).
+half precision, random numbers) into a temporary folder and loads that too. Two of its figures are
+held to 1.15 times the size of the weights (else the exit code is 1): the peak of loading above bare
+Python, and, once every weight has been read, the peak above an interpreter that imported torch.
+The weights are mapped from the file, so they count as memory only from when they are read.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -63,6 +66,7 @@ def random_checkpoint(folder: Path, name: str = "v1-inference") -> Path:
             tensors[key] = pool.repeat(copies)[: tensor.numel()].reshape(tensor.shape).clone()
     path = folder / f"random-{name}.safetensors"
     save_file(tensors, path)
+    os.sync()  # or the writing would be measured with the loading
     return path
 
 
@@ -95,19 +99,15 @@ def main() -> int:
             size = path.stat().st_size
             show(f"ldm info {path.name}", run(HELP, ["info", str(path)], times=3))
             loaded = run(LOAD, [str(path)], times=3)
+            peak = (loaded.peak - bare.peak) / size
             inside = f"{float(loaded.out):.2f} s of it loading"
-            show("  load as fp16", loaded, inside)
+            show("  load as fp16", loaded, f"{inside}; peak above python {peak:.2f} of the file")
             read = run(READ, [str(path)])
-            ratio = (read.peak - bare.peak) / size
-            over_torch = (read.peak - torch_alone.peak) / size
-            show(
-                "  load as fp16 and read it all",
-                read,
-                f"above python {ratio:.2f}, above torch {over_torch:.2f} of {size / 2**20:.0f} MiB",
-            )
-            failed |= size > 2**30 and ratio > LIMIT
+            peak_read = (read.peak - torch_alone.peak) / size
+            show("  and read it all", read, f"peak above torch {peak_read:.2f} of the file")
+            failed |= size > 2**30 and max(peak, peak_read) > LIMIT
     if failed:
-        print(f"peak memory above the bare interpreter is more than {LIMIT} times the weights")
+        print(f"a peak is more than {LIMIT} times the weights")
     return int(failed)
 
 
