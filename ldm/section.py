@@ -21,7 +21,7 @@ LIST: Kind = (list,)
 TREE: Kind = (dict,)
 
 # Sections of the file that say how to train, not what the model is.
-INERT_SECTIONS = frozenset({"data", "lightning", "train"})
+INERT_SECTIONS = frozenset({"data", "lightning", "sampling", "train"})
 # Fields beside `target` and `params` that only training reads.
 INERT_FIELDS = frozenset({"base_learning_rate"})
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ldm.config import Config, override, read_config
-from ldm.errors import CheckpointError
+from ldm.errors import CheckpointError, ConfigError
 from ldm.families import FAMILIES, candidates, detect, yaml_beside, yaml_of
 from ldm.families.family import Family
-from ldm.job import Defaults
+from ldm.job import Defaults, nearest
 from ldm.weights.header import Header
 
 # ModelSpec's field in a .safetensors header, and its words for a prediction.
@@ -94,14 +94,34 @@ def _own_family(header: Header, config: Config) -> Family:
     side = (image_size if isinstance(image_size, int) else 64) * factor
     open_clip = "OpenCLIP" in str((params.get("cond_stage_config") or {}).get("target", ""))
     scale = 9.0 if open_clip else 7.5
+    defaults = Defaults(side, side, scale, 50, "ddim", f"image_size of {config.source}")
     return Family(
         name=header.path.stem,
         title=f"{header.path.stem}, of a size of its own",
         yaml=config.source,
         prediction=_prediction(config),
-        defaults=Defaults(side, side, scale, 50, "ddim", f"image_size of {config.source}"),
+        defaults=_sampling(config, defaults),
         needs={},
     )
+
+
+def _sampling(config: Config, defaults: Defaults) -> Defaults:
+    """The defaults that a YAML states itself: a `sampling` section of ours, beside `model`."""
+    section = config.tree.get("sampling")
+    if section is None:
+        return defaults
+    known = {"width": int, "height": int, "scale": float, "steps": int, "sampler": str}
+    if not isinstance(section, dict):
+        raise ConfigError(f"{config.source}: sampling must be a section of {', '.join(known)}")
+    for name, value in section.items():
+        if name not in known:
+            hint = nearest(str(name), known)
+            raise ConfigError(f"{config.source}: sampling.{name} is not a default{hint}")
+        if type(value) is not known[name] and not (known[name] is float and type(value) is int):
+            raise ConfigError(
+                f"{config.source}: sampling.{name} must be {known[name].__name__}, not {value!r}"
+            )
+    return replace(defaults, **section, source=f"sampling in {config.source}")
 
 
 def _prediction(config: Config) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ldm.config import read_config
-from ldm.errors import CheckpointError
+from ldm.errors import CheckpointError, ConfigError
 from ldm.families import FAMILIES, candidates, detect, yaml_beside, yaml_of
 from ldm.families.choice import choose, with_prediction
 from ldm.families.family import Pattern
@@ -147,3 +147,32 @@ def test_fingerprints_of_different_families_exclude_each_other() -> None:
     for left, right in itertools.combinations(MODELS, 2):
         if MODELS[left][1] != MODELS[right][1]:
             assert detect(header_of(golden_shapes(left))) != detect(header_of(golden_shapes(right)))
+
+
+def own_yaml(tmp_path: Path, sampling: str) -> Header:
+    (tmp_path / "tiny.yaml").write_text(
+        "model: {target: ldm.models.diffusion.ddpm.LatentDiffusion, params: {image_size: 16}}\n"
+        + sampling
+    )
+    return header_of({"x": (1,)}, tmp_path / "tiny.safetensors")
+
+
+def test_a_yaml_can_state_its_own_defaults(tmp_path: Path) -> None:
+    header = own_yaml(tmp_path, "sampling: {scale: 3, steps: 25, sampler: dpmpp_2m}")
+    defaults = choose(header).family.defaults
+    assert (defaults.width, defaults.scale, defaults.steps) == (128, 3, 25)
+    assert defaults.sampler == "dpmpp_2m"
+    assert "sampling" in defaults.source
+
+
+@pytest.mark.parametrize(
+    ("sampling", "message"),
+    [
+        ("sampling: {stepz: 25}", "stepz.*steps"),
+        ("sampling: {steps: many}", "steps must be int"),
+        ("sampling: 25", "must be a section"),
+    ],
+)
+def test_wrong_defaults_in_a_yaml_are_named(tmp_path: Path, sampling: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        choose(own_yaml(tmp_path, sampling))
