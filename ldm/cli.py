@@ -63,6 +63,9 @@ def run(argv: Sequence[str], *, script: bool = False) -> int:
         # Who read our output has gone; nothing more can be said to them, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        named = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{named}{error.strerror or error}", LdmError.exit_code, argv)
     except _CLICK_ERROR as error:
         return _fail(_click_message(error), UsageError.exit_code, argv)
     except Exception as error:  # noqa: BLE001  (the last resort: an error is one line)

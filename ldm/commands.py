@@ -30,6 +30,8 @@ def txt2img(given: Mapping[str, Any], *, script: bool) -> int:
     outputs, fields = _split(fields)
     if outputs.from_file is not None:
         fields["prompts"] = read_prompts(outputs.from_file, outputs.repeat)
+        if fields.pop("prompt", None) is not None:
+            notes.append("--prompt is ignored: the prompts are those of --from-file")
     plan = make_plan(fields, script=script)
     tell = _teller(outputs)
     for note in (*notes, *plan.notes):
@@ -53,6 +55,8 @@ def rerun(image: str, given: dict[str, Any]) -> int:
     record = read_record(Path(image))
     outputs, changes = _split(given)
     outputs = replace(outputs, skip_grid=True)
+    if record.job.rng == "device" and record.job.device == "cuda" and "device" in changes:
+        changes["rng"] = "philox"  # the numbers of the GPU that it was made on
     plan = make_plan({**vars(record.job), **changes})
     tell = _teller(outputs)
     if plan.header.short_hash != record.hash:

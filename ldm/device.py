@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -40,8 +39,6 @@ def choose(
     """What a job's words mean on this machine; raises JobError for what is not here."""
     where = choose_device(device)
     resolved, notes = choose_precision(precision, where)
-    if attention == "xformers":
-        check_xformers()
     dtypes = {"full": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     return Policy(
         device=where,
@@ -83,12 +80,3 @@ def choose_precision(name: str, device: torch.device) -> tuple[str, tuple[str, .
         note = f"--precision autocast needs an NVIDIA GPU; on {device.type} it is full precision"
         return "full", (note,)
     return name, ()
-
-
-def check_xformers() -> None:
-    """Raise JobError unless the xformers package is installed."""
-    if importlib.util.find_spec("xformers") is None:
-        raise JobError(
-            "--attention xformers: the package is not installed; "
-            "pip install 'ldm-cli[xformers]', or use --attention sdpa, which is as fast"
-        )

@@ -210,6 +210,9 @@ class Job:
             raise JobError(f"--eta must be 0 to 1, not {self.eta:g}")
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             raise JobError(f"--device must be auto, cpu, cuda, cuda:N or mps, not {self.device!r}")
+        for text in (self.prompt or "", *self.prompts, self.negative):
+            if not text.isascii() and text.encode(errors="ignore").decode() != text:
+                raise JobError(f"a prompt must be UTF-8 text, not {text!r}")
         sampler = self.sampler and SAMPLER_NAMES[self.sampler]
         if sampler == "plms" and self.eta:
             raise JobError("--plms works with --eta 0 only: the method draws no noise")

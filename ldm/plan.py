@@ -5,6 +5,7 @@ Everything that can be wrong with a request is found here, before weights are re
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import secrets
@@ -18,7 +19,7 @@ from ldm.config import Config, resource
 from ldm.errors import CheckpointError, ConfigError, JobError
 from ldm.families import FAMILIES
 from ldm.families.choice import Choice, choose, with_prediction
-from ldm.job import Defaults, Job, nearest
+from ldm.job import ETA_SAMPLERS, Defaults, Job, nearest
 from ldm.legacy import SCRIPT_CHECKPOINT, SCRIPT_DEFAULTS, SCRIPT_DEFAULTS_V2
 from ldm.weights.header import Header, read_header
 
@@ -50,6 +51,11 @@ def make_plan(given: Mapping[str, Any], *, script: bool = False) -> Plan:
     """
     asked = Job(**given)
     asked.validate()
+    if asked.attention == "xformers" and importlib.util.find_spec("xformers") is None:
+        raise JobError(
+            "--attention xformers: the package is not installed; "
+            "pip install 'ldm-cli[xformers]', or use --attention sdpa, which is as fast"
+        )
     checkpoint, notes = find_checkpoint(asked.model, script=script)
     config, config_notes = find_config(asked.config)
     header = read_header(checkpoint)
@@ -58,10 +64,15 @@ def make_plan(given: Mapping[str, Any], *, script: bool = False) -> Plan:
         choice = with_prediction(choice, asked.prediction, "asked for")
     if script:
         asked = Job(**{**script_defaults(choice), **given})
+    if asked.prompts:
+        asked = replace(asked, prompt=None)
     asked = replace(asked, model=_recorded(asked.model, checkpoint), config=_short(asked.config))
     plan = Plan(asked, asked, {}, header, config, choice, (*notes, *config_notes))
     plan = resolve(plan, choice.family.defaults, given, script=script)
     check_model(plan.job, choice)
+    if plan.job.eta and plan.job.sampler not in ETA_SAMPLERS:
+        note = f"--eta is ignored: {plan.job.sampler} draws no noise"
+        plan = replace(plan, notes=(*plan.notes, note))
     return plan
 
 
@@ -115,7 +126,7 @@ def find_checkpoint(name: str | None, *, script: bool = False) -> tuple[Path, tu
             note = f"no --ckpt, and no {SCRIPT_CHECKPOINT}: using the bundled model {BUNDLED}"
         return path, (note,)
     path = Path(name).expanduser()
-    for suffix in SUFFIXES:
+    for suffix in SUFFIXES if path.name else ():
         if (found := path.with_name(path.name + suffix)).is_file():
             return found, ()
     if path.is_dir():
@@ -182,25 +193,23 @@ def _bundled() -> Path:
 
 
 def _matches(folder: Path, name: str) -> list[Path]:
+    """The checkpoints in a folder tree whose path ends in a name; .safetensors before .ckpt."""
+    *parents, last = Path(name).parts
     for suffix in SUFFIXES:
-        if (path := folder / f"{name}{suffix}").is_file():
-            return [path]
-    found = [*folder.rglob(Path(name).name + "*")] if folder.is_dir() else []
-    tail = Path(name).parts
-    wanted = {(*tail[:-1], tail[-1] + suffix) for suffix in SUFFIXES}
-    return sorted(p for p in found if p.is_file() and p.parts[-len(tail) :] in wanted)
+        tail = (*parents, f"{last}{suffix}")
+        found = [path for path in _checkpoints(folder) if path.parts[-len(tail) :] == tail]
+        direct = [path for path in found if path == folder.joinpath(*tail)]
+        if found:
+            return direct or found
+    return []
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES[1:])
 
 
 def _no_model(name: str) -> str:
-    there = sorted(
-        {
-            path.stem
-            for folder in model_folders()
-            if folder.is_dir()
-            for path in folder.rglob("*")
-            if path.suffix in SUFFIXES[1:]
-        }
-    )
+    there = sorted({path.stem for folder in model_folders() for path in _checkpoints(folder)})
     hint = nearest(Path(name).name, there)
     known = f"; there are {', '.join(there[:10])}" if there else ""
     return f"--model {name}: no such file, nor under ./models or $LDM_MODELS{hint}{known}"
@@ -209,7 +218,7 @@ def _no_model(name: str) -> str:
 def _recorded(name: str | None, checkpoint: Path) -> str | None:
     """What a record says of the checkpoint: the name or path as it was given."""
     if name is None:
-        return BUNDLED if checkpoint == _bundled() else checkpoint.as_posix()
+        return BUNDLED if checkpoint.parent == resource("models") else checkpoint.as_posix()
     return _short(name)
 
 

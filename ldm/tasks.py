@@ -45,16 +45,18 @@ def txt2img(job: Job, model: Model) -> Problem:
     sampler = find_sampler(job.sampler)
     takes_eta = job.eta is not None and "eta" in sampler.options
     compat: Compat = "ldm" if job.schedule_compat == "ldm" else "exact"
+    sigmas = make_grid(job.grid or sampler.grid, model.schedule, job.steps, compat)
     return Problem(
         cond=cond,
         uncond=uncond,
         scale=job.scale,
         sampler=sampler,
-        sigmas=make_grid(job.grid or sampler.grid, model.schedule, job.steps, compat),
+        sigmas=sigmas,
         options={"eta": job.eta} if takes_eta else {},
         warnings=(
             *_losses("prompt", texts, cut, model),
             *_losses("negative prompt", [job.negative], cut_negative[:1], model),
+            *_other_count(job.steps, len(sigmas) - 1),
         ),
     )
 
@@ -70,6 +72,12 @@ def _losses(what: str, texts: Sequence[str], cut: Sequence[str], model: Model) -
             words = ", ".join(repr(word) for word in unknown)
             warnings.append(f"the model does not know {words}; it will draw something else there")
     return warnings
+
+
+def _other_count(asked: int, steps: int) -> list[str]:
+    if asked == steps:
+        return []
+    return [f"{asked} steps make {steps}, as in the original scripts (--schedule-compat ldm)"]
 
 
 TASKS: Mapping[str, Callable[[Job, Model], Problem]] = {"txt2img": txt2img}
