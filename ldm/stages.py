@@ -354,6 +354,8 @@ class DiffusionStage:
         model = self.config.tree["model"]
         params = {**model["params"], "scale_factor": self.model.scale_factor}
         tree = {"model": {**model, "params": params}}
+        if "sampling" in self.config.tree:
+            tree["sampling"] = self.config.tree["sampling"]
         OmegaConf.save(OmegaConf.create(tree), Path(self.plan.outdir) / "model.yaml")
 
 
