@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ldm.conditioning import Conditioning
 from ldm.denoiser import Prediction
 from ldm.model import Model
 from ldm.schedule import NoiseSchedule
@@ -118,7 +117,9 @@ def test_the_schedule_is_the_one_in_the_buffers(model: Model) -> None:
 def test_without_a_text_encoder() -> None:
     tree = v1_tree()
     tree["model"]["params"]["cond_stage_config"] = "__is_unconditional__"
-    assert make(tree).condition(["x", "y"]) == (Conditioning(), ["", ""])
+    cond, cut = make(tree).condition(["x", "y"])
+    assert (cond.crossattn, cond.vector, cond.concat) == (None, None, None)
+    assert cut == ["", ""]
 
 
 def test_sizes(model: Model) -> None:
