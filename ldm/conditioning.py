@@ -7,14 +7,15 @@ Class and attribute names are those of the original YAMLs and checkpoints
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.errors import ConfigError
-from ldm.nn.clip import CLIPTextTransformer, OpenCLIP, TextConfig, open_clip_config
+from ldm.nn.clip import CLIP_VIT_L_14, CLIPTextTransformer, OpenCLIP, TextConfig, open_clip_config
 from ldm.nn.layers import timestep_embedding
 from ldm.schedule import NoiseSchedule, augmentor_buffers
 from ldm.text.tokenizer import END, START, Tokenizer, clip_tokenizer, open_clip_tokenizer
@@ -22,28 +23,29 @@ from ldm.text.tokenizer import END, START, Tokenizer, clip_tokenizer, open_clip_
 
 @dataclass(frozen=True)
 class Conditioning:
-    """LDM's c_crossattn [B,L,D], c_adm [B,V] and c_concat [B,c,h,w], and what controls add."""
+    """LDM's c_crossattn [B,L,D], c_adm [B,V] and c_concat [B,c,h,w], and what controls add.
+
+    `vector` may be whole numbers [B], rows of a table; each of `controls` is [B,c,H,W].
+    """
 
     crossattn: Tensor | None = None
     vector: Tensor | None = None
     concat: Tensor | None = None
-    controls: tuple[Any, ...] = ()
+    controls: tuple[Tensor, ...] = ()
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Conditioning:
         """The same on a device, floats in a dtype."""
 
-        def moved(x: Tensor | None) -> Tensor | None:
-            if x is None:
-                return None
+        def moved(x: Tensor) -> Tensor:
             return x.to(device=device, dtype=dtype if x.is_floating_point() else None)
 
-        return replace(
-            self,
-            crossattn=moved(self.crossattn),
-            vector=moved(self.vector),
-            concat=moved(self.concat),
+        return Conditioning(
+            crossattn=None if self.crossattn is None else moved(self.crossattn),
+            vector=None if self.vector is None else moved(self.vector),
+            concat=None if self.concat is None else moved(self.concat),
+            controls=tuple(map(moved, self.controls)),
         )
 
     def stack(self, other: Conditioning) -> Conditioning:
@@ -56,12 +58,14 @@ class Conditioning:
                 return None
             return torch.cat([one, two])
 
-        return replace(
-            self,
+        if len(self.controls) != len(other.controls):
+            raise ValueError("both sides of guidance need the same number of controls")
+        pairs = zip(self.controls, other.controls, strict=True)
+        return Conditioning(
             crossattn=joined(self.crossattn, other.crossattn),
             vector=joined(self.vector, other.vector),
             concat=joined(self.concat, other.concat),
-            controls=self.controls + other.controls,
+            controls=tuple(torch.cat(pair) for pair in pairs),
         )
 
 
@@ -91,11 +95,16 @@ class FrozenCLIPEmbedder(nn.Module):
         super().__init__()
         if text_config is None and "clip-vit-large-patch14" not in version:
             raise ConfigError(f"text encoder {version!r} is not known: describe it in text_config")
-        config = TextConfig.read(text_config or {})
+        config = CLIP_VIT_L_14 if text_config is None else TextConfig.read(text_config)
         if max_length > config.max_position_embeddings:
             raise ConfigError(
                 f"max_length {max_length} is over text_config.max_position_embeddings "
                 f"{config.max_position_embeddings}"
+            )
+        if config.vocab_size <= END and not kept_tokens:
+            raise ConfigError(
+                f"text_config.vocab_size {config.vocab_size} is under the {END + 1} tokens of "
+                "CLIP: set kept_tokens to true"
             )
         self.max_length = max_length
         self.transformer = CLIPTextTransformer(config)
@@ -147,6 +156,10 @@ class FrozenOpenCLIPEmbedder(nn.Module):
                 f"max_length {max_length} is over text_cfg.context_length "
                 f"{config.text.context_length}"
             )
+        if config.text.vocab_size <= END:
+            raise ConfigError(
+                f"text_cfg.vocab_size {config.text.vocab_size} is under CLIP's {END + 1} tokens"
+            )
         self.max_length = max_length
         self.layer = layer
         self.model = OpenCLIP(config, text_layers=True, vision=False)
@@ -166,6 +179,11 @@ class FrozenOpenCLIPEmbedder(nn.Module):
         return []
 
 
+# Mean and deviation of CLIP's training images in [0,1]: red, green, blue.
+_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+
+
 class FrozenOpenCLIPImageEmbedder(nn.Module):
     """The image conditioner of Stable unCLIP: an open_clip vision tower.
 
@@ -182,11 +200,41 @@ class FrozenOpenCLIPImageEmbedder(nn.Module):
         config = open_clip_config(arch, model_config)
         self.model = OpenCLIP(config, text_layers=text_layers, vision=True)
 
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Images [B,3,H,W] in [-1,1] -> [B,3,S,S] of the tower's size, normalised; float32."""
+        x = (resized(images.float(), self.model.visual.image_size) + 1) / 2
+        return (x - x.new_tensor(_MEAN).view(3, 1, 1)) / x.new_tensor(_DEVIATION).view(3, 1, 1)
+
     def forward(self, images: Tensor) -> Tensor:
-        """Images [B,3,S,S] at the tower's size, normalised by CLIP's mean and deviation
-        -> embeddings [B, embed_dim]."""
-        out: Tensor = self.model.visual(images)
+        """Images [B,3,H,W] in [-1,1] -> embeddings [B, embed_dim]."""
+        out: Tensor = self.model.visual(self.preprocess(images).to(self.model.visual.proj.dtype))
         return out
+
+
+def resized(images: Tensor, size: int) -> Tensor:
+    """Images [B,C,H,W] -> [B,C,size,size]: bicubic, corners kept, blurred before if they shrink.
+
+    What kornia's resize(antialias=True) did for the originals: a Gaussian whose deviation is half
+    of what the factor is over 1, in a window of two deviations to either side.
+    """
+    batch, channels, height, width = images.shape
+    if height == width == size:
+        return images
+    if max(height, width) > size:
+        rows, columns = _gaussian(height / size).to(images), _gaussian(width / size).to(images)
+        up, left = len(rows) // 2, len(columns) // 2
+        x = F.pad(images, (left, left, up, up), mode="reflect")
+        x = x.reshape(batch * channels, 1, *x.shape[2:])
+        x = F.conv2d(F.conv2d(x, rows.view(1, 1, -1, 1)), columns.view(1, 1, 1, -1))
+        images = x.view(batch, channels, height, width)
+    return F.interpolate(images, (size, size), mode="bicubic", align_corners=True)
+
+
+def _gaussian(factor: float) -> Tensor:
+    deviation = max((factor - 1) / 2, 0.001)
+    reach = int(max(4 * deviation, 3)) // 2
+    offsets = torch.arange(-reach, reach + 1, dtype=torch.float32)
+    return torch.softmax(-((offsets / deviation) ** 2) / 2, dim=0)
 
 
 class CLIPEmbeddingNoiseAugmentation(nn.Module):

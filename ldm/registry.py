@@ -213,7 +213,8 @@ TEXT_EMBEDDERS: dict[str, Spec[TextEmbedder]] = {
 
 def _clip_image_embedder(section: Section, used: dict[str, Any]) -> nn.Module:
     """OpenAI's tower, there written `ViT-L/14`, held under open_clip's key names."""
-    return FrozenOpenCLIPImageEmbedder(used["model"].replace("/", "-"), text_layers=True)
+    arch = used["model"].replace("/", "-") + "-quickgelu"
+    return FrozenOpenCLIPImageEmbedder(arch, text_layers=True)
 
 
 IMAGE_EMBEDDERS: dict[str, Spec[nn.Module]] = {

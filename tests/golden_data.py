@@ -27,3 +27,18 @@ def case(path: str) -> dict[str, Any]:
     """A JSON file such as "modules/unet-v1/case.json"."""
     found: dict[str, Any] = json.loads((GOLDEN / path).read_text(encoding="utf-8"))
     return found
+
+
+def text_tower(name: str) -> dict[str, Tensor]:
+    """The weights of a text tower such as "text-clip-v1"; rows of its table not given are zero."""
+    found = tensors(f"modules/{name}/weights.safetensors")
+    rows = tensors(f"modules/{name}/token_rows.safetensors")
+    ids = rows.pop("__ids__").long()
+    for key, values in rows.items():
+        found[key] = torch.zeros(49408, values.shape[1]).index_copy(0, ids, values.float())
+    return found
+
+
+def without(prefix: str, found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, a prefix taken off their names."""
+    return {key.removeprefix(prefix): values for key, values in found.items()}

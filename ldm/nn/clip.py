@@ -7,7 +7,7 @@ Radford et al. 2021 (arXiv 2103.00020).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from typing import Any, ClassVar, TypeVar
 
@@ -48,13 +48,16 @@ def _read(cls: type[C], values: Mapping[str, Any], inert: frozenset[str], where:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Sizes of a text tower by the field names of transformers; the defaults are CLIP ViT-L/14."""
+    """Sizes of a text tower by the field names of transformers' CLIPTextConfig, and its defaults.
+
+    Its defaults matter: configs that transformers writes leave out what equals them.
+    """
 
     vocab_size: int = 49408
-    hidden_size: int = 768
-    intermediate_size: int = 3072
+    hidden_size: int = 512
+    intermediate_size: int = 2048
     num_hidden_layers: int = 12
-    num_attention_heads: int = 12
+    num_attention_heads: int = 8
     hidden_act: str = "quick_gelu"
     max_position_embeddings: int = 77
     layer_norm_eps: float = 1e-5
@@ -86,6 +89,9 @@ class TextConfig:
         if config.hidden_size % config.num_attention_heads:
             raise ConfigError("text_config.num_attention_heads must divide hidden_size")
         return config
+
+
+CLIP_VIT_L_14 = TextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12)
 
 
 class _SelfAttention(nn.Module):
@@ -188,13 +194,13 @@ class CLIPTextTransformer(nn.Module):
 
 @dataclass(frozen=True)
 class OpenTextConfig:
-    """`text_cfg` of an open_clip model config; the defaults are ViT-H-14's."""
+    """`text_cfg` of an open_clip model config, with its defaults."""
 
     context_length: int = 77
     vocab_size: int = 49408
-    width: int = 1024
-    heads: int = 16
-    layers: int = 24
+    width: int = 512
+    heads: int = 8
+    layers: int = 12
     mlp_ratio: float = 4.0
 
     _INERT: ClassVar[frozenset[str]] = frozenset(
@@ -204,13 +210,13 @@ class OpenTextConfig:
 
 @dataclass(frozen=True)
 class OpenVisionConfig:
-    """`vision_cfg` of an open_clip model config; the defaults are ViT-H-14's."""
+    """`vision_cfg` of an open_clip model config, with its defaults."""
 
     image_size: int = 224
-    layers: int = 32
-    width: int = 1280
-    head_width: int = 80
-    patch_size: int = 14
+    layers: int = 12
+    width: int = 768
+    head_width: int = 64
+    patch_size: int = 16
     mlp_ratio: float = 4.0
 
     _INERT: ClassVar[frozenset[str]] = frozenset({"ls_init_value", "patch_dropout"})
@@ -248,15 +254,20 @@ class OpenClipConfig:
         return cls(values["embed_dim"], text, vision, bool(values.get("quick_gelu", False)))
 
 
-# Sizes from open_clip's model_configs; ViT-L-14 in OpenAI's release has the sigmoid gelu.
+# Names and sizes of open_clip's model_configs; OpenAI's own release has the sigmoid gelu.
+_VIT_L_14 = OpenClipConfig(
+    768,
+    OpenTextConfig(width=768, heads=12, layers=12),
+    OpenVisionConfig(layers=24, width=1024, patch_size=14),
+)
 OPEN_CLIP_MODELS = {
-    "ViT-H-14": OpenClipConfig(1024, OpenTextConfig(), OpenVisionConfig()),
-    "ViT-L-14": OpenClipConfig(
-        768,
-        OpenTextConfig(width=768, heads=12, layers=12),
-        OpenVisionConfig(layers=24, width=1024, head_width=64),
-        quick_gelu=True,
+    "ViT-H-14": OpenClipConfig(
+        1024,
+        OpenTextConfig(width=1024, heads=16, layers=24),
+        OpenVisionConfig(layers=32, width=1280, head_width=80, patch_size=14),
     ),
+    "ViT-L-14": _VIT_L_14,
+    "ViT-L-14-quickgelu": replace(_VIT_L_14, quick_gelu=True),
 }
 
 
