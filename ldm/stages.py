@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ldm.conditioning import FrozenCLIPEmbedder, kept_token_ids
 from ldm.config import Config
 from ldm.data import Scene, all_captions_vocabulary
 from ldm.errors import ConfigError
@@ -63,6 +64,7 @@ class Plan:
     init: str | None = None  # weights to start from; for a diffusion model also the autoencoder's
     autoencoder: str | None = None  # weights of the first stage
     crop: int | None = None  # autoencoder: side of the training crops, in pixels
+    mse_weight: float = 0.0  # autoencoder: squares beside the L1 loss, for colours far off
     kl_weight: float = 1e-6  # autoencoder: per value of the picture, as the original loss has it
     scenes: int = 20000  # diffusion: pictures encoded beforehand
     drop_caption: float = 0.1  # diffusion: share trained without text, for guidance
@@ -150,14 +152,14 @@ def to_pictures(images: Tensor) -> NDArray[np.uint8]:
 
 
 class AutoencoderLoss(nn.Module):
-    """L1 distance and a weighted KL term, in one forward (compiled as one graph where asked)."""
+    """L1 distance, weighted squares and KL term, in one forward (compiled as one where asked)."""
 
     autoencoder: AutoencoderKL
 
-    def __init__(self, autoencoder: AutoencoderKL, kl_weight: float) -> None:
+    def __init__(self, autoencoder: AutoencoderKL, mse_weight: float, kl_weight: float) -> None:
         super().__init__()
         self.autoencoder = autoencoder
-        self.kl_weight = kl_weight
+        self.mse_weight, self.kl_weight = mse_weight, kl_weight
 
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         posterior = self.autoencoder.encode(images)
@@ -166,7 +168,8 @@ class AutoencoderLoss(nn.Module):
         mse = F.mse_loss(decoded, images)
         kl = posterior.kl().float().mean() / images[0].numel()
         psnr = 10 * torch.log10(4.0 / mse.detach())
-        return l1 + self.kl_weight * kl, {"l1": l1.detach(), "kl": kl.detach(), "psnr": psnr}
+        loss = l1 + self.mse_weight * mse + self.kl_weight * kl
+        return loss, {"l1": l1.detach(), "kl": kl.detach(), "psnr": psnr}
 
 
 class AutoencoderStage:
@@ -182,7 +185,7 @@ class AutoencoderStage:
             with torch.no_grad():
                 for values in autoencoder.quant_conv.parameters():
                     values[autoencoder.embed_dim :] = -6.0 if values.dim() == 1 else 0.0
-        self.module = AutoencoderLoss(autoencoder, plan.kl_weight)
+        self.module = AutoencoderLoss(autoencoder, plan.mse_weight, plan.kl_weight)
         self.factor, self.embed_dim = autoencoder.factor, autoencoder.embed_dim
         self.plan, self.data = plan, data
 
@@ -264,7 +267,7 @@ class DiffusionStage:
             load_weights(self.model, plan.init)
         else:
             zero_last_layers(self.model.network)
-            keep_tokens(self.model, config.source)
+            start_text(self.model, config.source)
         if plan.autoencoder is not None:
             load_weights(self.model.first_stage_model, plan.autoencoder)
         self.model.first_stage_model.requires_grad_(False).eval()
@@ -372,12 +375,19 @@ def zero_last_layers(network: UNetModel) -> None:
             nn.init.zeros_(values)
 
 
-def keep_tokens(model: Model, source: str) -> None:
-    """List the tokens of the data's words in a conditioner with a cut embedding table."""
-    from ldm.conditioning import FrozenCLIPEmbedder, kept_token_ids
+def start_text(model: Model, source: str) -> None:
+    """Start a text conditioner of v1's kind from nothing.
 
+    Words begin larger than places, which matter less; a cut embedding table is told which tokens
+    the captions use.
+    """
     embedder = model.cond_stage_model
-    if not isinstance(embedder, FrozenCLIPEmbedder) or embedder.kept_tokens is None:
+    if not isinstance(embedder, FrozenCLIPEmbedder):
+        return
+    embeddings = embedder.transformer.text_model.embeddings
+    nn.init.normal_(embeddings.token_embedding.weight, std=0.4)
+    nn.init.normal_(embeddings.position_embedding.weight, std=0.1)
+    if embedder.kept_tokens is None:
         return
     ids = torch.tensor(kept_token_ids(list(all_captions_vocabulary())))
     if len(ids) != len(embedder.kept_tokens):
