@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.errors import ConfigError
-from ldm.nn.clip import CLIP_VIT_L_14, CLIPTextTransformer, OpenCLIP, TextConfig, open_clip_config
+from ldm.nn.clip import CLIPTextTransformer, OpenCLIP
+from ldm.nn.clip_sizes import CLIP_VIT_L_14, TextConfig, open_clip_config
 from ldm.nn.layers import timestep_embedding
 from ldm.schedule import NoiseSchedule, augmentor_buffers
 from ldm.text.tokenizer import END, START, Tokenizer, clip_tokenizer, open_clip_tokenizer

@@ -6,19 +6,11 @@ Radford et al. 2021 (arXiv 2103.00020).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from difflib import get_close_matches
-from typing import Any, ClassVar, TypeVar
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.errors import ConfigError
-
-C = TypeVar("C")
-_ACTIVATIONS = ("quick_gelu", "gelu")
+from ldm.nn.clip_sizes import OpenClipConfig, TextConfig
 
 
 def activate(x: Tensor, name: str) -> Tensor:
@@ -32,66 +24,7 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool) -> Ten
     return out.transpose(1, 2).flatten(-2)
 
 
-def _read(cls: type[C], values: Mapping[str, Any], inert: frozenset[str], where: str) -> C:
-    """A dataclass from a section of a YAML; ConfigError naming an unknown field and its like."""
-    known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
-    for name in values:
-        if name not in known | inert:
-            near = get_close_matches(name, known | inert, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ConfigError(f"{where}.{name} is not known{hint}")
-    return cls(**{name: value for name, value in values.items() if name in known})
-
-
 # --- transformers' layout -----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class TextConfig:
-    """Sizes of a text tower by the field names of transformers' CLIPTextConfig, and its defaults.
-
-    Its defaults matter: configs that transformers writes leave out what equals them.
-    """
-
-    vocab_size: int = 49408
-    hidden_size: int = 512
-    intermediate_size: int = 2048
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 8
-    hidden_act: str = "quick_gelu"
-    max_position_embeddings: int = 77
-    layer_norm_eps: float = 1e-5
-
-    _INERT: ClassVar[frozenset[str]] = frozenset(
-        {
-            "architectures",
-            "model_type",
-            "bos_token_id",
-            "eos_token_id",
-            "pad_token_id",
-            "projection_dim",
-            "dropout",
-            "attention_dropout",
-            "initializer_factor",
-            "initializer_range",
-            "torch_dtype",
-            "dtype",
-            "transformers_version",
-        }
-    )
-
-    @classmethod
-    def read(cls, values: Mapping[str, Any]) -> TextConfig:
-        """Raises ConfigError for an unknown field or activation, or heads that do not divide."""
-        config = _read(cls, values, cls._INERT, "text_config")
-        if config.hidden_act not in _ACTIVATIONS:
-            raise ConfigError(f"text_config.hidden_act must be one of {', '.join(_ACTIVATIONS)}")
-        if config.hidden_size % config.num_attention_heads:
-            raise ConfigError("text_config.num_attention_heads must divide hidden_size")
-        return config
-
-
-CLIP_VIT_L_14 = TextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12)
 
 
 class _SelfAttention(nn.Module):
@@ -190,97 +123,6 @@ class CLIPTextTransformer(nn.Module):
 
 
 # --- open_clip's layout -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class OpenTextConfig:
-    """`text_cfg` of an open_clip model config, with its defaults."""
-
-    context_length: int = 77
-    vocab_size: int = 49408
-    width: int = 512
-    heads: int = 8
-    layers: int = 12
-    mlp_ratio: float = 4.0
-
-    _INERT: ClassVar[frozenset[str]] = frozenset(
-        {"ls_init_value", "pad_id", "embed_cls", "hf_tokenizer_name"}
-    )
-
-
-@dataclass(frozen=True)
-class OpenVisionConfig:
-    """`vision_cfg` of an open_clip model config, with its defaults."""
-
-    image_size: int = 224
-    layers: int = 12
-    width: int = 768
-    head_width: int = 64
-    patch_size: int = 16
-    mlp_ratio: float = 4.0
-
-    _INERT: ClassVar[frozenset[str]] = frozenset({"ls_init_value", "patch_dropout"})
-
-
-@dataclass(frozen=True)
-class OpenClipConfig:
-    """An open_clip model config."""
-
-    embed_dim: int
-    text: OpenTextConfig
-    vision: OpenVisionConfig
-    quick_gelu: bool = False
-
-    @classmethod
-    def read(cls, values: Mapping[str, Any]) -> OpenClipConfig:
-        """Raises ConfigError for an unknown field, or heads that do not divide the width."""
-        for name in values:
-            if name not in ("embed_dim", "text_cfg", "vision_cfg", "quick_gelu"):
-                raise ConfigError(
-                    f"model_config.{name} is not known; "
-                    "known are embed_dim, text_cfg, vision_cfg, quick_gelu"
-                )
-        if "embed_dim" not in values:
-            raise ConfigError("model_config.embed_dim is missing")
-        text_values, vision_values = values.get("text_cfg", {}), values.get("vision_cfg", {})
-        text = _read(OpenTextConfig, text_values, OpenTextConfig._INERT, "model_config.text_cfg")
-        vision = _read(
-            OpenVisionConfig, vision_values, OpenVisionConfig._INERT, "model_config.vision_cfg"
-        )
-        if text.width % text.heads:
-            raise ConfigError("model_config.text_cfg.heads must divide width")
-        if vision.width % vision.head_width:
-            raise ConfigError("model_config.vision_cfg.head_width must divide width")
-        return cls(values["embed_dim"], text, vision, bool(values.get("quick_gelu", False)))
-
-
-# Names and sizes of open_clip's model_configs; OpenAI's own release has the sigmoid gelu.
-_VIT_L_14 = OpenClipConfig(
-    768,
-    OpenTextConfig(width=768, heads=12, layers=12),
-    OpenVisionConfig(layers=24, width=1024, patch_size=14),
-)
-OPEN_CLIP_MODELS = {
-    "ViT-H-14": OpenClipConfig(
-        1024,
-        OpenTextConfig(width=1024, heads=16, layers=24),
-        OpenVisionConfig(layers=32, width=1280, head_width=80, patch_size=14),
-    ),
-    "ViT-L-14": _VIT_L_14,
-    "ViT-L-14-quickgelu": replace(_VIT_L_14, quick_gelu=True),
-}
-
-
-def open_clip_config(arch: str, values: Mapping[str, Any] | None) -> OpenClipConfig:
-    """The config of a named architecture, or the one that the YAML spells out."""
-    if values is not None:
-        return OpenClipConfig.read(values)
-    if arch not in OPEN_CLIP_MODELS:
-        raise ConfigError(
-            f"open_clip architecture {arch!r} is not known; "
-            f"known are {', '.join(OPEN_CLIP_MODELS)}, or give model_config"
-        )
-    return OPEN_CLIP_MODELS[arch]
 
 
 class _JointAttention(nn.Module):

@@ -9,13 +9,8 @@ import pytest
 import torch
 
 from ldm.errors import ConfigError
-from ldm.nn.clip import (
-    CLIPTextTransformer,
-    OpenCLIP,
-    OpenClipConfig,
-    TextConfig,
-    open_clip_config,
-)
+from ldm.nn.clip import CLIPTextTransformer, OpenCLIP
+from ldm.nn.clip_sizes import OpenClipConfig, TextConfig, open_clip_config
 from tests.golden_data import case, tensors, text_tower, without
 
 TOLERANCE = 1e-5
@@ -144,6 +139,10 @@ def test_the_named_models_are_open_clip_s() -> None:
     [
         ({"hidden_sise": 8}, "hidden_sise.*hidden_size"),
         ({"hidden_act": "relu"}, "hidden_act must be one of"),
+        ({"hidden_act": 3}, "hidden_act must be text"),
+        ({"hidden_size": "wide"}, "hidden_size must be a positive number"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers must be a positive number"),
+        ({"num_attention_heads": True}, "num_attention_heads must be a positive number"),
         ({"hidden_size": 10, "num_attention_heads": 3}, "must divide hidden_size"),
     ],
 )
@@ -156,6 +155,9 @@ def test_text_configs_that_cannot_be(values: dict[str, Any], message: str) -> No
     ("changes", "message"),
     [
         ({"embed": 8}, "model_config.embed is not known"),
+        ({"embed_dim": None}, "embed_dim must be a positive number"),
+        ({"text_cfg": 5}, "text_cfg must be a mapping"),
+        ({"vision_cfg": {"mlp_ratio": 0}}, "vision_cfg.mlp_ratio must be a positive number"),
         ({"text_cfg": {"widht": 8}}, "text_cfg.widht is not known.*width"),
         ({"text_cfg": {"width": 10, "heads": 3}}, "heads must divide width"),
         ({"vision_cfg": {"width": 10, "head_width": 3}}, "head_width must divide width"),
