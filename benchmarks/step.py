@@ -1,7 +1,8 @@
 """Seconds per sampling step, and to decode a picture, as the engine runs them.
 
-    python -m benchmarks.step [--checkpoint FILE] [--batch 1 4] [--steps 20] [--device auto]
-                              [--precision auto] [--attention auto] [--sampler ddim] [--scale 7.5]
+    python -m benchmarks.step [--checkpoint FILE] [--config YAML] [--batch 1 4]
+                              [--steps 20] [--device auto] [--precision auto]
+                              [--attention auto] [--sampler ddim] [--scale 7.5]
 
 The bundled model unless told otherwise. A step has guidance (the network sees every picture twice);
 the first two steps of a batch are left out of the median.
@@ -51,6 +52,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     bundled = resource("models") / "emoji-128.safetensors"
     parser.add_argument("--checkpoint", type=Path, default=bundled)
+    parser.add_argument("--config", type=Path)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--scale", type=float, default=7.5)
@@ -61,7 +63,7 @@ def main() -> int:
     wanted = parser.parse_args()
 
     policy = choose(wanted.device, wanted.precision, wanted.attention)
-    loaded = load_model(wanted.checkpoint, dtype=policy.dtype, device=policy.device)
+    loaded = load_model(wanted.checkpoint, wanted.config, dtype=policy.dtype, device=policy.device)
     engine = Engine(loaded.model, policy)
     defaults = loaded.family.defaults
     print(machine())
