@@ -312,6 +312,7 @@ class Progress:
 
     def __call__(self, event: Event) -> None:
         if event.kind == "warning":
+            self._end()
             self.tell(f"warning: {event.text}")
         elif event.kind == "batch" and self.shown:
             from tqdm import tqdm
@@ -320,6 +321,8 @@ class Progress:
             self.bar = tqdm(total=event.total, leave=False, unit="step")
         elif self.bar is not None:
             self.bar.update(event.done - self.bar.n)
+            if event.done == event.total:
+                self._end()  # before the paths of the pictures are told
 
     def __enter__(self) -> Progress:
         return self
@@ -330,3 +333,4 @@ class Progress:
     def _end(self) -> None:
         if self.bar is not None:
             self.bar.close()
+            self.bar = None
