@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import os
 
+from hypothesis import HealthCheck, settings
+
 # Tests run in two processes on two cores, and no test may reach for a network.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("ldm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ldm")
