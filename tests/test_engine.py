@@ -125,9 +125,7 @@ def test_a_record_of_a_short_batch_makes_the_same_picture() -> None:
 
 
 def test_an_image_does_not_depend_on_its_batch() -> None:
-    alone = [
-        next(engine().run(replace(JOB, seed=7 + i, n_samples=1, n_iter=1))) for i in range(4)
-    ]
+    alone = [next(engine().run(replace(JOB, seed=7 + i, n_samples=1, n_iter=1))) for i in range(4)]
     for ours, theirs in zip(engine().run(JOB), alone, strict=True):
         assert ours.seed == theirs.seed
         assert torch.equal(ours.latent, theirs.latent)
