@@ -15,7 +15,7 @@ from benchmarks.demo_model import DemoModel
 from benchmarks.demo_quality import single_prompts
 from ldm.config import override, read_config, resource
 from ldm.registry import build
-from ldm.train import keep_tokens
+from ldm.stages import start_text
 
 SMALLER = (
     "model.params.unet_config.params.model_channels=32",
@@ -33,7 +33,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = override(read_config(resource("configs") / "train" / "emoji-128.yaml"), SMALLER)
     torch.manual_seed(0)
     model = build(config)
-    keep_tokens(model, config.source)
+    start_text(model, config.source)
     path = tmp_path_factory.mktemp("demo") / "small.safetensors"
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, path)
     OmegaConf.save(OmegaConf.create({"model": config.tree["model"]}), path.with_suffix(".yaml"))
