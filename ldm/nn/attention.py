@@ -30,8 +30,9 @@ class AttentionPolicy:
     upcast: bool = False
 
 
-_policy: contextvars.ContextVar[AttentionPolicy] = contextvars.ContextVar("attention_policy")
-_DEFAULT = AttentionPolicy()
+_policy: contextvars.ContextVar[AttentionPolicy] = contextvars.ContextVar(
+    "attention_policy", default=AttentionPolicy()
+)
 
 
 @contextlib.contextmanager
@@ -60,7 +61,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
     q [B, N, heads*d], k and v [B, M, heads*d] -> [B, N, heads*d] in the dtype of v.
     """
-    policy = _policy.get(_DEFAULT)
+    policy = _policy.get()
     dtype = v.dtype
     if policy.upcast:
         q, k, v = q.float(), k.float(), v.float()
