@@ -54,7 +54,7 @@ class Legacy:
         False,
         "--torchscript",
         help="Does nothing.",
-        note="--torchscript does nothing any more: the plain networks are as fast",
+        note="--torchscript does nothing any more: networks run as they are",
     )
     ipex: bool = option(
         False,

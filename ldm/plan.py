@@ -54,7 +54,7 @@ def make_plan(given: Mapping[str, Any], *, script: bool = False) -> Plan:
     if asked.attention == "xformers" and importlib.util.find_spec("xformers") is None:
         raise JobError(
             "--attention xformers: the package is not installed; "
-            "pip install 'ldm-cli[xformers]', or use --attention sdpa, which is as fast"
+            "pip install 'ldm-cli[xformers]', or use --attention sdpa"
         )
     checkpoint, notes = find_checkpoint(asked.model, script=script)
     config, config_notes = find_config(asked.config)

@@ -5,12 +5,10 @@ A stage says where the batches come from and what the loss is; the loop is in `l
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, get_args, get_type_hints
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -28,6 +26,7 @@ from ldm.nn.autoencoder import AutoencoderKL, DiagonalGaussian
 from ldm.nn.layers import ResBlock
 from ldm.nn.unet import UNetModel
 from ldm.noise import ImageNoise
+from ldm.recipe import Plan
 from ldm.samplers import final_latent, find_sampler, start_latent
 from ldm.schedule import make_grid
 
@@ -44,65 +43,6 @@ class Data(Protocol):
     def batch(self, start: int, n: int) -> tuple[NDArray[np.uint8], list[str]]:
         """Pictures start .. start + n - 1 as uint8 [n,H,W,3], and their captions."""
         ...
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The `train` section of a YAML."""
-
-    steps: int
-    batch_size: int
-    learning_rate: float
-    outdir: str
-    seed: int = 0
-    schedule: str = "cosine"  # or constant; both after a linear warm-up
-    warmup_steps: int = 100
-    clip: float = 1.0  # largest norm of all gradients together
-    ema_decay: float = 0.999
-    precision: str = "auto"  # no, bf16, fp16; auto is bf16 where the machine has it in hardware
-    compile: bool = False
-    init: str | None = None  # weights to start from; for a diffusion model also the autoencoder's
-    autoencoder: str | None = None  # weights of the first stage
-    crop: int | None = None  # autoencoder: side of the training crops, in pixels
-    mse_weight: float = 0.0  # autoencoder: squares beside the L1 loss, for colours far off
-    kl_weight: float = 1e-6  # autoencoder: per value of the picture, as the original loss has it
-    scenes: int = 20000  # diffusion: pictures encoded beforehand
-    drop_caption: float = 0.1  # diffusion: share trained without text, for guidance
-    sample_every: int = 500
-    save_every: int = 500
-    log_every: int = 25
-
-    @classmethod
-    def from_config(cls, config: Config) -> Plan:
-        """Read the section; an unknown, missing or ill-typed field is a ConfigError naming it."""
-        section = config.tree.get("train")
-        if not isinstance(section, dict):
-            raise ConfigError(f"{config.source}: a train section is needed to train")
-        kinds = get_type_hints(cls)
-        for name, value in section.items():
-            if name not in kinds:
-                near = difflib.get_close_matches(name, kinds, 1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise ConfigError(f"{config.source}: train.{name} is not known{hint}")
-            allowed = get_args(kinds[name]) or (kinds[name],)
-            if type(value) not in allowed and not (type(value) is int and float in allowed):
-                wanted = " or ".join(kind.__name__ for kind in allowed)
-                raise ConfigError(f"{config.source}: train.{name} must be {wanted}, not {value!r}")
-        for name in ("steps", "batch_size", "learning_rate", "outdir"):
-            if name not in section:
-                raise ConfigError(f"{config.source}: train.{name} is missing")
-        plan = cls(**section)
-        for name, choices in _CHOICES.items():
-            if getattr(plan, name) not in choices:
-                raise ConfigError(
-                    f"{config.source}: train.{name} must be one of {', '.join(choices)}"
-                )
-        if plan.steps < 1 or plan.batch_size < 1:
-            raise ConfigError(f"{config.source}: train.steps and train.batch_size must be positive")
-        return plan
-
-
-_CHOICES = {"schedule": ("cosine", "constant"), "precision": ("auto", "no", "bf16", "fp16")}
 
 
 class Stage(Protocol):
@@ -208,7 +148,8 @@ class AutoencoderStage:
     def sample(self, module: AutoencoderLoss, step: int) -> NDArray[np.uint8]:
         pictures, _ = self.data.batch(1_000_000_000, 8)
         autoencoder = module.autoencoder
-        decoded = autoencoder.decode(autoencoder.encode(to_tensor(pictures)).mode())
+        images = to_tensor(pictures).to(device())
+        decoded = autoencoder.decode(autoencoder.encode(images).mode())
         return np.stack([pictures, to_pictures(decoded)])
 
     def weights(self, module: AutoencoderLoss) -> dict[str, Tensor]:
@@ -294,12 +235,13 @@ class DiffusionStage:
             captions: list[str] = json.loads(words.read_text(encoding="utf-8"))
             return load_file(cache)["moments"], captions
         outdir.mkdir(parents=True, exist_ok=True)
-        encoder, captions, parts = self.model.first_stage_model, [], []
+        encoder, captions, parts = self.model.first_stage_model.to(device()), [], []
+        autocast = torch.autocast(device().type, torch.bfloat16, enabled=hardware_bf16())
         for start in trange(0, self.plan.scenes, 64, desc="encoding", disable=None):
             pictures, some = data.batch(start, min(64, self.plan.scenes - start))
-            images = to_tensor(pictures).contiguous(memory_format=torch.channels_last)
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=hardware_bf16()):
-                parts.append(encoder.moments(images).half())
+            images = to_tensor(pictures).to(device(), memory_format=torch.channels_last)
+            with torch.no_grad(), autocast:
+                parts.append(encoder.moments(images).half().cpu())
             captions += some
         moments = torch.cat(parts).contiguous()
         save_file({"moments": moments}, cache)
@@ -332,14 +274,14 @@ class DiffusionStage:
         return model
 
     def sample(self, module: DiffusionLoss, step: int) -> NDArray[np.uint8]:
-        shown = self.shown.to(next(module.parameters()).device)
+        shown = self.shown.to(device())
         shown.model.diffusion_model, shown.cond_stage_model = module.network, module.conditioner
         sampler = find_sampler("ddim")
         sigmas = make_grid(sampler.grid, shown.schedule, 12)
         cond, _ = shown.condition(self.probes)
         uncond, _ = shown.condition([""] * len(self.probes))
-        noise = ImageNoise(range(len(self.probes)), "philox")
-        first = noise.draw((len(self.probes), *self.moments.shape[1:]))[:, : shown.latent_channels]
+        shape = (len(self.probes), shown.latent_channels, *self.moments.shape[2:])
+        first = ImageNoise(range(len(self.probes)), "philox").draw(shape).to(device())
         x = start_latent(sampler, first, float(sigmas[0]))
         x = sampler.fn(shown.denoiser(cond, uncond, 3.0), x, sigmas)
         pictures = to_pictures(shown.decode(final_latent(sampler, x, float(sigmas[-1]))))
@@ -410,6 +352,11 @@ def load_weights(module: nn.Module, path: str) -> None:
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(f"{path}: does not fit the YAML: {reason}") from None
+
+
+def device() -> torch.device:
+    """Where to train."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def hardware_bf16() -> bool:

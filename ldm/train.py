@@ -1,13 +1,14 @@
 """`ldm train`: the loop that both stages of `ldm.stages` go through.
 
 The YAML is the originals' dialect (`model`, `data`) with a `train` section, whose fields are those
-of `ldm.stages.Plan`. The loop is Accelerate's: precision, clipping, saved and restored state. Data
+of `ldm.recipe.Plan`. The loop is Accelerate's: precision, clipping, saved and restored state. Data
 and noise of a step depend on the seed and the step's number alone, so that a resumed run continues
 exactly.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -26,7 +27,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ldm.config import override, read_config
 from ldm.data import Scenes
 from ldm.errors import ConfigError, Interrupted
-from ldm.stages import AutoencoderStage, Batch, DiffusionStage, Plan, Stage, hardware_bf16
+from ldm.recipe import Plan
+from ldm.stages import AutoencoderStage, Batch, DiffusionStage, Stage, device, hardware_bf16
 
 
 def learning_rate_factor(plan: Plan, step: int) -> float:
@@ -92,112 +94,121 @@ def save_sheet(rows: NDArray[np.uint8], path: Path) -> None:
     Image.fromarray(sheet).save(path)
 
 
+class Trainer:
+    """A stage with its optimiser, its averaged copy and where they are kept."""
+
+    def __init__(self, stage: Stage, plan: Plan) -> None:
+        from accelerate import Accelerator
+        from accelerate.utils import set_seed
+
+        precision = plan.precision
+        if precision == "auto":
+            precision = "bf16" if hardware_bf16() else "no"
+        self.stage, self.plan, self.outdir = stage, plan, Path(plan.outdir)
+        self.state = self.outdir / "state"
+        self.accelerator = Accelerator(mixed_precision=precision, cpu=device().type == "cpu")
+        set_seed(plan.seed)
+        self.module = stage.module.to(memory_format=torch.channels_last).train()
+        self.ema = Ema(self.module, plan.ema_decay)
+        self.ema.average.to(self.accelerator.device)
+        optimizer = torch.optim.AdamW(
+            self.module.parameters(),
+            lr=plan.learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=1e-3,
+            fused=True,
+        )
+        rate = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: learning_rate_factor(plan, step)
+        )
+        model, self.optimizer, self.rate = self.accelerator.prepare(self.module, optimizer, rate)
+        self.accelerator.register_for_checkpointing(self.ema)
+        self.forward = stage.compile(model) if plan.compile else model
+
+    def step(self, batch: Batch) -> dict[str, float]:
+        """One step of gradient descent; gives the figures to log."""
+        place = self.accelerator.device
+        inputs = {k: v.to(place) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        loss, figures = self.forward(**inputs)
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.module.parameters(), self.plan.clip)
+        self.optimizer.step()
+        self.rate.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.update(self.module)
+        return {"loss": loss.detach(), **figures}
+
+    def save(self, step: int) -> None:
+        """Save the whole run beside the old state, then put it in its place; and the weights."""
+        partial, old = self.state.with_suffix(".partial"), self.state.with_suffix(".old")
+        shutil.rmtree(partial, ignore_errors=True)
+        self.accelerator.save_state(str(partial))
+        (partial / "step.json").write_text(json.dumps({"step": step}), encoding="utf-8")
+        shutil.rmtree(old, ignore_errors=True)
+        if self.state.exists():
+            self.state.rename(old)
+        partial.rename(self.state)
+        shutil.rmtree(old, ignore_errors=True)
+        metadata = {"format": "pt", "train": json.dumps({**asdict(self.plan), "step": step})}
+        weights = self.stage.weights(self.ema.average.module)
+        save_weights(weights, self.outdir / "model.safetensors", metadata)
+
+    def restore(self) -> int:
+        """Load the newest whole state; gives the number of steps done."""
+        for place in (self.state, self.state.with_suffix(".old")):
+            if (place / "step.json").is_file():
+                self.accelerator.load_state(str(place))
+                step: int = json.loads((place / "step.json").read_text(encoding="utf-8"))["step"]
+                return step
+        raise ConfigError(f"{self.state}: nothing to resume from; run without --resume first")
+
+    def sample(self, step: int) -> None:
+        """Write a sheet of what the averaged copy can do."""
+        with torch.no_grad():
+            rows = self.stage.sample(self.ema.average.module, step)
+        save_sheet(rows, self.outdir / f"samples-{step:06d}.png")
+
+
 def fit(stage: Stage, plan: Plan, *, resume: bool) -> Path:
     """Train a stage to its last step and write `<outdir>/model.safetensors` (the EMA weights)."""
-    from accelerate import Accelerator
-    from accelerate.utils import set_seed
     from tqdm import tqdm
 
-    outdir = Path(plan.outdir)
-    state = outdir / "state"
-    precision = plan.precision
-    if precision == "auto":
-        precision = "bf16" if hardware_bf16() else "no"
-    accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
-    set_seed(plan.seed)
-    module = stage.module.to(memory_format=torch.channels_last).train()
-    ema = Ema(module, plan.ema_decay)
-    ema.average.to(accelerator.device)
-    optimizer = torch.optim.AdamW(
-        module.parameters(),
-        lr=plan.learning_rate,
-        betas=(0.9, 0.99),
-        weight_decay=1e-3,
-        fused=True,  # one pass over the weights; on a CPU a fifth of a small model's step
-    )
-    rate = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(plan, step)
-    )
-    model, optimizer, rate = accelerator.prepare(module, optimizer, rate)
-    accelerator.register_for_checkpointing(ema)
-    start = _restore(accelerator, state) if resume else 0
-    if not resume and state.exists():
-        raise ConfigError(f"{state}: an earlier run is here; give --resume, or another outdir")
-    outdir.mkdir(parents=True, exist_ok=True)
-    forward = stage.compile(model) if plan.compile else model
-    log = (outdir / "log.jsonl").open("a", encoding="utf-8")
+    trainer = Trainer(stage, plan)
+    if not resume and trainer.state.exists():
+        raise ConfigError(
+            f"{trainer.state}: an earlier run is here; give --resume, or another outdir"
+        )
+    start = trainer.restore() if resume else 0
+    trainer.outdir.mkdir(parents=True, exist_ok=True)
     bar = tqdm(total=plan.steps, initial=start, disable=None, unit="step")
-    try:
-        for step, batch in prefetch(stage, range(start, plan.steps)):
-            inputs = {
-                key: value.to(accelerator.device) if isinstance(value, Tensor) else value
-                for key, value in batch.items()
-            }
-            loss, figures = forward(**inputs)
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(module.parameters(), plan.clip)
-            optimizer.step()
-            rate.step()
-            optimizer.zero_grad(set_to_none=True)
-            ema.update(module)
-            bar.update()
-            done = step + 1
-            if done % plan.log_every == 0:
-                values = {key: round(float(value), 5) for key, value in figures.items()}
-                bar.set_postfix(values)
-                log.write(
-                    json.dumps({"step": done, "loss": round(float(loss.detach()), 5), **values})
-                    + "\n"
-                )
-                log.flush()
-            last = done == plan.steps
-            if last or done % plan.save_every == 0:
-                _save(accelerator, state, done)
-                average = ema.average.module
-                save_weights(
-                    stage.weights(average), outdir / "model.safetensors", _meta(plan, done)
-                )
-            if last or done % plan.sample_every == 0:
-                with torch.no_grad():
-                    rows = stage.sample(ema.average.module, done)
-                save_sheet(rows, outdir / f"samples-{done:06d}.png")
-    except KeyboardInterrupt:
-        raise Interrupted(f"stopped; continue with --resume (state in {state})") from None
-    finally:
-        bar.close()
-        log.close()
+    with bar, (trainer.outdir / "log.jsonl").open("a", encoding="utf-8") as log:
+        try:
+            for step, batch in prefetch(stage, range(start, plan.steps)):
+                figures = trainer.step(batch)
+                bar.update()
+                done = step + 1
+                last = done == plan.steps
+                if done % plan.log_every == 0:
+                    values = {key: round(float(value), 5) for key, value in figures.items()}
+                    bar.set_postfix(values)
+                    log.write(json.dumps({"step": done, **values}) + "\n")
+                    log.flush()
+                if last or done % plan.save_every == 0:
+                    trainer.save(done)
+                if last or done % plan.sample_every == 0:
+                    trainer.sample(done)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"stopped; continue with --resume (state in {trainer.state})"
+            ) from None
     stage.finish()
-    return outdir / "model.safetensors"
-
-
-def _meta(plan: Plan, step: int) -> dict[str, str]:
-    return {"format": "pt", "train": json.dumps({**asdict(plan), "step": step})}
-
-
-def _save(accelerator: Any, state: Path, step: int) -> None:
-    """Save the whole run beside the old state, then put it in its place."""
-    partial, old = state.with_suffix(".partial"), state.with_suffix(".old")
-    shutil.rmtree(partial, ignore_errors=True)
-    accelerator.save_state(str(partial))
-    (partial / "step.json").write_text(json.dumps({"step": step}), encoding="utf-8")
-    shutil.rmtree(old, ignore_errors=True)
-    if state.exists():
-        state.rename(old)
-    partial.rename(state)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _restore(accelerator: Any, state: Path) -> int:
-    for place in (state, state.with_suffix(".old")):
-        if (place / "step.json").is_file():
-            accelerator.load_state(str(place))
-            step: int = json.loads((place / "step.json").read_text(encoding="utf-8"))["step"]
-            return step
-    raise ConfigError(f"{state}: nothing to resume from; run without --resume first")
+    return trainer.outdir / "model.safetensors"
 
 
 def run(config: Path, *, resume: bool = False, overrides: Sequence[str] = ()) -> Path:
     """Train what a YAML describes; gives the path of the weights."""
+    if importlib.util.find_spec("accelerate") is None:
+        raise ConfigError("training needs accelerate: pip install 'ldm-cli[train]'")
     tree = override(read_config(config), overrides)
     plan = Plan.from_config(tree)
     section = tree.tree.get("data") or {}

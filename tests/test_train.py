@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 
 from ldm.config import Config
 from ldm.errors import ConfigError
+from ldm.recipe import Plan
 from ldm.stages import (
     AutoencoderStage,
     DiffusionStage,
-    Plan,
     step_generator,
     to_pictures,
     to_tensor,

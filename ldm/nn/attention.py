@@ -30,8 +30,9 @@ class AttentionPolicy:
     upcast: bool = False
 
 
+_DEFAULT = AttentionPolicy()
 _policy: contextvars.ContextVar[AttentionPolicy] = contextvars.ContextVar(
-    "attention_policy", default=AttentionPolicy()
+    "attention_policy", default=_DEFAULT
 )
 
 
