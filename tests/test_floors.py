@@ -22,6 +22,7 @@ FLOORS: dict[int, set[str]] = {
         "ldm.flags",
         "ldm.train",
         "ldm.stages",
+        "ldm.recipe",
         "ldm.data",
         "ldm.glyphs",
     },
