@@ -6,6 +6,7 @@ Source of the structure: CompVis and Stability-AI `ldm/modules/diffusionmodules/
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,65 @@ class TimestepEmbedSequential(nn.Sequential):
             else:
                 x = layer(x)
         return x
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Makes the blocks of a network, all with the same settings."""
+
+    emb_channels: int
+    dropout: float
+    use_scale_shift_norm: bool
+    resblock_updown: bool
+    conv_resample: bool
+    num_heads: int
+    num_head_channels: int
+    num_heads_upsample: int
+    new_order: bool
+    transformer: bool
+    context_dim: int | None
+    legacy: bool
+    use_linear: bool
+
+    def __post_init__(self) -> None:
+        if self.num_heads == -1 and self.num_head_channels == -1:
+            raise ValueError("one of num_heads and num_head_channels must be set")
+
+    def res(self, cin: int, cout: int, *, up: bool = False, down: bool = False) -> ResBlock:
+        return ResBlock(
+            cin,
+            self.emb_channels,
+            cout,
+            dropout=self.dropout,
+            use_scale_shift_norm=self.use_scale_shift_norm,
+            up=up,
+            down=down,
+        )
+
+    def down(self, ch: int) -> nn.Module:
+        if self.resblock_updown:
+            return self.res(ch, ch, down=True)
+        return Downsample(ch, self.conv_resample)
+
+    def up(self, ch: int) -> nn.Module:
+        if self.resblock_updown:
+            return self.res(ch, ch, up=True)
+        return Upsample(ch, self.conv_resample)
+
+    def attention(self, ch: int, depth: int, no_self: bool, upward: bool = False) -> nn.Module:
+        if self.num_head_channels == -1:
+            heads, dim_head = self.num_heads, ch // self.num_heads
+            if upward and not self.transformer and self.num_heads_upsample != -1:
+                heads = self.num_heads_upsample
+        else:
+            heads, dim_head = ch // self.num_head_channels, self.num_head_channels
+        if not self.transformer:
+            return AttentionBlock(ch, heads, self.new_order)
+        if self.legacy:
+            dim_head = ch // heads
+        return SpatialTransformer(
+            ch, heads, dim_head, depth, self.context_dim, no_self, self.use_linear
+        )
 
 
 class UNetModel(nn.Module):
@@ -65,94 +125,77 @@ class UNetModel(nn.Module):
         adm_in_channels: int | None = None,
     ) -> None:
         super().__init__()
-        if num_heads == -1 and num_head_channels == -1:
-            raise ValueError("one of num_heads and num_head_channels must be set")
         levels = len(channel_mult)
+        widths = [mult * model_channels for mult in channel_mult]
         depths = _per_level(transformer_depth, levels)
         blocks = _per_level(num_res_blocks, levels)
-        emb_channels = model_channels * 4
+        make = _Parts(
+            emb_channels=model_channels * 4,
+            dropout=dropout,
+            use_scale_shift_norm=use_scale_shift_norm,
+            resblock_updown=resblock_updown,
+            conv_resample=conv_resample,
+            num_heads=num_heads,
+            num_head_channels=num_head_channels,
+            num_heads_upsample=num_heads_upsample,
+            new_order=use_new_attention_order,
+            transformer=use_spatial_transformer,
+            context_dim=context_dim,
+            legacy=legacy,
+            use_linear=use_linear_in_transformer,
+        )
+        no_self = disable_self_attentions or [False] * levels
         self.in_channels = in_channels
         self.model_channels = model_channels
         self.num_classes = num_classes
         self.levels = levels
 
-        def res(cin: int, cout: int, *, up: bool = False, down: bool = False) -> ResBlock:
-            return ResBlock(
-                cin,
-                emb_channels,
-                cout,
-                dropout=dropout,
-                use_scale_shift_norm=use_scale_shift_norm,
-                up=up,
-                down=down,
-            )
-
-        def attend(ch: int, depth: int, no_self: bool, upward: bool = False) -> nn.Module:
-            heads, dim_head = num_heads, num_head_channels
-            if num_head_channels == -1:
-                dim_head = ch // num_heads
-            else:
-                heads = ch // num_head_channels
-            if use_spatial_transformer:
-                if legacy:
-                    dim_head = ch // heads
-                return SpatialTransformer(
-                    ch, heads, dim_head, depth, context_dim, no_self, use_linear_in_transformer
-                )
-            if num_head_channels == -1 and upward and num_heads_upsample != -1:
-                heads = num_heads_upsample
-            return AttentionBlock(ch, heads, use_new_attention_order)
-
-        def attends_at(level: int, ds: int, block: int) -> bool:
+        def attends(level: int, block: int) -> bool:
             limited = num_attention_blocks is not None and block >= num_attention_blocks[level]
-            return ds in attention_resolutions and not limited
+            return 2**level in attention_resolutions and not limited
 
-        no_self = disable_self_attentions or [False] * levels
         self.time_embed = nn.Sequential(
-            nn.Linear(model_channels, emb_channels),
+            nn.Linear(model_channels, make.emb_channels),
             nn.SiLU(),
-            nn.Linear(emb_channels, emb_channels),
+            nn.Linear(make.emb_channels, make.emb_channels),
         )
         if num_classes is not None:
-            self.label_emb = _label_embedding(num_classes, adm_in_channels, emb_channels)
+            self.label_emb = _label_embedding(num_classes, adm_in_channels, make.emb_channels)
 
-        ch, ds = model_channels * channel_mult[0], 1
         first = nn.Conv2d(in_channels, model_channels, 3, padding=1)
         self.input_blocks = nn.ModuleList([TimestepEmbedSequential(first)])
         skips, ch = [model_channels], model_channels
-        for level, mult in enumerate(channel_mult):
+        for level, width in enumerate(widths):
             for block in range(blocks[level]):
-                layers: list[nn.Module] = [res(ch, mult * model_channels)]
-                ch = mult * model_channels
-                if attends_at(level, ds, block):
-                    layers.append(attend(ch, depths[level], no_self[level]))
+                layers: list[nn.Module] = [make.res(ch, width)]
+                ch = width
+                if attends(level, block):
+                    layers.append(make.attention(ch, depths[level], no_self[level]))
                 self.input_blocks.append(TimestepEmbedSequential(*layers))
                 skips.append(ch)
             if level != levels - 1:
-                down = res(ch, ch, down=True) if resblock_updown else Downsample(ch, conv_resample)
-                self.input_blocks.append(TimestepEmbedSequential(down))
+                self.input_blocks.append(TimestepEmbedSequential(make.down(ch)))
                 skips.append(ch)
-                ds *= 2
 
         self.middle_block = TimestepEmbedSequential(
-            res(ch, ch), attend(ch, depths[-1], disable_middle_self_attn), res(ch, ch)
+            make.res(ch, ch),
+            make.attention(ch, depths[-1], disable_middle_self_attn),
+            make.res(ch, ch),
         )
 
         self.output_blocks = nn.ModuleList()
-        for level, mult in reversed(list(enumerate(channel_mult))):
+        for level, width in reversed(list(enumerate(widths))):
             for block in range(blocks[level] + 1):
-                layers = [res(ch + skips.pop(), mult * model_channels)]
-                ch = mult * model_channels
-                if attends_at(level, ds, block):
-                    layers.append(attend(ch, depths[level], no_self[level], upward=True))
+                layers = [make.res(ch + skips.pop(), width)]
+                ch = width
+                if attends(level, block):
+                    layers.append(make.attention(ch, depths[level], no_self[level], upward=True))
                 if level and block == blocks[level]:
-                    up = res(ch, ch, up=True) if resblock_updown else Upsample(ch, conv_resample)
-                    layers.append(up)
-                    ds //= 2
+                    layers.append(make.up(ch))
                 self.output_blocks.append(TimestepEmbedSequential(*layers))
 
         self.out = nn.Sequential(
-            nn.GroupNorm(32, ch), nn.SiLU(), nn.Conv2d(model_channels, out_channels, 3, padding=1)
+            nn.GroupNorm(32, ch), nn.SiLU(), nn.Conv2d(ch, out_channels, 3, padding=1)
         )
 
     @property
