@@ -36,6 +36,14 @@ _CLICK_ERROR: type[Exception] = next(
     if kind.__name__ == "ClickException" and issubclass(kind, Exception)
 )
 
+EXAMPLES = {
+    "txt2img": 'ldm txt2img --prompt "a red apple on a blue background" --seed 7 -o apple.png',
+    "rerun": "ldm rerun outputs/txt2img-samples/samples/00000.png -o again.png",
+    "info": "ldm info models/sd-v1-4.ckpt",
+    "convert": "ldm convert sd-v1-4.ckpt sd-v1-4.safetensors --precision fp16 --ema drop",
+    "train": "ldm train --config configs/train/emoji-128.yaml train.steps=2000",
+}
+
 RERUN_FIELDS = ("model", "config", "device", "precision", "attention")
 RERUN_OUTPUTS = ("outdir", "output", "overwrite", "json", "quiet", "debug")
 
@@ -208,7 +216,7 @@ def _command(
     vars(callback)["__signature__"] = inspect.Signature(parameters)
     callback.__annotations__ = {entry.name: entry.annotation for entry in parameters}
     callback.__doc__ = body.__doc__
-    app.command(name)(callback)
+    app.command(name, epilog=f"Example: {EXAMPLES[name]}")(callback)
 
 
 def _argument(name: str, kind: Any, metavar: str, help: str) -> inspect.Parameter:
@@ -246,7 +254,7 @@ _command(
 )
 
 
-@app.command()
+@app.command(epilog=f"Example: {EXAMPLES['info']}")
 def info(
     file: str = typer.Argument(..., metavar="FILE", help="An image, or a checkpoint."),
     json: bool = typer.Option(False, "--json", help="As one JSON object."),
@@ -258,7 +266,7 @@ def info(
     return body(file, as_json=json)
 
 
-@app.command()
+@app.command(epilog=f"Example: {EXAMPLES['convert']}")
 def convert(
     source: str = typer.Argument(..., metavar="FROM", help="A .ckpt or .safetensors file."),
     target: str = typer.Argument(..., metavar="TO", help="The new file; its ending decides."),
@@ -277,7 +285,7 @@ def convert(
     return body(source, target, dtype=precision, ema=ema, overwrite=overwrite)
 
 
-@app.command()
+@app.command(epilog=f"Example: {EXAMPLES['train']}")
 def train(
     config: str = typer.Option(
         ..., "--config", "-b", metavar="YAML", help="What to train, on what."

@@ -18,7 +18,7 @@ import yaml
 from golden_data import GOLDEN
 from PIL import Image
 
-from ldm.cli import run
+from ldm.cli import EXAMPLES, run
 from ldm.commands import Sink
 from ldm.engine import Result
 from ldm.errors import LdmError
@@ -82,7 +82,7 @@ def error_of(capfd: pytest.CaptureFixture[str]) -> str:
 
 PROBE = """
 import sys
-from ldm.cli import run
+from ldm.cli import EXAMPLES, run
 code = run({argv!r}, script={script!r})
 assert "torch" not in sys.modules, "torch was imported"
 sys.exit(code)
@@ -467,3 +467,11 @@ def test_a_real_interrupt(home: Path) -> None:
     for path in images:
         with Image.open(path) as image:
             image.load()
+
+
+@pytest.mark.parametrize("command", EXAMPLES)
+def test_the_help_of_a_command_has_an_example(
+    command: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run([command, "--help"])
+    assert f"Example: ldm {command} " in " ".join(capfd.readouterr().out.split())
