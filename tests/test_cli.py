@@ -82,7 +82,7 @@ def error_of(capfd: pytest.CaptureFixture[str]) -> str:
 
 PROBE = """
 import sys
-from ldm.cli import EXAMPLES, run
+from ldm.cli import run
 code = run({argv!r}, script={script!r})
 assert "torch" not in sys.modules, "torch was imported"
 sys.exit(code)
