@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from ldm.config import resource
-from ldm.data import Pixels
+from ldm.data import Pixels, named_glyphs
 from ldm.device import choose
 from ldm.engine import Engine
 from ldm.images import to_picture
@@ -31,6 +31,8 @@ class DemoModel:
         policy = choose(device, "auto", "auto")
         loaded = load_model(path, dtype=policy.dtype, device=policy.device)
         self.defaults = loaded.family.defaults
+        data = loaded.config.tree.get("data", {}).get("params", {})
+        self.glyphs = named_glyphs(data.get("glyphs"))
         self.engine = Engine(loaded.model, policy)
 
     def draw(self, wanted: argparse.Namespace) -> Draw:

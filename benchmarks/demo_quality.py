@@ -16,9 +16,10 @@ import random
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -46,6 +47,7 @@ _TWO = (
     ("{n} and {m}, {b} background", ""),
 )
 
+T = TypeVar("T")
 Draw = Callable[[Sequence["Prompt"]], Pixels]
 
 
@@ -89,23 +91,33 @@ def _text(template: str, glyphs: Sequence[Glyph], background: Background) -> str
     return template.format(**fields, b=background.name, c=colour)
 
 
-def single_prompts(n: int, seed: int) -> list[Prompt]:
-    """The first n of the shuffled held-out combinations of a glyph and a background."""
-    held_out = [(g, b) for g in GLYPHS for b in backgrounds_of(g, "test")]
+def _cycled(items: Sequence[T], n: int) -> Iterator[T]:
+    """The first n, from the start again where there are fewer."""
+    return itertools.islice(itertools.cycle(items), n)
+
+
+def single_prompts(n: int, seed: int, among: Sequence[Glyph] = GLYPHS) -> list[Prompt]:
+    """The first n of the shuffled held-out combinations of a glyph and a background.
+
+    Where `among` has fewer they come again; each picture has a seed of its own.
+    """
+    held_out = [(g, b) for g in among for b in backgrounds_of(g, "test")]
     random.Random(f"{seed}/single").shuffle(held_out)
+    rounds = zip(_cycled(held_out, n), itertools.cycle(_ONE), strict=False)
     return [
         Prompt(_text(template, (glyph,), background), (glyph,), background)
-        for (glyph, background), template in zip(held_out[:n], itertools.cycle(_ONE), strict=False)
+        for (glyph, background), template in rounds
     ]
 
 
-def pair_prompts(n: int, seed: int) -> list[Prompt]:
+def pair_prompts(n: int, seed: int, among: Sequence[Glyph] = GLYPHS) -> list[Prompt]:
     """The first n of the shuffled held-out pairs, on backgrounds training shows both on."""
     rng = random.Random(f"{seed}/pair")
-    held_out = [p for p in itertools.combinations(GLYPHS, 2) if pair_split(*p) == "test"]
+    held_out = [p for p in itertools.combinations(among, 2) if pair_split(*p) == "test"]
     rng.shuffle(held_out)
     prompts = []
-    for pair, (template, relation) in zip(held_out[:n], itertools.cycle(_TWO), strict=False):
+    rounds = zip(_cycled(held_out, n), itertools.cycle(_TWO), strict=False)
+    for pair, (template, relation) in rounds:
         glyphs = pair if rng.random() < 0.5 else pair[::-1]
         shared = [b for b in BACKGROUNDS if all(b in backgrounds_of(g, "train") for g in glyphs)]
         background = rng.choice(shared)
@@ -207,14 +219,16 @@ def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     sheet = GlyphSheet(args.font)
     report = Report()
-    singles, pairs = single_prompts(args.n, args.seed), pair_prompts(args.n // 2, args.seed)
     if args.truth:
-        draw = truth(sheet, args.seed)
+        draw, among = truth(sheet, args.seed), GLYPHS
     else:
         from benchmarks.demo_model import DemoModel
 
         model = DemoModel(args.model, args.device)
-        draw = model.draw(args)
+        draw, among = model.draw(args), model.glyphs
+    report.extra["glyphs the model has seen"] = len(among)
+    singles = single_prompts(args.n, args.seed, among)
+    pairs = pair_prompts(args.n // 2, args.seed, among)
     pictures_of_one, pictures_of_two = draw(singles), draw(pairs)
     drawn = time.perf_counter() - started
     finder = Finder(sheet)

@@ -6,8 +6,9 @@ A scene is one or two emoji on a flat background and a sentence that is true of 
 
 from __future__ import annotations
 
+import difflib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -158,8 +159,8 @@ def _background_word(rng: random.Random, background: Background) -> str:
     return background.name
 
 
-def _scene_one(rng: random.Random, split: Split) -> Scene:
-    glyph = rng.choice(GLYPHS)
+def _scene_one(rng: random.Random, split: Split, among: Sequence[Glyph]) -> Scene:
+    glyph = rng.choice(among)
     background = rng.choice(backgrounds_of(glyph, split))
     size = rng.choice(_SIZES_ONE)
     last = CANVAS - _MARGIN - size
@@ -173,9 +174,9 @@ def _scene_one(rng: random.Random, split: Split) -> Scene:
     return Scene((placed,), background, caption)
 
 
-def _pair(rng: random.Random, split: Split) -> tuple[Glyph, Glyph]:
+def _pair(rng: random.Random, split: Split, among: Sequence[Glyph]) -> tuple[Glyph, Glyph]:
     while True:
-        one, other = rng.sample(GLYPHS, 2)
+        one, other = rng.sample(among, 2)
         if pair_split(one, other) == split:
             return one, other
 
@@ -208,8 +209,8 @@ def _layout(rng: random.Random, sizes: tuple[int, int]) -> tuple[Axis, list[tupl
     return axis, corners
 
 
-def _scene_two(rng: random.Random, split: Split) -> Scene:
-    glyphs = _pair(rng, split)
+def _scene_two(rng: random.Random, split: Split, among: Sequence[Glyph]) -> Scene:
+    glyphs = _pair(rng, split, among)
     allowed = [
         b
         for b in BACKGROUNDS
@@ -240,8 +241,14 @@ def _scene_two(rng: random.Random, split: Split) -> Scene:
     return Scene(placed, background, caption)
 
 
-def scene(seed: int, index: int, split: Split = "train", two_glyphs: float = 0.35) -> Scene:
-    """The scene of that number; `two_glyphs` is the share of scenes with two of them.
+def scene(
+    seed: int,
+    index: int,
+    split: Split = "train",
+    two_glyphs: float = 0.35,
+    among: Sequence[Glyph] = GLYPHS,
+) -> Scene:
+    """The scene of that number; `two_glyphs` is the share of scenes with two of `among`.
 
     A test scene shows a glyph on a background, or a pair of glyphs, that training never shows.
     """
@@ -249,7 +256,7 @@ def scene(seed: int, index: int, split: Split = "train", two_glyphs: float = 0.3
         raise UsageError(f"data: split {split!r} is not one of train, test")
     rng = random.Random(f"{seed}/{split}/{index}")
     draw = _scene_two if rng.random() < two_glyphs else _scene_one
-    return draw(rng, split)
+    return draw(rng, split, among)
 
 
 class GlyphSheet:
@@ -331,6 +338,7 @@ class Scenes:
         seed: int = 0,
         two_glyphs: float = 0.35,
         split: Split = "train",
+        glyphs: Sequence[str] | None = None,
     ) -> None:
         if size < 16:
             raise UsageError(f"data: size {size} is too small to draw on; use 64 or more")
@@ -340,15 +348,20 @@ class Scenes:
         self.size = size
         self.seed = seed
         self.two_glyphs = two_glyphs
+        self.glyphs = named_glyphs(glyphs)
         self.split: Split = split
 
     def scene(self, index: int) -> Scene:
         """The scene of that number."""
-        return scene(self.seed, index, self.split, self.two_glyphs)
+        return scene(self.seed, index, self.split, self.two_glyphs, self.glyphs)
 
     def __getitem__(self, index: int) -> tuple[Pixels, str]:
         what = self.scene(index)
         return render(what, self.sheet, self.size), what.caption
+
+    def vocabulary(self) -> Iterator[str]:
+        """Captions with every word that these can have."""
+        return all_captions_vocabulary(self.glyphs)
 
     def batch(self, start: int, n: int) -> tuple[Pixels, list[str]]:
         """Scenes start .. start + n - 1: (uint8 [n, size, size, 3], captions)."""
@@ -360,21 +373,33 @@ class Scenes:
         return pictures, captions
 
 
-def all_captions_vocabulary() -> Iterator[str]:
+def named_glyphs(names: Sequence[str] | None) -> tuple[Glyph, ...]:
+    """Glyphs by name, or all; raises UsageError for a name that is not known, or only one glyph."""
+    if names is None:
+        return GLYPHS
+    by_name = {glyph.name: glyph for glyph in GLYPHS}
+    for name in names:
+        if name not in by_name:
+            near = difflib.get_close_matches(str(name), by_name, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UsageError(f"data: no glyph is called {name!r}{hint}")
+    if len(set(names)) < 2:
+        raise UsageError("data: glyphs must name two or more")
+    return tuple(by_name[name] for name in names)
+
+
+def all_captions_vocabulary(among: Sequence[Glyph] = GLYPHS) -> Iterator[str]:
     """Captions that between them hold every word the data can say, in no more than needed."""
     for background in BACKGROUNDS:
         for word in (background.name, *background.synonyms):
             yield f"{_a(word)} background"
-    for glyph in GLYPHS:
+    for glyph in among:
         for name in (glyph.name, *glyph.synonyms):
             noun = f"{glyph.colour} {name}" if glyph.colour else name
             yield f"{with_article(glyph, name)}, {with_article(glyph, noun)}"
     for text in (text for table in (_ONE, _TWO, _TWO_ENDS) for text, _ in table):
-        yield text.format(
-            x="a cat", y="an owl", n="cat", m="owl", b="blue", c="a blue", r="next to"
-        )
-    for relation in (r for table in (_RELATIONS, _INVERSE) for row in table.values() for r in row):
-        yield f"a cat {relation} an owl"
+        yield text.format(x="a", y="an", n="", m="", b="blue", c="an blue", r="next to")
+    yield from (r for table in (_RELATIONS, _INVERSE) for row in table.values() for r in row)
     for row in _ROWS:
         for column in _COLUMNS:
             yield " ".join(f"in at the {row} {column}".split())

@@ -6,7 +6,7 @@ A stage says where the batches come from and what the loss is; the loop is in `l
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ldm.conditioning import FrozenCLIPEmbedder, kept_token_ids
 from ldm.config import Config
-from ldm.data import Scene, all_captions_vocabulary
+from ldm.data import Scene
 from ldm.errors import ConfigError
 from ldm.model import Model, TextEmbedder
 from ldm.nn.attention import SpatialTransformer
@@ -31,6 +31,8 @@ from ldm.samplers import final_latent, find_sampler, start_latent
 from ldm.schedule import make_grid
 
 Batch = dict[str, Any]
+# Where a v1 text encoder has its rows, beside the list of kept tokens.
+_TABLE = "transformer.text_model.embeddings.token_embedding.weight"
 
 
 class Data(Protocol):
@@ -38,6 +40,10 @@ class Data(Protocol):
 
     def scene(self, index: int) -> Scene:
         """What picture `index` shows."""
+        ...
+
+    def vocabulary(self) -> Iterable[str]:
+        """Captions that between them have every word that there is."""
         ...
 
     def batch(self, start: int, n: int) -> tuple[NDArray[np.uint8], list[str]]:
@@ -204,11 +210,10 @@ class DiffusionStage:
             )
         self.model = build(config)
         self.plan = plan
+        zero_last_layers(self.model.network)
+        start_text(self.model, config.source, data.vocabulary())
         if plan.init is not None:
             load_weights(self.model, plan.init)
-        else:
-            zero_last_layers(self.model.network)
-            start_text(self.model, config.source)
         if plan.autoencoder is not None:
             load_weights(self.model.first_stage_model, plan.autoencoder)
         self.model.first_stage_model.requires_grad_(False).eval()
@@ -299,8 +304,9 @@ class DiffusionStage:
         model = self.config.tree["model"]
         params = {**model["params"], "scale_factor": self.model.scale_factor}
         tree = {"model": {**model, "params": params}}
-        if "sampling" in self.config.tree:
-            tree["sampling"] = self.config.tree["sampling"]
+        for section in ("sampling", "data"):  # how to use it, and what it has seen
+            if section in self.config.tree:
+                tree[section] = self.config.tree[section]
         OmegaConf.save(OmegaConf.create(tree), Path(self.plan.outdir) / "model.yaml")
 
 
@@ -317,7 +323,7 @@ def zero_last_layers(network: UNetModel) -> None:
             nn.init.zeros_(values)
 
 
-def start_text(model: Model, source: str) -> None:
+def start_text(model: Model, source: str, captions: Iterable[str]) -> None:
     """Start a text conditioner of v1's kind from nothing.
 
     Words begin larger than places, which matter less; a cut embedding table is told which tokens
@@ -331,7 +337,7 @@ def start_text(model: Model, source: str) -> None:
     nn.init.normal_(embeddings.position_embedding.weight, std=0.1)
     if embedder.kept_tokens is None:
         return
-    ids = torch.tensor(kept_token_ids(list(all_captions_vocabulary())))
+    ids = torch.tensor(kept_token_ids(captions))
     if len(ids) != len(embedder.kept_tokens):
         raise ConfigError(
             f"{source}: the captions use {len(ids)} tokens; "
@@ -340,13 +346,39 @@ def start_text(model: Model, source: str) -> None:
     embedder.kept_tokens.copy_(ids)
 
 
+def _same_tokens(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A file's table of kept tokens as one for the module's tokens; new ones keep the module's.
+
+    So a model can be trained on from one whose captions had other words.
+    """
+    own = dict(module.named_buffers()) | dict(module.named_parameters())
+    found: dict[str, Tensor] = {}
+    for key in tensors:
+        if not key.endswith("kept_tokens") or key not in own:
+            continue
+        table = key.replace(
+            "kept_tokens", "transformer.text_model.embeddings.token_embedding.weight"
+        )
+        row_of = {int(token): row for row, token in enumerate(tensors[key])}
+        rows = own[table].detach().clone()
+        for row, token in enumerate(own[key].tolist()):
+            if token in row_of:
+                rows[row] = tensors[table][row_of[token]]
+        found |= {key: own[key], table: rows}
+    return found
+
+
 def load_weights(module: nn.Module, path: str) -> None:
     """Assign a safetensors file to a module, strictly; raises ConfigError naming the file."""
     from safetensors.torch import load_file
 
     if not Path(path).is_file():
         raise ConfigError(f"{path}: no such weights; train that stage first")
-    tensors = {key: value.float() for key, value in load_file(path).items()}
+    tensors = {
+        key: value.float() if value.is_floating_point() else value
+        for key, value in load_file(path).items()
+    }
+    tensors |= _same_tokens(module, tensors)
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:

@@ -19,6 +19,7 @@ from ldm.data import (
     Scene,
     Scenes,
     all_captions_vocabulary,
+    named_glyphs,
     place_words,
     render,
     scene,
@@ -295,3 +296,21 @@ def test_batches_are_the_numbered_scenes() -> None:
         picture, caption = scenes[10 + row]
         assert caption == captions[row]
         assert (pictures[row] == picture).all()
+
+
+def test_scenes_can_be_of_a_few_glyphs() -> None:
+    names = ["apple", "cat", "robot"]
+    few = named_glyphs(names)
+    drawn = {g.glyph.name for i in range(60) for g in scene(0, i, among=few).glyphs}
+    assert drawn == set(names)
+    words = " ".join(all_captions_vocabulary(few)).split()
+    assert "robot" in words
+    assert "pizza" not in words
+
+
+@pytest.mark.parametrize(
+    ("names", "message"), [(["aple", "cat"], "aple.*apple"), (["cat", "cat"], "two or more")]
+)
+def test_glyphs_that_there_are_not_are_named(names: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        named_glyphs(names)

@@ -98,6 +98,9 @@ class Squares:
     def scene(self, index: int) -> Squares._Named:
         return self._Named()
 
+    def vocabulary(self) -> list[str]:
+        return ["red", "blue"]
+
     def batch(self, start: int, n: int) -> tuple[NDArray[np.uint8], list[str]]:
         pictures = np.full((n, 16, 16, 3), 30, dtype=np.uint8)
         captions = []
@@ -224,3 +227,32 @@ def test_the_numbers_of_a_step_do_not_depend_on_what_ran_before() -> None:
 def test_pictures_survive_the_way_to_tensors_and_back() -> None:
     pictures = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
     assert np.abs(to_pictures(to_tensor(pictures)).astype(int) - pictures).max() <= 1
+
+
+def test_a_cut_vocabulary_can_be_trained_on_with_other_words(tmp_path: Path) -> None:
+    def stage(words: list[str], outdir: Path, **changes: Any) -> DiffusionStage:
+        class Worded(Squares):
+            def vocabulary(self) -> list[str]:
+                return words
+
+        section = DIFFUSION["params"]["cond_stage_config"]
+        text = {**section["params"]["text_config"], "vocab_size": len(words) + 2}
+        params = {**section["params"], "kept_tokens": True, "text_config": text}
+        conditioner = {**section, "params": params}
+        tree = {**DIFFUSION, "params": {**DIFFUSION["params"], "cond_stage_config": conditioner}}
+        wanted = plan(outdir, autoencoder=first, **changes)
+        return DiffusionStage(Config("test", {"model": tree}), wanted, Worded())
+
+    first = str(train_autoencoder(tmp_path / "ae", steps=2))
+    one = stage(["red", "blue"], tmp_path / "one")
+    weights = fit(one, one.plan, resume=False)
+    other = stage(["blue", "green", "cat"], tmp_path / "other", init=str(weights))
+    table = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
+    old, new = load_file(weights), other.model.state_dict()
+    rows = {int(token): row for row, token in enumerate(old["cond_stage_model.kept_tokens"])}
+    kept = [int(token) for token in new["cond_stage_model.kept_tokens"]]
+    assert len(kept) == 5
+    shared = [(row, rows[token]) for row, token in enumerate(kept) if token in rows]
+    assert len(shared) == 3  # start, end and "blue"
+    for row, before in shared:
+        assert torch.equal(new[table][row], old[table][before].float())

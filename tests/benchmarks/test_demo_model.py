@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from benchmarks.demo_model import DemoModel
 from benchmarks.demo_quality import single_prompts
 from ldm.config import override, read_config, resource
+from ldm.data import Scenes
 from ldm.registry import build
 from ldm.stages import start_text
 
@@ -33,7 +34,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = override(read_config(resource("configs") / "train" / "emoji-128.yaml"), SMALLER)
     torch.manual_seed(0)
     model = build(config)
-    start_text(model, config.source)
+    start_text(model, config.source, Scenes(**config.tree["data"]["params"]).vocabulary())
     path = tmp_path_factory.mktemp("demo") / "small.safetensors"
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, path)
     OmegaConf.save(OmegaConf.create({"model": config.tree["model"]}), path.with_suffix(".yaml"))
