@@ -31,6 +31,7 @@ class Plan:
     mse_weight: float = 0.0  # autoencoder: squares beside the L1 loss, for colours far off
     kl_weight: float = 1e-6  # autoencoder: per value of the picture, as the original loss has it
     scenes: int = 20000  # diffusion: pictures encoded beforehand
+    noise_bias: float = 1.0  # diffusion: density of t rises as t**(noise_bias - 1); words act late
     drop_caption: float = 0.1  # diffusion: share trained without text, for guidance
     sample_every: int = 500
     save_every: int = 500

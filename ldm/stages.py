@@ -253,6 +253,12 @@ class DiffusionStage:
         words.write_text(json.dumps(captions), encoding="utf-8")
         return moments, captions
 
+    def _times(self, size: int, generator: torch.Generator) -> Tensor:
+        """Time steps [size], more of the noisy ones where `noise_bias` is over 1."""
+        u = torch.rand(size, generator=generator) ** (1 / self.plan.noise_bias)
+        total = len(self.model.schedule)
+        return (u * total).long().clamp(max=total - 1)
+
     def batch(self, step: int) -> Batch:
         size, count = self.plan.batch_size, len(self.captions)
         first = step * size
@@ -270,7 +276,7 @@ class DiffusionStage:
         return {
             "z": z.contiguous(memory_format=torch.channels_last),
             "noise": torch.randn(shape, generator=generator),
-            "t": torch.randint(len(self.model.schedule), (size,), generator=generator),
+            "t": self._times(size, generator),
             "captions": ["" if dropped[i] else self.captions[row] for i, row in enumerate(rows)],
         }
 
