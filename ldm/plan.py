@@ -119,9 +119,7 @@ def find_checkpoint(name: str | None, *, script: bool = False) -> tuple[Path, tu
         if script and Path(SCRIPT_CHECKPOINT).is_file():
             return Path(SCRIPT_CHECKPOINT), ()
         path = _bundled()
-        note = (
-            f"no --model given: using the bundled model {BUNDLED}, which draws small emoji scenes"
-        )
+        note = f"no --model given: using the bundled model {BUNDLED}, a small stand-in"
         if script:
             note = f"no --ckpt, and no {SCRIPT_CHECKPOINT}: using the bundled model {BUNDLED}"
         return path, (note,)
