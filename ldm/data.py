@@ -6,7 +6,6 @@ A scene is one or two emoji on a flat background and a sentence that is true of 
 
 from __future__ import annotations
 
-import difflib
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ldm.errors import UsageError
 from ldm.glyphs import BACKGROUNDS, GLYPHS, Background, Glyph, Split, backgrounds_of, pair_split
+from ldm.job import nearest
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 CANVAS = 128
@@ -380,9 +380,7 @@ def named_glyphs(names: Sequence[str] | None) -> tuple[Glyph, ...]:
     by_name = {glyph.name: glyph for glyph in GLYPHS}
     for name in names:
         if name not in by_name:
-            near = difflib.get_close_matches(str(name), by_name, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise UsageError(f"data: no glyph is called {name!r}{hint}")
+            raise UsageError(f"data: no glyph is called {name!r}{nearest(str(name), by_name)}")
     if len(set(names)) < 2:
         raise UsageError("data: glyphs must name two or more")
     return tuple(by_name[name] for name in names)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import get_args, get_type_hints
 
 from ldm.config import Config
 from ldm.errors import ConfigError
+from ldm.job import nearest
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,7 @@ class Plan:
         kinds = get_type_hints(cls)
         for name, value in section.items():
             if name not in kinds:
-                near = difflib.get_close_matches(name, kinds, 1)
-                hint = f"; did you mean {near[0]}?" if near else ""
+                hint = nearest(str(name), kinds)
                 raise ConfigError(f"{config.source}: train.{name} is not known{hint}")
             allowed = get_args(kinds[name]) or (kinds[name],)
             if type(value) not in allowed and not (type(value) is int and float in allowed):

@@ -173,11 +173,10 @@ def fit(stage: Stage, plan: Plan, *, resume: bool) -> Path:
     """Train a stage to its last step and write `<outdir>/model.safetensors` (the EMA weights)."""
     from tqdm import tqdm
 
+    state = Path(plan.outdir) / "state"
+    if not resume and state.exists():
+        raise ConfigError(f"{state}: an earlier run is here; give --resume, or another outdir")
     trainer = Trainer(stage, plan)
-    if not resume and trainer.state.exists():
-        raise ConfigError(
-            f"{trainer.state}: an earlier run is here; give --resume, or another outdir"
-        )
     start = trainer.restore() if resume else 0
     trainer.outdir.mkdir(parents=True, exist_ok=True)
     bar = tqdm(total=plan.steps, initial=start, disable=None, unit="step")
