@@ -23,6 +23,7 @@ FLOORS: dict[int, set[str]] = {
         "ldm.train",
         "ldm.stages",
         "ldm.recipe",
+        "ldm.pretext",
         "ldm.data",
         "ldm.glyphs",
     },
@@ -38,18 +39,29 @@ FLOORS: dict[int, set[str]] = {
     3: {
         "ldm.weights",
         "ldm.registry",
+        "ldm.targets",
         "ldm.section",
         "ldm.conditioning",
         "ldm.model",
         "ldm.families",
         "ldm.load",
+        "ldm.depth",
         "ldm.inventory",
         "ldm.description",
         "ldm.convert",
     },
     2: {"ldm.nn", "ldm.text"},
     1: {"ldm.schedule", "ldm.noise", "ldm.denoiser", "ldm.guidance", "ldm.samplers"},
-    0: {"ldm.errors", "ldm.job", "ldm.legacy", "ldm.config", "ldm"},
+    0: {
+        "ldm.errors",
+        "ldm.job",
+        "ldm.legacy",
+        "ldm.config",
+        "ldm.inputs",
+        "ldm.pictures",
+        "ldm.canvas",
+        "ldm",
+    },
 }
 # These answer before torch could be imported: `ldm --help`, a mistyped flag.
 TORCH_FREE = {"ldm", "ldm.cli"} | FLOORS[0]
