@@ -1,0 +1,73 @@
+"""Picture files that Pillow cannot write: 16 bits a channel, colour keys, broken ones."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+PNG_START = b"\x89PNG\r\n\x1a\n"
+_PNG_COLOUR = {1: 0, 2: 4, 3: 2, 4: 6}  # by channels
+
+
+def png_chunk(name: bytes, content: bytes) -> bytes:
+    checked = name + content
+    return struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))
+
+
+def png_header(width: int, height: int, depth: int, colour: int) -> bytes:
+    return png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+
+
+def png(array: NDArray[Any], *, before: bytes = b"") -> bytes:
+    """A PNG of uint8 or uint16 [H,W,C]; `before` holds chunks to stand before the pixels."""
+    height, width, channels = array.shape
+    depth = 8 * array.dtype.itemsize
+    big = array.astype(array.dtype.newbyteorder(">"))
+    rows = b"".join(b"\0" + big[row].tobytes() for row in range(height))
+    header = png_header(width, height, depth, _PNG_COLOUR[channels])
+    data = png_chunk(b"IDAT", zlib.compress(rows))
+    return PNG_START + header + before + data + png_chunk(b"IEND", b"")
+
+
+def tiff(
+    array: NDArray[np.uint16],
+    *,
+    order: str = "<",
+    compressed: bool = False,
+    extra: int | None = None,
+    orientation: int = 1,
+) -> bytes:
+    """A TIFF of uint16 [H,W,3 or 4]; `extra` tells what the fourth is (0 nothing, 2 alpha)."""
+    height, width, channels = array.shape
+    data = array.astype(order + "u2").tobytes()
+    data = zlib.compress(data) if compressed else data
+    start = 2000
+    tags: list[tuple[int, str, list[int]]] = [
+        (256, "H", [width]),
+        (257, "H", [height]),
+        (258, "H", [16] * channels),
+        (259, "H", [8 if compressed else 1]),
+        (262, "H", [2]),
+        (273, "I", [start]),
+        (274, "H", [orientation]),
+        (277, "H", [channels]),
+        (278, "H", [height]),
+        (279, "I", [len(data)]),
+        (284, "H", [1]),
+    ]
+    if extra is not None:
+        tags.append((338, "H", [extra]))
+    content, later = b"", b""
+    for tag, letter, values in tags:
+        packed = struct.pack(order + letter * len(values), *values)
+        if len(packed) > 4:
+            packed, later = struct.pack(order + "I", 1000 + len(later)), later + packed
+        kind = {"H": 3, "I": 4}[letter]
+        content += struct.pack(order + "HHI", tag, kind, len(values)) + packed.ljust(4, b"\0")
+    start_bytes = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8)
+    directory = start_bytes + struct.pack(order + "H", len(tags)) + content + bytes(4)
+    return (directory.ljust(1000, b"\0") + later).ljust(start, b"\0") + data

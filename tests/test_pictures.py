@@ -1,0 +1,571 @@
+from __future__ import annotations
+
+import io
+import os
+import random
+import re
+import struct
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, features
+
+import ldm.pictures as pictures
+from ldm.errors import ImageError
+from ldm.pictures import (
+    LARGEST_PIXELS,
+    Pictured,
+    mask_of_alpha,
+    read_depth,
+    read_mask,
+    read_picture,
+)
+from tests.odd_pictures import PNG_START, png, png_chunk, png_header, tiff
+
+RNG = np.random.default_rng(7)
+RGB = RNG.integers(0, 256, (12, 17, 3), np.uint8)
+ALPHA = RNG.integers(0, 256, (12, 17), np.uint8)
+DEEP = RNG.integers(0, 65536, (12, 17, 4), np.uint16)
+FILM = [Image.fromarray(RGB + np.uint8(n)) for n in range(3)]
+
+
+def rounded(deep: NDArray[np.uint16]) -> NDArray[np.uint8]:
+    return np.rint(deep / 257.0).astype(np.uint8)
+
+
+def saved(path: Path, image: Image.Image, **options: Any) -> Path:
+    image.save(path, **options)
+    return path
+
+
+def written(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def refusal(path: Path | str, reader: Any = read_picture, **options: Any) -> str:
+    """The message of the error that a reader raises: one line that names the file."""
+    with pytest.raises(ImageError) as caught:
+        reader(path, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(f"{path}: ")
+    assert caught.value.exit_code == 2
+    return message
+
+
+# --- pictures that can be read
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "ppm"])
+def test_a_lossless_picture_comes_back_as_it_was(tmp_path: Path, suffix: str) -> None:
+    found = read_picture(saved(tmp_path / f"a.{suffix}", Image.fromarray(RGB)))
+    assert np.array_equal(found.rgb, RGB)
+    assert found.alpha is None
+    assert found.size == (17, 12)
+
+
+def test_the_content_decides_not_the_suffix(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.jpg", Image.fromarray(RGB), format="PNG")
+    assert np.array_equal(read_picture(path).rgb, RGB)
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [("jpg", "jpg"), ("webp", "webp"), ("avif", "avif")])
+def test_a_lossy_picture_is_near(tmp_path: Path, suffix: str, codec: str) -> None:
+    if codec not in features.get_supported():
+        pytest.skip(f"this Pillow has no {codec}")
+    smooth = np.full((16, 24, 3), (200, 100, 50), np.uint8)
+    found = read_picture(saved(tmp_path / f"a.{suffix}", Image.fromarray(smooth)))
+    assert found.rgb.shape == smooth.shape
+    assert np.abs(found.rgb.astype(int) - smooth).max() < 12
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK"])
+def test_modes_become_rgb_as_pillow_converts_them(tmp_path: Path, mode: str) -> None:
+    image = Image.fromarray(RGB).convert(mode)
+    found = read_picture(saved(tmp_path / "a.tif", image))
+    assert np.array_equal(found.rgb, np.asarray(image.convert("RGB")))
+    assert found.alpha is None
+
+
+def test_a_cmyk_jpeg_keeps_its_colours(tmp_path: Path) -> None:
+    image = Image.new("RGB", (16, 16), (250, 40, 10)).convert("CMYK")
+    found = read_picture(saved(tmp_path / "a.jpg", image))
+    assert np.abs(found.rgb[0, 0].astype(int) - (250, 40, 10)).max() < 6
+
+
+def test_alpha_is_kept_beside_the_colour(tmp_path: Path) -> None:
+    rgba = Image.fromarray(np.dstack([RGB, ALPHA]))
+    found = read_picture(saved(tmp_path / "a.png", rgba))
+    assert np.array_equal(found.rgb, RGB)
+    assert found.alpha is not None
+    assert np.array_equal(found.alpha, ALPHA)
+    white = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    assert np.abs(found.flattened().astype(int) - np.asarray(white)).max() <= 1
+    black = found.flattened((0, 0, 0))
+    assert (black[ALPHA == 0] == 0).all()
+    assert np.array_equal(black[ALPHA == 255], RGB[ALPHA == 255])
+
+
+def test_a_picture_without_alpha_flattens_to_itself() -> None:
+    assert np.array_equal(Pictured(RGB).flattened(), RGB)
+
+
+def test_grey_with_alpha(tmp_path: Path) -> None:
+    grey_alpha = Image.merge("LA", [Image.fromarray(RGB[..., 0]), Image.fromarray(ALPHA)])
+    found = read_picture(saved(tmp_path / "a.png", grey_alpha))
+    assert np.array_equal(found.rgb, np.repeat(RGB[..., :1], 3, axis=2))
+    assert found.alpha is not None
+    assert np.array_equal(found.alpha, ALPHA)
+
+
+@pytest.mark.parametrize("transparency", [1, bytes([255, 0, 128])])
+def test_a_palette_with_transparency(tmp_path: Path, transparency: int | bytes) -> None:
+    indices = RNG.integers(0, 3, (9, 11), np.uint8)
+    image = Image.fromarray(indices)
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    found = read_picture(saved(tmp_path / "a.png", image, transparency=transparency))
+    assert np.array_equal(found.rgb[indices == 1], np.tile([40, 50, 60], ((indices == 1).sum(), 1)))
+    assert found.alpha is not None
+    wanted = np.array([255, 0, 128 if isinstance(transparency, bytes) else 255])
+    assert np.array_equal(found.alpha, wanted[indices])
+
+
+def test_a_colour_key_of_a_png_is_transparent(tmp_path: Path) -> None:
+    array = RGB.copy()
+    array[3, 4] = array[5, 6] = (1, 2, 3)
+    found = read_picture(saved(tmp_path / "a.png", Image.fromarray(array), transparency=(1, 2, 3)))
+    assert found.alpha is not None
+    assert np.array_equal(found.alpha == 0, (array == (1, 2, 3)).all(axis=2))
+    assert found.rgb[3, 4].tolist() == [1, 2, 3]
+
+
+def test_a_gif_of_one_frame(tmp_path: Path) -> None:
+    image = Image.fromarray(RGB).quantize(8)
+    found = read_picture(saved(tmp_path / "a.gif", image))
+    assert np.array_equal(found.rgb, np.asarray(image.convert("RGB")))
+
+
+def test_a_multi_picture_jpeg_gives_its_first(tmp_path: Path) -> None:
+    flat = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+    path = saved(tmp_path / "a.mpo", flat[0], format="MPO", save_all=True, append_images=flat[1:])
+    assert np.abs(read_picture(path).rgb[0, 0].astype(int) - (255, 0, 0)).max() < 6
+
+
+# --- 16 bits
+
+
+def test_deep_grey_is_rounded(tmp_path: Path) -> None:
+    found = read_picture(written(tmp_path / "a.png", png(DEEP[..., :1])))
+    assert np.array_equal(found.rgb, np.repeat(rounded(DEEP[..., :1]), 3, axis=2))
+    assert found.alpha is None
+
+
+def test_deep_grey_of_other_formats(tmp_path: Path) -> None:
+    grey = DEEP[..., 0]
+    by_tiff = read_picture(saved(tmp_path / "a.tif", Image.fromarray(grey)))
+    assert np.array_equal(by_tiff.rgb[..., 0], rounded(grey))
+    pgm = b"P5 17 12 65535\n" + grey.astype(">u2").tobytes()
+    assert np.array_equal(read_picture(written(tmp_path / "a.pgm", pgm)).rgb[..., 1], rounded(grey))
+
+
+def test_deep_colour_is_rounded_not_cut(tmp_path: Path) -> None:
+    found = read_picture(written(tmp_path / "a.png", png(DEEP[..., :3])))
+    assert np.array_equal(found.rgb, rounded(DEEP[..., :3]))
+    assert not np.array_equal(found.rgb, DEEP[..., :3] >> 8)  # what Pillow gives
+    assert found.alpha is None
+
+
+def test_deep_alpha(tmp_path: Path) -> None:
+    coloured = read_picture(written(tmp_path / "a.png", png(DEEP)))
+    assert np.array_equal(coloured.rgb, rounded(DEEP[..., :3]))
+    assert coloured.alpha is not None
+    assert np.array_equal(coloured.alpha, rounded(DEEP[..., 3]))
+    grey = read_picture(written(tmp_path / "b.png", png(DEEP[..., 2:])))
+    assert np.array_equal(grey.rgb, np.repeat(rounded(DEEP[..., 2:3]), 3, axis=2))
+    assert grey.alpha is not None
+    assert np.array_equal(grey.alpha, rounded(DEEP[..., 3]))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_deep_colour_key(tmp_path: Path, channels: int) -> None:
+    array = DEEP[..., :channels].copy()
+    key = array[2, 3]
+    array[4, 5] = key + np.uint16(1)  # the same when cut to 8 bits, most likely
+    chunk = png_chunk(b"tRNS", key.astype(">u2").tobytes())
+    found = read_picture(written(tmp_path / "a.png", png(array, before=chunk)))
+    assert found.alpha is not None
+    assert np.array_equal(found.alpha == 0, (array == key).all(axis=2))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize(("channels", "extra"), [(3, None), (4, 0), (4, 2)])
+def test_deep_tiffs(
+    tmp_path: Path, order: str, compressed: bool, channels: int, extra: int | None
+) -> None:
+    content = tiff(DEEP[..., :channels], order=order, compressed=compressed, extra=extra)
+    found = read_picture(written(tmp_path / "a.tif", content))
+    assert np.array_equal(found.rgb, rounded(DEEP[..., :3]))
+    assert (found.alpha is not None) == (extra == 2)
+    if found.alpha is not None:
+        assert np.array_equal(found.alpha, rounded(DEEP[..., 3]))
+
+
+# --- orientation
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "webp", "tif"])
+def test_pictures_stand_upright(tmp_path: Path, suffix: str, orientation: int) -> None:
+    image = Image.fromarray(np.dstack([RGB, np.maximum(ALPHA, 1)]))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True, "exact": True} if suffix == "webp" else {}
+    path = saved(tmp_path / f"a.{suffix}", image, exif=exif, **options)
+    found = read_picture(path)
+    # From a path, Pillow 13 maps such a TIFF into memory and mixes up its sides.
+    with path.open("rb") as file, Image.open(file) as again:
+        wanted = np.asarray(ImageOps.exif_transpose(again))
+    assert np.array_equal(found.rgb, wanted[..., :3])
+    assert found.alpha is not None
+    assert np.array_equal(found.alpha, wanted[..., 3])
+    assert found.size == ((17, 12) if orientation < 5 else (12, 17))
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_deep_tiff_is_turned_once(tmp_path: Path, compressed: bool) -> None:
+    content = tiff(DEEP[..., :3], orientation=6, compressed=compressed)
+    found = read_picture(written(tmp_path / "a.tif", content))
+    assert np.array_equal(found.rgb, np.rot90(rounded(DEEP[..., :3]), -1))
+
+
+def test_broken_exif_is_passed_over(tmp_path: Path) -> None:
+    for number, exif in enumerate((b"Exif\0\0garbage", b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01")):
+        image = Image.new("RGB", (16, 24), "red")
+        path = saved(tmp_path / f"{number}.jpg", image, exif=exif)
+        assert read_picture(path).size == (16, 24)
+
+
+# --- files that cannot be used
+
+
+def test_what_is_not_there(tmp_path: Path) -> None:
+    assert "no such file" in refusal(tmp_path / "none.png")
+    assert "folder" in refusal(tmp_path)
+    assert "not a directory" in refusal(written(tmp_path / "f", b"x") / "a.png").lower()
+    with pytest.raises(ImageError, match="name is empty"):
+        read_picture("")
+    with pytest.raises(ImageError, match="cannot be read"):
+        read_picture("a\0b.png")
+
+
+def test_what_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path / "a.png", Image.fromarray(RGB))
+
+    def denied(*_: Any, **__: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", denied)  # root may read everything
+    assert "cannot be read (Permission denied)" in refusal(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.png")
+    assert "no plain file" in refusal(tmp_path / "fifo.png")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "empty"),
+        (b"just words, no picture", "seems to be text"),
+        (b"<!DOCTYPE html><html><body>404", "seems to be a web page"),
+        (b'<?xml version="1.0"?><svg width="3"/>', "an SVG drawing"),
+        (b"%PDF-1.7 rest", "a PDF"),
+        (b"PK\x03\x04" + bytes(60), "a ZIP archive or a checkpoint"),
+        (b"\0\0\0\x18ftypheic" + bytes(60), "a HEIC picture"),
+        (b"\0\0\0\x18ftypisom" + bytes(60), "a video"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        (b"RIFF\x10\0\0\0AVI LIST", "a video"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PostScript"),
+        (PNG_START + b"rubbish" * 9, "damaged"),
+        (b"\xff\xd8\xff\xe0" + bytes(80), "a damaged JPEG"),
+        (bytes(4096), "nothing but zeros"),
+        (bytes(range(128, 256)), "data of an unknown kind"),
+    ],
+)
+def test_what_is_no_picture(tmp_path: Path, content: bytes, words: str) -> None:
+    assert words in refusal(written(tmp_path / "a.png", content))
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp", "tif", "ppm"])
+def test_a_truncated_picture(tmp_path: Path, suffix: str) -> None:
+    noise = Image.fromarray(RNG.integers(0, 256, (64, 64, 3), np.uint8))
+    whole = saved(tmp_path / f"whole.{suffix}", noise).read_bytes()
+    cut = written(tmp_path / f"cut.{suffix}", whole[: len(whole) // 2])
+    assert "damaged" in refusal(cut)
+
+
+def test_a_bomb_is_seen_in_the_header(tmp_path: Path) -> None:
+    for width, height in ((30_000, 30_000), (13_400, 13_400), (2**31 - 1, 8)):
+        start = PNG_START + png_header(width, height, 8, 2)
+        path = written(
+            tmp_path / "a.png", start + png_chunk(b"IDAT", b"") + png_chunk(b"IEND", b"")
+        )
+        assert "more than 178 million pixels" in refusal(path)
+
+
+def test_the_limit_holds_where_pillow_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    start = PNG_START + png_header(30_000, 30_000, 8, 2)
+    path = written(tmp_path / "a.png", start + png_chunk(b"IDAT", b"") + png_chunk(b"IEND", b""))
+    assert "million pixels" in refusal(path)
+
+
+def test_a_large_picture_below_the_limit_gives_no_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = saved(tmp_path / "a.png", Image.fromarray(RGB))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 150)  # Pillow warns from here, 12 * 17 < 300
+    assert read_picture(path).size == (17, 12)
+    assert LARGEST_PIXELS == 178_956_970
+
+
+@pytest.mark.parametrize(
+    ("suffix", "words"),
+    [("gif", "animated"), ("png", "animated"), ("webp", "animated"), ("tif", "several pages")],
+)
+def test_films_are_refused(tmp_path: Path, suffix: str, words: str) -> None:
+    path = saved(tmp_path / f"a.{suffix}", FILM[0], save_all=True, append_images=FILM[1:])
+    assert words in refusal(path)
+
+
+@pytest.mark.parametrize("size", [(7, 100), (100, 7), (1, 1)])
+def test_a_tiny_picture(tmp_path: Path, size: tuple[int, int]) -> None:
+    message = refusal(saved(tmp_path / "a.png", Image.new("RGB", size)))
+    assert f"is {size[0]}x{size[1]}; a picture needs 8 pixels" in message
+
+
+def test_a_floating_point_picture_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.tif", Image.fromarray(RGB[..., 0].astype(np.float32)))
+    assert "8 or 16 bits" in refusal(path)
+
+
+def test_a_picture_that_does_not_fit_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(pictures, "_decoded", full)
+    assert "memory" in refusal(saved(tmp_path / "a.png", Image.fromarray(RGB)))
+
+
+def _intact() -> list[bytes]:
+    """Small files of every format, for damage to be done to."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.fromarray(np.dstack([RGB, ALPHA]))
+    files = [png(DEEP), png(DEEP[..., 2:]), tiff(DEEP[..., :3]), tiff(DEEP, compressed=True)]
+    for name in ("PNG", "WEBP", "TIFF", "GIF"):
+        image.save(buffer := io.BytesIO(), name, exif=exif)
+        files.append(buffer.getvalue())
+    for name in ("JPEG", "BMP", "PPM"):
+        image.convert("RGB").save(buffer := io.BytesIO(), name)
+        files.append(buffer.getvalue())
+    image.save(buffer := io.BytesIO(), "TIFF", compression="tiff_lzw")
+    return [*files, buffer.getvalue()]
+
+
+INTACT = _intact()
+
+
+def test_damage_is_an_image_error_or_a_picture(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    path = tmp_path / "a"
+    messages = []
+    for content in INTACT * 25:
+        damaged = bytearray(content)
+        for _ in range(rng.choice((1, 3, 20))):
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        path.write_bytes(damaged[: rng.choice((len(damaged), rng.randrange(1, len(damaged))))])
+        for reader in (read_picture, read_depth):
+            try:
+                reader(path)
+            except ImageError as error:
+                messages.append(str(error))
+    assert len(messages) > 100
+    assert not [message for message in messages if "\n" in message]
+
+
+def test_reading_leaves_no_trace(tmp_path: Path) -> None:
+    import warnings
+
+    path = saved(tmp_path / "a.png", Image.fromarray(RGB))
+    before = (Image.MAX_IMAGE_PIXELS, list(warnings.filters))
+    threads = [threading.Thread(target=read_picture, args=(path,)) for _ in range(4)]
+    read_picture(path)
+    assert (Image.MAX_IMAGE_PIXELS, list(warnings.filters)) == before
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+# --- masks
+
+
+def test_a_mask_is_grey_as_the_originals_made_it(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.png", Image.fromarray(RGB))
+    wanted = np.asarray(Image.fromarray(RGB).convert("L")).astype(np.float32) / 255.0
+    assert np.array_equal(read_mask(path), wanted)
+    assert read_mask(path).dtype == np.float32
+    assert np.array_equal(read_mask(path, invert=True), 1 - wanted)
+
+
+def test_the_middle_of_grey_is_masked(tmp_path: Path) -> None:
+    grey = np.array([[127, 128]], np.uint8).repeat(8, axis=0).repeat(8, axis=1)
+    mask = read_mask(saved(tmp_path / "a.png", Image.fromarray(grey)))
+    assert np.array_equal(mask >= 0.5, grey == 128)
+
+
+def test_a_mask_of_16_bits_and_of_one(tmp_path: Path) -> None:
+    deep = read_mask(written(tmp_path / "a.png", png(DEEP[..., :1])))
+    assert np.array_equal(deep, DEEP[..., 0].astype(np.float32) / np.float32(65535))
+    bits = RGB[..., 0] > 99
+    one = read_mask(saved(tmp_path / "b.png", Image.fromarray(bits)))
+    assert np.array_equal(one, bits.astype(np.float32))
+
+
+def layer(colour: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> Image.Image:
+    return Image.fromarray(np.dstack([np.broadcast_to(colour, (*alpha.shape, 3)), alpha]))
+
+
+SPOT = np.zeros((16, 16), np.uint8)
+SPOT[4:9, 5:12] = 255
+
+
+@pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255), (200, 30, 30)])
+def test_a_layer_painted_in_one_colour_is_its_own_mask(
+    tmp_path: Path, colour: tuple[int, int, int]
+) -> None:
+    painted = layer(np.array(colour, np.uint8), SPOT)
+    mask = read_mask(saved(tmp_path / "a.png", painted))
+    assert np.array_equal(mask, SPOT / np.float32(255))
+
+
+def test_a_layer_of_several_colours_lies_on_black(tmp_path: Path) -> None:
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    mask = read_mask(saved(tmp_path / "a.png", layer(grey[..., None], SPOT)))
+    assert np.array_equal(mask, np.where(SPOT > 0, grey, 0) / np.float32(255))
+
+
+@pytest.mark.parametrize("alpha", [255, 0])
+def test_the_same_alpha_all_over_says_nothing(tmp_path: Path, alpha: int) -> None:
+    flat = np.full_like(SPOT, alpha)
+    mask = read_mask(saved(tmp_path / "a.png", layer(SPOT[..., None], flat)))
+    assert np.array_equal(mask, SPOT / np.float32(255))
+
+
+def test_masks_of_no_use(tmp_path: Path) -> None:
+    black = saved(tmp_path / "black.png", Image.new("L", (16, 16), 127))
+    white = saved(tmp_path / "white.png", Image.new("L", (16, 16), 128))
+    assert "the mask is empty" in refusal(black, read_mask)
+    assert "covers the whole picture" in refusal(white, read_mask)
+    assert "covers the whole picture" in refusal(black, read_mask, invert=True)
+    assert "the mask is empty" in refusal(white, read_mask, invert=True)
+
+
+def test_sizes_must_agree(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.png", Image.fromarray(RGB))
+    assert read_mask(path, size=(17, 12)).shape == (12, 17)
+    assert "the mask is 17x12 and the picture 12x17" in refusal(path, read_mask, size=(12, 17))
+    deep = saved(tmp_path / "d.png", Image.fromarray(RGB[..., 0]))
+    assert "the depth map is 17x12 and the picture 16x16" in refusal(
+        deep, read_depth, size=(16, 16)
+    )
+
+
+def test_a_floating_point_mask_must_be_of_shares(tmp_path: Path) -> None:
+    shares = (SPOT / 255).astype(np.float32)
+    path = saved(tmp_path / "a.tif", Image.fromarray(shares))
+    assert np.array_equal(read_mask(path), shares)
+    for number in (300, np.nan):
+        path = saved(tmp_path / "b.tif", Image.fromarray(shares + np.float32(number)))
+        assert "must be 0 to 1" in refusal(path, read_mask)
+
+
+def test_the_mask_of_a_pictures_transparency() -> None:
+    rgb = np.zeros((16, 16, 3), np.uint8)
+    mask = mask_of_alpha(Pictured(rgb, SPOT))
+    assert np.array_equal(mask, 1 - SPOT / np.float32(255))
+    with pytest.raises(ImageError, match=r"^photo\.png: has no transparency"):
+        mask_of_alpha(Pictured(rgb), "photo.png")
+    with pytest.raises(ImageError, match="the mask is empty"):
+        mask_of_alpha(Pictured(rgb, np.full_like(SPOT, 255)))
+    with pytest.raises(ImageError, match="covers the whole"):
+        mask_of_alpha(Pictured(rgb, np.zeros_like(SPOT)))
+
+
+# --- depth
+
+
+def test_depth_keeps_every_level(tmp_path: Path) -> None:
+    every = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    depth = read_depth(written(tmp_path / "a.png", png(every[..., None])))
+    assert depth.dtype == np.float32
+    assert np.unique(depth).size == 65536
+    assert (depth.min(), depth.max()) == (0, 1)
+    three = read_depth(written(tmp_path / "b.png", png(np.repeat(every[..., None], 3, axis=2))))
+    assert np.array_equal(three, depth)
+
+
+def test_depth_of_8_bits_and_of_floats(tmp_path: Path) -> None:
+    grey = RGB[..., 0]
+    for mode in ("L", "RGB", "P"):
+        path = saved(tmp_path / f"{mode}.png", Image.fromarray(grey).convert(mode))
+        assert np.array_equal(read_depth(path), grey / np.float32(255))
+    metres = RNG.normal(size=(9, 8)).astype(np.float32) * 40
+    assert np.array_equal(read_depth(saved(tmp_path / "a.tif", Image.fromarray(metres))), metres)
+    whole = np.arange(80, dtype=np.int32).reshape(8, 10) * 100_000
+    assert np.array_equal(read_depth(saved(tmp_path / "b.tif", Image.fromarray(whole))), whole)
+
+
+def test_depth_maps_of_no_use(tmp_path: Path) -> None:
+    assert "is coloured" in refusal(saved(tmp_path / "a.png", Image.fromarray(RGB)), read_depth)
+    flat = saved(tmp_path / "b.png", Image.new("L", (16, 16), 9))
+    assert "same everywhere" in refusal(flat, read_depth)
+    holes = np.ones((9, 8), np.float32)
+    holes[3, 3] = np.inf
+    path = saved(tmp_path / "c.tif", Image.fromarray(holes))
+    assert "finite" in refusal(path, read_depth)
+
+
+def test_a_grey_jpeg_in_colour_is_a_depth_map(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 255, 64).astype(np.uint8)[None].repeat(32, axis=0)
+    path = saved(tmp_path / "a.jpg", Image.fromarray(ramp).convert("RGB"))
+    assert np.abs(read_depth(path) - ramp / 255).max() < 0.03
+
+
+@given(st.integers(0, 65535))
+def test_16_bits_round_to_the_nearest_of_8(value: int) -> None:
+    made = pictures._to_bytes(np.array([value], np.uint16))
+    assert abs(int(made[0]) * 257 - value) <= 128
+
+
+def test_every_message_says_what_to_do(tmp_path: Path) -> None:
+    advice = re.compile(r"(;|,) \w+")
+    path = saved(tmp_path / "a.gif", FILM[0], save_all=True, append_images=FILM[1:])
+    for place in (path, tmp_path, tmp_path / "none", written(tmp_path / "e", b"")):
+        assert advice.search(refusal(place))
+    assert struct.calcsize("I") == 4
