@@ -101,12 +101,13 @@ def read_mask(path: Path | str, *, invert: bool = False, size: Size | None = Non
 def mask_of_alpha(picture: Pictured, name: Path | str = "the picture") -> Plane:
     """The mask [H,W] in [0,1] of a picture's transparency: transparent = 1 = repaint.
 
-    Raises ImageError where there is no transparency, or as `check_mask` does.
+    Raises ImageError where no part is transparent by half or more, or every part is.
     """
-    if picture.alpha is None:
-        raise ImageError(f"{name}: has no transparency to take for a mask; give a mask file")
-    mask = 1 - _unit(picture.alpha)
-    check_mask(mask, name)
+    mask = None if picture.alpha is None else 1 - _unit(picture.alpha)
+    if mask is None or mask.max() < 0.5:
+        raise ImageError(f"{name}: has no transparent part to be repainted; give a mask file")
+    if mask.min() >= 0.5:
+        raise ImageError(f"{name}: is transparent all over; leave some part of it to go by")
     return mask
 
 
