@@ -1,13 +1,19 @@
-"""Picture files that Pillow cannot write: 16 bits a channel, colour keys, broken ones."""
+"""Picture files for tests, with those that Pillow cannot write, and what readers say of them."""
 
 from __future__ import annotations
 
 import struct
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
+from PIL import Image
+
+from ldm.errors import ImageError
+from ldm.pictures import read_picture
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_COLOUR = {1: 0, 2: 4, 3: 2, 4: 6}  # by channels
@@ -71,3 +77,24 @@ def tiff(
     start_bytes = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8)
     directory = start_bytes + struct.pack(order + "H", len(tags)) + content + bytes(4)
     return (directory.ljust(1000, b"\0") + later).ljust(start, b"\0") + data
+
+
+def saved(path: Path, image: Image.Image, **options: Any) -> Path:
+    image.save(path, **options)
+    return path
+
+
+def written(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def refusal(path: Path | str, reader: Any = read_picture, **options: Any) -> str:
+    """The message of the error that a reader raises: one line that names the file."""
+    with pytest.raises(ImageError) as caught:
+        reader(path, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(f"{path}: ")
+    assert caught.value.exit_code == 2
+    return message

@@ -31,6 +31,7 @@ from tests.golden_data import GOLDEN, case
 SIDES = st.integers(8, 70)
 SIZES = st.tuples(SIDES, SIDES)
 SEEDS = st.integers(0, 2**32 - 1)
+FEW = settings(max_examples=40)
 
 
 def noise(size: Size, seed: int = 0) -> NDArray[np.uint8]:
@@ -102,6 +103,7 @@ def test_the_upscalers_input_is_taken_as_it_is() -> None:
 # --- placements
 
 
+@FEW
 @given(SIZES, st.sampled_from([1, 8, 32, 64]), st.sampled_from([0, 50, 128]), SEEDS)
 def test_padding_is_undone_to_the_byte(size: Size, multiple: int, least: int, seed: int) -> None:
     placement = pad_to_multiple(size, multiple, least)
@@ -116,6 +118,7 @@ def test_padding_is_undone_to_the_byte(size: Size, multiple: int, least: int, se
         assert (canvas[-1, -1] == array[-1, -1]).all()
 
 
+@FEW
 @given(SIZES, st.integers(2, 4))
 def test_an_upscaled_canvas_gives_an_upscaled_picture(size: Size, factor: int) -> None:
     placement = pad_to_multiple(size, 64)
@@ -125,6 +128,7 @@ def test_an_upscaled_canvas_gives_an_upscaled_picture(size: Size, factor: int) -
     assert np.array_equal(placement.undo(grown), wanted)
 
 
+@FEW
 @given(SIZES, SIZES, st.sampled_from(["resize", "crop", "pad"]))
 def test_a_placement_stays_inside_and_in_proportion(source: Size, canvas: Size, how: Any) -> None:
     placement = fit(source, canvas, how)
@@ -151,6 +155,7 @@ def test_a_placement_stays_inside_and_in_proportion(source: Size, canvas: Size, 
         assert error <= max(*crop, *area) / 2 or min(*crop, *area) == 1
 
 
+@FEW
 @given(SIZES, SIZES, st.sampled_from(["resize", "crop", "pad"]), SEEDS)
 def test_arrays_take_the_placements_sizes(source: Size, canvas: Size, how: Any, seed: int) -> None:
     placement = fit(source, canvas, how)
@@ -169,6 +174,7 @@ def test_arrays_take_the_placements_sizes(source: Size, canvas: Size, how: Any, 
         assert (placement.undo(placement.apply(flat)) == flat[0, 0]).all()
 
 
+@FEW
 @given(SIZES, st.sampled_from(FITS), SEEDS)
 def test_the_right_size_is_left_alone(size: Size, how: Any, seed: int) -> None:
     rgb = noise(size, seed)
@@ -177,6 +183,7 @@ def test_the_right_size_is_left_alone(size: Size, how: Any, seed: int) -> None:
     assert np.array_equal(placement.undo(rgb), rgb)
 
 
+@FEW
 @given(SIZES, SIZES, st.sampled_from(["resize", "crop", "pad"]), SEEDS)
 def test_a_mask_lies_where_its_picture_does(
     source: Size, canvas: Size, how: Any, seed: int
@@ -250,6 +257,7 @@ def test_latent_masks_are_torchs_nearest(factor: int) -> None:
     assert np.array_equal(latent_mask(mask, *size), wanted)
 
 
+@FEW
 @given(SIZES, st.integers(0, 40), SEEDS)
 def test_nothing_outside_the_mask_changes(size: Size, feather: int, seed: int) -> None:
     original, generated, mask = noise(size, seed), noise(size, seed + 1), blobs(size, seed)
@@ -262,7 +270,7 @@ def test_nothing_outside_the_mask_changes(size: Size, feather: int, seed: int) -
     assert ((low <= made) & (made <= high)).all()
 
 
-@settings(max_examples=30)
+@FEW
 @given(st.tuples(st.integers(1, 24), st.integers(1, 24)), st.integers(1, 40), SEEDS)
 def test_feathers_are_exact_distances(size: Size, feather: int, seed: int) -> None:
     width, height = size
@@ -298,6 +306,7 @@ def test_a_mask_of_another_size_is_a_mistake() -> None:
 # --- outpainting
 
 
+@FEW
 @given(SIZES, *[st.integers(0, 30)] * 4, st.integers(0, 50), SEEDS)
 def test_outpainting_keeps_the_picture(
     size: Size, left: int, top: int, right: int, bottom: int, overlap: int, seed: int
