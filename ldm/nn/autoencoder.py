@@ -1,4 +1,4 @@
-"""The KL autoencoder between pixels and latents, with the originals' key names.
+"""Encoder, decoder and the KL autoencoder made of them, with the originals' key names.
 
 Source of the structure: CompVis `ldm/modules/diffusionmodules/model.py` and
 `ldm/models/autoencoder.py`.
@@ -133,10 +133,10 @@ class _Level(nn.Module):
 
 
 class _Middle(nn.Module):
-    def __init__(self, channels: int, dropout: float, groups: int) -> None:
+    def __init__(self, channels: int, attends: bool, dropout: float, groups: int) -> None:
         super().__init__()
         self.block_1 = ResnetBlock(channels, channels, dropout, groups)
-        self.attn_1 = AttnBlock(channels, groups)
+        self.attn_1 = AttnBlock(channels, groups) if attends else nn.Identity()
         self.block_2 = ResnetBlock(channels, channels, dropout, groups)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -145,7 +145,10 @@ class _Middle(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pixels [B, in_channels, H, W] -> features [B, z_channels (twice if double_z), H/f, W/f]."""
+    """Pixels [B, in_channels, H, W] -> features [B, z_channels (twice if double_z), H/f, W/f].
+
+    Without `attends` no block attends, the middle one included.
+    """
 
     def __init__(
         self,
@@ -158,6 +161,7 @@ class Encoder(nn.Module):
         resolution: int,
         z_channels: int,
         double_z: bool = True,
+        attends: bool = True,
         dropout: float = 0.0,
         num_groups: int = 32,
     ) -> None:
@@ -168,7 +172,7 @@ class Encoder(nn.Module):
         for index, mult in enumerate(ch_mult):
             level = _Level(
                 [width] + [ch * mult] * num_res_blocks,
-                resolution // 2**index in attn_resolutions,
+                attends and resolution // 2**index in attn_resolutions,
                 dropout,
                 num_groups,
             )
@@ -176,7 +180,7 @@ class Encoder(nn.Module):
             if index != len(ch_mult) - 1:
                 level.downsample = _Downsample(width)
             self.down.append(level)
-        self.mid = _Middle(width, dropout, num_groups)
+        self.mid = _Middle(width, attends, dropout, num_groups)
         self.norm_out = _norm(width, num_groups)
         self.conv_out = nn.Conv2d(width, z_channels * (2 if double_z else 1), 3, padding=1)
 
@@ -189,7 +193,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Features [B, z_channels, h, w] -> pixels [B, out_ch, h*f, w*f]."""
+    """Features [B, z_channels, h, w] -> pixels [B, out_ch, h*f, w*f]; `attends` as in Encoder."""
 
     def __init__(
         self,
@@ -201,6 +205,7 @@ class Decoder(nn.Module):
         attn_resolutions: Sequence[int],
         resolution: int,
         z_channels: int,
+        attends: bool = True,
         dropout: float = 0.0,
         tanh_out: bool = False,
         num_groups: int = 32,
@@ -209,12 +214,12 @@ class Decoder(nn.Module):
         self.tanh_out = tanh_out
         width = ch * ch_mult[-1]
         self.conv_in = nn.Conv2d(z_channels, width, 3, padding=1)
-        self.mid = _Middle(width, dropout, num_groups)
+        self.mid = _Middle(width, attends, dropout, num_groups)
         levels: list[_Level] = []
         for index, mult in reversed(list(enumerate(ch_mult))):
             level = _Level(
                 [width] + [ch * mult] * (num_res_blocks + 1),
-                resolution // 2**index in attn_resolutions,
+                attends and resolution // 2**index in attn_resolutions,
                 dropout,
                 num_groups,
             )
@@ -234,35 +239,45 @@ class Decoder(nn.Module):
         return torch.tanh(h) if self.tanh_out else h
 
 
-class AutoencoderKL(nn.Module):
-    """Variational autoencoder. Images are [B,3,H,W] in [-1,1]; latents here are not yet scaled.
+# All that attend compute the same; the names differ by the kernel that the originals took for it.
+_ATTENTIONS = ("vanilla", "vanilla-xformers", "memory-efficient-cross-attn", "none")
+
+
+def make_networks(ddconfig: Mapping[str, Any]) -> tuple[Encoder, Decoder]:
+    """Both halves of an autoencoder; raises ValueError for an attention that is not known.
 
     `ddconfig` has the field names of the original YAMLs, and one of ours: `num_groups`, the groups
     of every norm (32). With ch 32 that would be one channel a group, which wipes out flat colour.
-    H and W must be multiples of `factor`.
+    """
+    names = ("ch", "ch_mult", "num_res_blocks", "attn_resolutions", "resolution", "z_channels")
+    attention_type = ddconfig.get("attn_type", "vanilla")
+    if attention_type not in _ATTENTIONS:
+        known = ", ".join(_ATTENTIONS)
+        raise ValueError(f"attn_type must be one of {known}, not {attention_type!r}")
+    shared = {
+        **{name: ddconfig[name] for name in names},
+        "attends": attention_type != "none",
+        "dropout": ddconfig.get("dropout", 0.0),
+        "num_groups": ddconfig.get("num_groups", 32),
+    }
+    encoder = Encoder(
+        in_channels=ddconfig["in_channels"], double_z=ddconfig.get("double_z", True), **shared
+    )
+    decoder = Decoder(out_ch=ddconfig["out_ch"], tanh_out=ddconfig.get("tanh_out", False), **shared)
+    return encoder, decoder
+
+
+class AutoencoderKL(nn.Module):
+    """Variational autoencoder. Images are [B,3,H,W] in [-1,1]; latents here are not yet scaled.
+
+    `ddconfig` as in `make_networks`. H and W must be multiples of `factor`.
     """
 
     def __init__(self, ddconfig: Mapping[str, Any], embed_dim: int) -> None:
         super().__init__()
-        shared = {
-            key: ddconfig[key]
-            for key in (
-                "ch",
-                "ch_mult",
-                "num_res_blocks",
-                "attn_resolutions",
-                "resolution",
-                "z_channels",
-            )
-        }
-        shared["dropout"] = ddconfig.get("dropout", 0.0)
-        shared["num_groups"] = ddconfig.get("num_groups", 32)
         if not ddconfig.get("double_z", True):
             raise ValueError("a KL autoencoder needs double_z: true")
-        self.encoder = Encoder(in_channels=ddconfig["in_channels"], **shared)
-        self.decoder = Decoder(
-            out_ch=ddconfig["out_ch"], tanh_out=ddconfig.get("tanh_out", False), **shared
-        )
+        self.encoder, self.decoder = make_networks(ddconfig)
         z_channels = ddconfig["z_channels"]
         self.quant_conv = nn.Conv2d(2 * z_channels, 2 * embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, z_channels, 1)

@@ -66,7 +66,10 @@ class Tokens:
 
 
 class Tokenizer(ABC):
-    """Texts to CLIP token ids."""
+    """Texts to token ids; `start` and `end` are the ids around a text, CLIP's if not said."""
+
+    start = START
+    end = END
 
     @abstractmethod
     def split(self, text: str) -> Tokens:
@@ -85,7 +88,7 @@ class Tokenizer(ABC):
         """
         split = [self.split(text) for text in texts]
         room = length - 2
-        ids = [[START, *tokens.ids[:room], END] for tokens in split]
+        ids = [[self.start, *tokens.ids[:room], self.end] for tokens in split]
         padded = [row + [pad] * (length - len(row)) for row in ids]
         return padded, [tokens.tail(room) for tokens in split]
 
@@ -109,9 +112,9 @@ class ClipTokenizer(Tokenizer):
         )
 
     def split(self, text: str) -> Tokens:
-        text = _whole(text)
+        text = whole(text)
         found = self._backend.encode(text, add_special_tokens=False)
-        return Tokens(text, found.ids, found.offsets, _words(found))
+        return Tokens(text, found.ids, found.offsets, word_numbers(found))
 
 
 class OpenClipTokenizer(Tokenizer):
@@ -136,7 +139,7 @@ class OpenClipTokenizer(Tokenizer):
         found = self._backend.encode(
             [match.group() for match in matches], is_pretokenized=True, add_special_tokens=False
         )
-        words = _words(found)
+        words = word_numbers(found)
         starts = [matches[word].start() for word in words]
         spans = [
             (places[start + low], places[start + high])
@@ -150,7 +153,7 @@ class OpenClipTokenizer(Tokenizer):
         import ftfy
 
         cleaned = html.unescape(html.unescape(ftfy.fix_text(text)))
-        cleaned = " ".join(_whole(cleaned).split())
+        cleaned = " ".join(whole(cleaned).split())
         lowered = cleaned.lower()
         widths = [len(char.lower()) for char in cleaned]
         places = [place for place, width in enumerate(widths) for _ in range(width)]
@@ -169,12 +172,12 @@ def open_clip_tokenizer() -> Tokenizer:
     return OpenClipTokenizer()
 
 
-def _whole(text: str) -> str:
+def whole(text: str) -> str:
     """A text without unpaired surrogates, which come from file names and cannot be UTF-8."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _words(found: Encoding) -> list[int]:
+def word_numbers(found: Encoding) -> list[int]:
     """The number of each token's word; only tokens that a post-processor adds have none."""
     return [-1 if word is None else word for word in found.word_ids]
 
