@@ -7,19 +7,22 @@ Class and attribute names are those of the original YAMLs and checkpoints
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.errors import ConfigError
+from ldm.errors import ConfigError, JobError, UsageError
+from ldm.nn.bert import TransformerWrapper
 from ldm.nn.clip import CLIPTextTransformer, OpenCLIP
 from ldm.nn.clip_sizes import CLIP_VIT_L_14, TextConfig, open_clip_config
 from ldm.nn.layers import timestep_embedding
 from ldm.schedule import NoiseSchedule, augmentor_buffers
 from ldm.text.tokenizer import END, START, Tokenizer, clip_tokenizer, open_clip_tokenizer
+from ldm.text.wordpiece import BertTokenizer, bert_tokenizer, find_vocabulary
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,12 @@ class Conditioning:
             concat=None if self.concat is None else moved(self.concat),
             controls=tuple(map(moved, self.controls)),
         )
+
+    def crop(self, rows: slice, columns: slice) -> Conditioning:
+        """The same for a part of the latent; `controls` have no parts (none are tiled yet)."""
+        if self.concat is None:
+            return self
+        return replace(self, concat=self.concat[..., rows, columns])
 
     def stack(self, other: Conditioning) -> Conditioning:
         """Both in one batch, self first. Raises ValueError if one has a part the other has not."""
@@ -177,6 +186,146 @@ class FrozenOpenCLIPEmbedder(nn.Module):
 
     def unknown_words(self, text: str) -> list[str]:
         """Always []: the vocabulary is whole."""
+        return []
+
+
+class BERTEmbedder(nn.Module):
+    """The text conditioner of the text models from before Stable Diffusion: a transformer of its
+    own, over the tokens of BERT.
+
+    `bert_vocab` (ours) names the vocabulary file; without it the file lies beside the checkpoint.
+    Without `use_tokenizer` the model is told of something else than a text, as token ids.
+    """
+
+    def __init__(
+        self,
+        n_embed: int,
+        n_layer: int,
+        vocab_size: int = 30522,
+        max_seq_len: int = 77,
+        use_tokenizer: bool = True,
+        bert_vocab: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.max_length = max_seq_len
+        self.vocab_size = vocab_size
+        self.use_tokenizer = use_tokenizer
+        self.bert_vocab = bert_vocab
+        self.folder = Path()
+        self.transformer = TransformerWrapper(vocab_size, max_seq_len, n_embed, n_layer)
+
+    def look_in(self, folder: Path) -> None:
+        """Take the vocabulary from a checkpoint's folder; raises CheckpointError if it lacks."""
+        self.folder = folder
+        if self.use_tokenizer:
+            _ = self.tokenizer
+
+    @property
+    def tokenizer(self) -> BertTokenizer:
+        """Built at the first call; raises CheckpointError for a vocabulary missing or wrong."""
+        path = find_vocabulary(self.folder, self.bert_vocab)
+        tokenizer = bert_tokenizer(path)
+        if tokenizer.size != self.vocab_size:
+            raise ConfigError(
+                f"{path}: has {tokenizer.size} tokens, this model was trained with "
+                f"{self.vocab_size}: take the vocabulary of bert-base-uncased"
+            )
+        return tokenizer
+
+    def encode(self, texts: Sequence[str]) -> tuple[Tensor, list[str]]:
+        """Texts -> hidden states [B, max_length, n_embed], and what was cut off each, or ""."""
+        if not self.use_tokenizer:
+            raise UsageError("this model is told what to draw by token ids, not by texts")
+        tokenizer = self.tokenizer
+        rows, cut = tokenizer.batch(texts, tokenizer.pad, self.max_length)
+        ids = torch.tensor(rows, device=self.transformer.norm.weight.device)
+        return self(ids), cut
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Token ids [B, max_length at most] -> hidden states [B, L, n_embed]."""
+        out: Tensor = self.transformer(ids)
+        return out
+
+    def unknown_words(self, text: str) -> list[str]:
+        """The words of a text for which there are no tokens."""
+        return self.tokenizer.unknown_words(text) if self.use_tokenizer else []
+
+
+IMAGENET_CLASSES = 1000
+
+
+class ClassEmbedder(nn.Module):
+    """The conditioner of class models: a row of a table for each class.
+
+    The last class stands for none, but for a table of just ImageNet's 1000, which has none
+    (`get_unconditional_conditioning` of Stability's ddpm.py; cin256-v2 has 1001 rows).
+    """
+
+    def __init__(self, embed_dim: int, n_classes: int = IMAGENET_CLASSES) -> None:
+        super().__init__()
+        self.n_classes = n_classes
+        self.unconditional = None if n_classes == IMAGENET_CLASSES else n_classes - 1
+        self.embedding = nn.Embedding(n_classes, embed_dim)
+
+    def encode(self, texts: Sequence[str]) -> tuple[Tensor, list[str]]:
+        """Class numbers as texts, "" for no class -> [B, 1, embed_dim], and "" for each.
+
+        Raises JobError for what is no class of this model.
+        """
+        classes = [self._class(text) for text in texts]
+        ids = torch.tensor(classes, device=self.embedding.weight.device)
+        return self.embedding(ids)[:, None], [""] * len(texts)
+
+    def _class(self, text: str) -> int:
+        name = text.strip()
+        if not name and self.unconditional is not None:
+            return self.unconditional
+        if not name:
+            raise JobError(
+                "this model was not trained without a class, so guidance has nothing to go by: "
+                "use --scale 1"
+            )
+        if not (name.isdecimal() and int(name) < self.n_classes):
+            raise JobError(f"class {name!r}: this model has the classes 0 to {self.n_classes - 1}")
+        return int(name)
+
+    def unknown_words(self, text: str) -> list[str]:
+        """Always []: a wrong class is an error."""
+        return []
+
+
+class SpatialRescaler(nn.Module):
+    """The conditioner of models that are told by a map: resized, its channels mixed to few."""
+
+    def __init__(
+        self,
+        n_stages: int = 1,
+        method: str = "bilinear",
+        multiplier: float = 0.5,
+        in_channels: int = 3,
+        out_channels: int | None = None,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        if method not in ("nearest", "bilinear", "bicubic", "area"):
+            raise ConfigError(f"method {method!r} must be nearest, bilinear, bicubic or area")
+        self.n_stages, self.method, self.multiplier = n_stages, method, multiplier
+        self.channel_mapper = (
+            None if out_channels is None else nn.Conv2d(in_channels, out_channels, 1, bias=bias)
+        )
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """[B, in_channels, H, W] -> [B, out_channels, h, w], a `Conditioning.concat`."""
+        for _ in range(self.n_stages):
+            maps = F.interpolate(maps, scale_factor=self.multiplier, mode=self.method)
+        return maps if self.channel_mapper is None else self.channel_mapper(maps)
+
+    def encode(self, texts: Sequence[str]) -> tuple[Tensor, list[str]]:
+        """Raises UsageError: a text says nothing here."""
+        raise UsageError("this model is told what to draw by a map, not by texts")
+
+    def unknown_words(self, text: str) -> list[str]:
+        """Always []."""
         return []
 
 

@@ -43,7 +43,8 @@ def shapes_of(config: Config) -> dict[str, tuple[int, ...]]:
 
 def packaged_yamls() -> list[Path]:
     """The YAMLs of models that come with the package."""
-    yamls = [*(resource("configs") / "stable-diffusion").glob("*.yaml")]
+    configs = resource("configs")
+    yamls = [*configs.glob("stable-diffusion/*.yaml"), *configs.glob("latent-diffusion/*.yaml")]
     yamls += resource("models").glob("*.yaml")
     return sorted(yamls)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ldm.conditioning import BERTEmbedder
 from ldm.config import Config, read_config
 from ldm.denoiser import Prediction
 from ldm.errors import CheckpointError, ConfigError
@@ -74,6 +75,8 @@ def load_model(
         model = build(choice.config)
     sources = key_sources(header, model.use_ema)
     check_fit(header, choice.config, model, sources)
+    if isinstance(model.cond_stage_model, BERTEmbedder):
+        model.cond_stage_model.look_in(header.path.parent)
     _assign(model, open_weights(header), sources, dtype, torch.device(device))
     if not choice.prediction_why:
         choice = with_prediction(choice, *measure_prediction(model))
@@ -141,7 +144,8 @@ def _assign(
             tensor = _scheduled(own, weights[source])
         else:
             tensor = weights[source]
-        state[key] = _moved(tensor, None if is_scheduled(key) else dtype, device)
+        precise = is_scheduled(key) or tensor.dim() == 0  # a lone number is a setting, no weight
+        state[key] = _moved(tensor, None if precise else dtype, device)
         if source is not None and state[key].data_ptr() != tensor.data_ptr():
             weights.release(source)
     model.load_state_dict(state, assign=True)

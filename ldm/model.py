@@ -10,14 +10,26 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ldm.conditioning import Conditioning, FrozenCLIPEmbedder, FrozenOpenCLIPEmbedder
+from ldm.conditioning import (
+    BERTEmbedder,
+    ClassEmbedder,
+    Conditioning,
+    FrozenCLIPEmbedder,
+    FrozenOpenCLIPEmbedder,
+    SpatialRescaler,
+)
 from ldm.denoiser import DenoiseFn, Prediction, make_denoiser
 from ldm.guidance import cfg
 from ldm.nn.autoencoder import AutoencoderKL
 from ldm.nn.unet import UNetModel
+from ldm.nn.vq import VQModelInterface
 from ldm.schedule import NoiseSchedule, augmentor_buffers, ddpm_buffers
 
-TextEmbedder = FrozenCLIPEmbedder | FrozenOpenCLIPEmbedder
+Autoencoder = AutoencoderKL | VQModelInterface
+# What is asked with a text; a model that knows no texts says so, or takes a class's number for one.
+TextEmbedder = (
+    FrozenCLIPEmbedder | FrozenOpenCLIPEmbedder | BERTEmbedder | ClassEmbedder | SpatialRescaler
+)
 
 
 class DiffusionWrapper(nn.Module):
@@ -33,34 +45,45 @@ class DiffusionWrapper(nn.Module):
 class ImageNoiseAugmentation(nn.Module):
     """The schedule by which an upscaler's low-resolution image is noised, levels 0..max-1."""
 
+    sqrt_alphas_cumprod: Tensor
+    sqrt_one_minus_alphas_cumprod: Tensor
+
     def __init__(self, schedule: NoiseSchedule, max_noise_level: int) -> None:
         super().__init__()
         for name, values in augmentor_buffers(schedule).items():
             self.register_buffer(name, values)
         self.max_noise_level = max_noise_level
 
+    def forward(self, images: Tensor, level: int, noise: Tensor) -> Tensor:
+        """Images [B,3,h,w] in [-1,1] with noise of their shape, of a level 0..max-1."""
+        keep, add = self.sqrt_alphas_cumprod[level], self.sqrt_one_minus_alphas_cumprod[level]
+        return keep * images + add * noise
+
 
 class Model(nn.Module):
     """A latent diffusion model with four methods: `condition`, `denoiser`, `encode`, `decode`.
 
-    `scale_factor` makes latents of about unit variance out of the autoencoder's. `parts` are the
+    `scale_factor` makes latents of about unit variance out of the autoencoder's; with
+    `scale_by_std` it was measured in training and is a tensor of the checkpoint. `parts` are the
     modules of special families: depth_model, embedder, noise_augmentor, low_scale_model.
     """
 
     schedule: NoiseSchedule
     model: DiffusionWrapper
-    first_stage_model: AutoencoderKL
+    first_stage_model: Autoencoder
     cond_stage_model: TextEmbedder | None
+    scale_factor: float | Tensor
 
     def __init__(
         self,
         *,
         network: UNetModel,
-        autoencoder: AutoencoderKL,
+        autoencoder: Autoencoder,
         conditioner: TextEmbedder | None,
         schedule: NoiseSchedule,
         prediction: Prediction,
         scale_factor: float = 1.0,
+        scale_by_std: bool = False,
         v_posterior: float = 0.0,
         conditioning_key: str = "crossattn",
         image_size: int = 64,
@@ -74,7 +97,10 @@ class Model(nn.Module):
         for name, part in (parts or {}).items():
             self.add_module(name, part)
         self.prediction = prediction
-        self.scale_factor = scale_factor
+        if scale_by_std:
+            self.register_buffer("scale_factor", torch.tensor(scale_factor))
+        else:
+            self.scale_factor = scale_factor
         self.v_posterior = v_posterior
         self.conditioning_key = conditioning_key
         self.image_size = image_size

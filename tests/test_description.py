@@ -42,7 +42,7 @@ def test_published_models(name: str, tmp_path: Path) -> None:
     assert d.problem == ""
     assert d.config is not None
     assert "found from the header" in d.config
-    assert d.parts["network"] > 4e8
+    assert d.parts["network"] > 2e8
     assert set(d.precisions) == {"F16"}
 
 

@@ -21,7 +21,7 @@ def test_the_list_is_up_to_date() -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_published_models(name: str) -> None:
-    path = resource("configs") / "stable-diffusion" / f"{MODELS[name][0]}.yaml"
+    path = resource("configs") / f"{MODELS[name][0]}.yaml"
     assert expected_shapes(read_config(path)) == golden_shapes(name)
 
 

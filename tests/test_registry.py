@@ -13,8 +13,9 @@ import torch
 from ldm.config import Config, override, parse_config, read_config, resource
 from ldm.denoiser import Prediction
 from ldm.errors import ConfigError
-from ldm.registry import TARGETS, build, build_autoencoder
-from tests.golden_keys import MODELS, golden_shapes
+from ldm.nn.vq import VQModelInterface
+from ldm.registry import TARGETS, build, build_autoencoder, build_first_stage
+from tests.golden_keys import AUTOENCODERS, MODELS, golden_shapes
 
 SCHEDULER = {
     "target": "ldm.lr_scheduler.LambdaLinearScheduler",
@@ -53,7 +54,8 @@ NAMES = [yaml for yaml, _ in MODELS.values()]
 
 
 def packaged(name: str) -> Config:
-    return read_config(resource("configs") / "stable-diffusion" / f"{name}.yaml")
+    path = name if "/" in name else f"stable-diffusion/{name}"
+    return read_config(resource("configs") / f"{path}.yaml")
 
 
 def shapes(config: Config) -> dict[str, tuple[int, ...]]:
@@ -70,7 +72,7 @@ def with_training(name: str) -> Config:
     model["base_learning_rate"] = 1e-4
     params = model["params"]
     params.update(TRAINING)
-    params.update(ORIGINAL.get(name, {}))
+    params.update(ORIGINAL.get(name.rpartition("/")[2], {}))
     params["unet_config"]["params"].update(
         {"image_size": 32, "use_checkpoint": True, "use_fp16": True, "use_bf16": False,
          "spatial_transformer_attn_type": "softmax-xformers"}
@@ -78,9 +80,17 @@ def with_training(name: str) -> Config:
     stage = params["first_stage_config"]["params"]
     stage.update({"monitor": "val/rec_loss", "lossconfig": {"target": "torch.nn.Identity"}})
     stage["ddconfig"].update({"attn_type": "vanilla-xformers", "dropout": 0.0})
-    conditioner = params["cond_stage_config"].setdefault("params", {})
-    if "OpenCLIP" in params["cond_stage_config"]["target"]:
-        conditioner.update({"freeze": True, "device": "cuda", "version": "laion2b_s32b_b79k"})
+    conditioner = params["cond_stage_config"]
+    if "OpenCLIP" in str(conditioner):
+        used = {"freeze": True, "device": "cuda", "version": "laion2b_s32b_b79k"}
+        conditioner.setdefault("params", {}).update(used)
+    if "ClassEmbedder" in str(conditioner):
+        conditioner["params"]["key"] = "class_label"
+    if name.startswith("latent-diffusion/"):
+        params.update({"loss_type": "l1", "concat_mode": False})
+        loss = {"target": "taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator"}
+        stage.update({"ckpt_path": "models/first_stage_models/vq-f4/model.ckpt"})
+        stage["lossconfig"] = loss
     if "noise_aug_config" in params:
         params["noise_aug_config"]["params"]["clip_stats_path"] = "checkpoints/stats.th"
     tree["data"] = {"target": "ldm.data.laion.WebDataModuleFromConfig", "params": {"x": 1}}
@@ -96,6 +106,70 @@ def test_keys_and_shapes_are_the_published_models(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_an_original_with_its_training_gives_the_same(name: str) -> None:
     assert shapes(with_training(MODELS[name][0])) == golden_shapes(name)
+
+
+@pytest.mark.parametrize("name", AUTOENCODERS)
+def test_keys_and_shapes_are_the_published_autoencoders(name: str) -> None:
+    with torch.device("meta"):
+        autoencoder = build_first_stage(packaged(AUTOENCODERS[name]))
+    keys = {key: tuple(tensor.shape) for key, tensor in autoencoder.state_dict().items()}
+    assert keys == golden_shapes(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "n_embed", "embed_dim", "mult"),
+    [
+        ("autoencoder-vq-f16", 16384, 8, [1, 1, 2, 2, 4]),
+        ("autoencoder-vq-f8-n256", 256, 4, [1, 2, 2, 4]),
+    ],
+)
+def test_a_bare_autoencoder_with_a_codebook(
+    name: str, n_embed: int, embed_dim: int, mult: list[int]
+) -> None:
+    config = bare_vq(n_embed=n_embed, embed_dim=embed_dim)
+    config.tree["model"]["params"]["ddconfig"] |= {
+        "z_channels": embed_dim, "ch_mult": mult, "attn_resolutions": [16 if len(mult) > 4 else 32],
+    }  # fmt: skip
+    with torch.device("meta"):
+        autoencoder = build_first_stage(config)
+    keys = {key: tuple(tensor.shape) for key, tensor in autoencoder.state_dict().items()}
+    assert keys == golden_shapes(name)
+
+
+def bare_vq(**params: Any) -> Config:
+    stage = packaged("latent-diffusion/cin-ldm-vq-f8").tree["model"]["params"]["first_stage_config"]
+    stage["target"] = "ldm.models.autoencoder.VQModel"
+    stage["params"] |= {**params, "lossconfig": {"target": "x"}, "monitor": "val/rec_loss"}
+    return Config("vq.yaml", {"model": stage})
+
+
+def test_only_a_kl_autoencoder_is_trained() -> None:
+    with torch.device("meta"):
+        assert isinstance(build_first_stage(bare_vq()), VQModelInterface)
+        with pytest.raises(ConfigError, match=r"vq\.yaml: .*AutoencoderKL"):
+            build_autoencoder(bare_vq())
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "told"),
+    [
+        ("celebahq-ldm-vq-4", "none", "None"),
+        ("lsun_churches-ldm-kl-8", "none", "None"),
+        ("cin256-v2", "crossattn", "ClassEmbedder"),
+        ("txt2img-1p4B-eval", "crossattn", "BERTEmbedder"),
+        ("layout2img-openimages256", "crossattn", "BERTEmbedder"),
+        ("inpainting_big", "concat", "None"),
+        ("bsr_sr", "concat", "None"),
+        ("semantic_synthesis512", "concat", "SpatialRescaler"),
+    ],
+)
+def test_what_a_latent_diffusion_model_is_told(name: str, key: str, told: str) -> None:
+    with torch.device("meta"):
+        model = build(packaged(f"latent-diffusion/{name}"))
+    assert model.conditioning_key == key
+    assert type(model.cond_stage_model).__name__.replace("NoneType", "None") == told
+    assert model.prediction is Prediction.EPS
+    assert model.use_ema is (name not in ("cin256-v2", "txt2img-1p4B-eval"))
 
 
 def test_a_finetuned_upscaler() -> None:
@@ -171,6 +245,8 @@ def test_a_typo_names_file_key_and_nearest_name(setting: str, key: str, hint: st
         ("model.params.unet_config=1", "must be a mapping, not 1"),
         ("model.params.cond_stage_config.params.version=mine", "text_config"),
         ("model.params.given_betas=[1]", "given_betas must be None"),
+        ("model.params.first_stage_config.params.ddconfig.attn_type=linear", "attn_type must be"),
+        ("model.params.first_stage_config.params.ddconfig.double_z=false", "double_z: true"),
         ("model=null", "must have a `target:`"),
     ],
 )

@@ -6,12 +6,14 @@ from pathlib import Path
 
 from ldm.config import resource
 from ldm.errors import CheckpointError
-from ldm.families import stable_diffusion
+from ldm.families import latent_diffusion, stable_diffusion
 from ldm.families.family import Family
 from ldm.weights.header import Header
 from ldm.weights.keys import Shapes, listed
 
-FAMILIES: dict[str, Family] = {family.name: family for family in stable_diffusion.FAMILIES}
+FAMILIES: dict[str, Family] = {
+    family.name: family for family in (*stable_diffusion.FAMILIES, *latent_diffusion.FAMILIES)
+}
 
 
 def candidates(shapes: Shapes) -> list[Family]:
@@ -37,6 +39,11 @@ def detect(header: Header) -> Family:
     if found:
         titles = " and ".join(family.title for family in found)
         raise CheckpointError(f"{header.path}: fits {titles}; choose one with --config")
+    if all(key in header.shapes for key in latent_diffusion.AUTOENCODER_KEYS):
+        raise CheckpointError(
+            f"{header.path}: an autoencoder alone, which draws nothing by itself; "
+            "give the checkpoint of a whole model"
+        )
     keys = listed((f"{key} {list(shape)}" for key, shape in header.shapes.items()), 3)
     raise CheckpointError(
         f"{header.path}: of no known family ({', '.join(FAMILIES)}); its {len(header.tensors)} "
@@ -50,6 +57,21 @@ def yaml_of(family: Family) -> Path:
 
 
 def yaml_beside(checkpoint: Path) -> Path | None:
-    """The YAML of the same name in the checkpoint's folder, if there is one."""
-    beside = (checkpoint.with_suffix(suffix) for suffix in (".yaml", ".yml"))
-    return next((path for path in beside if path.is_file()), None)
+    """The YAML of the same name in the checkpoint's folder, else config.yaml there, if any.
+
+    The originals kept models/ldm/NAME/{config.yaml,model.ckpt}. A config.yaml counts only if it
+    has a line `model:`, since many a program has a file of that name.
+    """
+    for suffix in (".yaml", ".yml"):
+        path = checkpoint.with_suffix(suffix)
+        if path.is_file():
+            return path
+    path = checkpoint.with_name("config.yaml")
+    return path if path.is_file() and _is_of_a_model(path) else None
+
+
+def _is_of_a_model(path: Path) -> bool:
+    try:
+        return any(line.startswith(b"model:") for line in path.read_bytes().splitlines())
+    except OSError:
+        return False

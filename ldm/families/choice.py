@@ -41,7 +41,7 @@ def choose(header: Header, config: Path | None = None, overrides: Sequence[str] 
     """
     path, why = config, "asked for"
     if path is None:
-        path, why = yaml_beside(header.path), "of the checkpoint's name, beside it"
+        path, why = yaml_beside(header.path), "in the checkpoint's folder, beside it"
     if path is not None:
         tree = override(read_config(path), overrides)
         return _as_told(header, tree, f"{path} ({why})")
@@ -92,8 +92,10 @@ def _own_family(header: Header, config: Config) -> Family:
     factor = 2 ** (len(ddconfig.get("ch_mult") or [1, 2, 4, 4]) - 1)
     image_size = params.get("image_size")
     side = (image_size if isinstance(image_size, int) else 64) * factor
-    open_clip = "OpenCLIP" in str((params.get("cond_stage_config") or {}).get("target", ""))
-    scale = 9.0 if open_clip else 7.5
+    stage = params.get("cond_stage_config")
+    open_clip = isinstance(stage, dict) and "OpenCLIP" in str(stage.get("target"))
+    task = _task(config)
+    scale = 1.0 if task == "sample" else 9.0 if open_clip else 7.5
     defaults = Defaults(side, side, scale, 50, "ddim", f"image_size of {config.source}")
     return Family(
         name=header.path.stem,
@@ -102,7 +104,34 @@ def _own_family(header: Header, config: Config) -> Family:
         prediction=_prediction(config),
         defaults=_sampling(config, defaults),
         needs={},
+        task=task,
     )
+
+
+# What a model of the originals' is for, by its class; else by what it is told.
+_TASKS = {
+    "LatentInpaintDiffusion": "inpaint",
+    "LatentDepth2ImageDiffusion": "depth2img",
+    "LatentUpscaleDiffusion": "upscale",
+    "ImageEmbeddingConditionedLatentDiffusion": "variations",
+    "__is_first_stage__": "inpaint",
+    "__is_unconditional__": "sample",
+    "ClassEmbedder": "sample",
+    "SpatialRescaler": "map2img",
+    "Identity": "upscale",
+}
+
+
+def _task(config: Config) -> str:
+    """What a YAML's model is for."""
+    if _params(config, "cond_stage_config").get("use_tokenizer") is False:
+        return "layout2img"
+    model = config.tree.get("model")
+    stage = _params(config).get("cond_stage_config")
+    told = [model.get("target") if isinstance(model, dict) else None]
+    told.append(stage.get("target") if isinstance(stage, dict) else stage)
+    names = [str(name).rpartition(".")[2] for name in told]
+    return next((_TASKS[name] for name in names if name in _TASKS), "txt2img")
 
 
 def _sampling(config: Config, defaults: Defaults) -> Defaults:

@@ -95,7 +95,11 @@ class Fit:
 def compare(found: Shapes, expected: Shapes) -> Fit:
     """Compare a file's keys with a model's, keys that need not fit left out."""
     missing = tuple(key for key in expected if key not in found and not may_be_missing(key))
-    unexpected = tuple(key for key in found if key not in expected and not is_inert(key))
+    unexpected = tuple(
+        key
+        for key in found
+        if key not in expected and not is_inert(key) and not _is_copy(key, found)
+    )
     misshapen = tuple(
         (key, shape, expected[key])
         for key, shape in found.items()
@@ -117,6 +121,12 @@ def is_inert(key: str) -> bool:
         or is_scheduled(key)
         or is_positions(key)
     )
+
+
+def _is_copy(key: str, found: Shapes) -> bool:
+    """True for the autoencoder once more, as the conditioner that it also is in inpainting_big."""
+    name = key.removeprefix("cond_stage_model.")
+    return name != key and found.get(f"first_stage_model.{name}") == found[key]
 
 
 def is_scheduled(key: str) -> bool:

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from ldm.config import read_config
+from ldm.config import read_config, resource
 from ldm.errors import CheckpointError, ConfigError
 from ldm.families import FAMILIES, candidates, detect, yaml_beside, yaml_of
 from ldm.families.choice import choose, with_prediction
 from ldm.families.family import Pattern
+from ldm.inventory import expected_shapes
 from ldm.weights.header import Entry, Header
-from tests.golden_keys import MODELS, golden_shapes
+from tests.golden_keys import AUTOENCODERS, MODELS, golden_shapes
+
+YAMLS = resource("configs") / "latent-diffusion"
 
 
 def header_of(
@@ -52,6 +55,57 @@ def test_twins_point_at_each_other() -> None:
             assert twin.twin == family.name
             assert twin.needs == family.needs
             assert twin.prediction != family.prediction
+
+
+@pytest.mark.parametrize("path", sorted(YAMLS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_each_latent_diffusion_model_is_of_one_family(path: Path) -> None:
+    """Also those of which no checkpoint is at hand: the keys are those of the YAML."""
+    config = read_config(path)
+    family = detect(header_of(dict(expected_shapes(config))))
+    same = family.yaml == f"latent-diffusion/{path.name}"
+    assert same or expected_shapes(config) == expected_shapes(read_config(yaml_of(family)))
+    assert task_of(path) == family.task
+
+
+def task_of(path: Path) -> str:
+    """What a YAML alone says that a model is for."""
+    return choose(header_of({"a": (1,)}), path).family.task
+
+
+@pytest.mark.parametrize("name", AUTOENCODERS)
+def test_an_autoencoder_alone_is_called_that(name: str) -> None:
+    with pytest.raises(CheckpointError, match="an autoencoder alone") as caught:
+        detect(header_of(golden_shapes(name), Path("kl.ckpt")))
+    assert "kl.ckpt" in str(caught.value)
+
+
+def test_a_yaml_beside_tells_models_of_the_same_keys_apart(tmp_path: Path) -> None:
+    """The originals' layout: models/ldm/NAME/{config.yaml,model.ckpt}."""
+    shapes = dict(expected_shapes(read_config(YAMLS / "semantic_synthesis512.yaml")))
+    header = header_of(shapes, tmp_path / "model.ckpt")
+    assert "semantic_synthesis256" in choose(header).config.source
+    beside = tmp_path / "config.yaml"
+    beside.write_text("services: {web: 1}\n")
+    assert yaml_beside(header.path) is None
+    beside.write_bytes((YAMLS / "semantic_synthesis512.yaml").read_bytes())
+    choice = choose(header)
+    assert choice.config.source == str(beside)
+    assert choice.config.tree["model"]["params"]["image_size"] == 128
+    assert choice.family.name == "ldm-semantic"
+    (tmp_path / "model.yaml").write_bytes((YAMLS / "semantic_synthesis256.yaml").read_bytes())
+    assert choose(header).config.source.endswith("model.yaml")
+
+
+def test_a_class_model_of_a_size_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(
+        "model:\n  target: ldm.models.diffusion.ddpm.LatentDiffusion\n  params:\n"
+        "    image_size: 16\n"
+        "    first_stage_config: {params: {ddconfig: {ch_mult: [1, 1, 1]}}}\n"
+        "    cond_stage_config: {target: ldm.modules.encoders.modules.ClassEmbedder}\n"
+    )
+    family = choose(header_of({"a": (1,)}, tmp_path / "tiny.ckpt")).family
+    assert (family.task, family.defaults.width, family.defaults.scale) == ("sample", 64, 1.0)
 
 
 def test_a_stranger_is_reported_with_its_keys() -> None:
