@@ -25,8 +25,9 @@ CANVAS = 128
 _FONT_SIZE = 109  # the only size of the font's bitmaps: 136x128 pixels each
 _MARGIN = 2
 _GAP = 4
-_SIZES_ONE = range(56, 101, 4)  # steps of four pixels keep the cache of scaled glyphs small
-_SIZES_TWO = range(44, 61, 4)
+_APART = 12  # pixels at most between the middles of two glyphs that stand in a line
+_SIZES_ONE = range(72, 105, 4)  # steps of four pixels keep the cache of scaled glyphs small
+_SIZES_TWO = range(48, 61, 4)
 
 Pixels = NDArray[np.uint8]
 Axis = Literal["horizontal", "vertical", "diagonal"]
@@ -129,9 +130,9 @@ def _noun(rng: random.Random, placed: Placed, size_words: bool) -> str:
     if glyph.colour is not None and rng.random() < 0.25:
         noun = f"{glyph.colour} {noun}"
     if size_words and rng.random() < 0.2:
-        if placed.size <= 64:
+        if placed.size <= 80:
             noun = f"small {noun}"
-        elif placed.size >= 88:
+        elif placed.size >= 96:
             noun = f"big {noun}"
     return noun
 
@@ -159,12 +160,11 @@ def _background_word(rng: random.Random, background: Background) -> str:
     return background.name
 
 
-def _scene_one(rng: random.Random, split: Split, among: Sequence[Glyph]) -> Scene:
+def _scene_one(rng: random.Random, split: Split, among: Sequence[Glyph], spread: float) -> Scene:
     glyph = rng.choice(among)
     background = rng.choice(backgrounds_of(glyph, split))
-    size = rng.choice(_SIZES_ONE)
-    last = CANVAS - _MARGIN - size
-    placed = Placed(glyph, rng.randint(_MARGIN, last), rng.randint(_MARGIN, last), size)
+    size = _size(rng, _SIZES_ONE, spread)
+    placed = Placed(glyph, _central(rng, size, spread), _central(rng, size, spread), size)
     noun = _noun(rng, placed, size_words=True)
     named = with_article(glyph, noun)
     if rng.random() < 0.12 and (words := place_words(placed)):
@@ -174,6 +174,24 @@ def _scene_one(rng: random.Random, split: Split, among: Sequence[Glyph]) -> Scen
     return Scene((placed,), background, caption)
 
 
+def _near(middle: float, drawn: float, spread: float) -> int:
+    """A number drawn around a middle, as near to it as `spread` says: 0 is there, 1 as drawn."""
+    return round(middle + spread * (drawn - middle))
+
+
+def _size(rng: random.Random, sizes: range, spread: float) -> int:
+    """One of some sizes."""
+    last = len(sizes) - 1
+    return sizes[_near(last / 2, rng.randint(0, last), spread)]
+
+
+def _central(rng: random.Random, size: int, spread: float) -> int:
+    """Where a lone glyph begins along one side: anywhere, the middle most often."""
+    last = CANVAS - _MARGIN - size
+    drawn = (rng.randint(_MARGIN, last) + rng.randint(_MARGIN, last)) / 2
+    return _near((_MARGIN + last) / 2, drawn, spread)
+
+
 def _pair(rng: random.Random, split: Split, among: Sequence[Glyph]) -> tuple[Glyph, Glyph]:
     while True:
         one, other = rng.sample(among, 2)
@@ -181,35 +199,42 @@ def _pair(rng: random.Random, split: Split, among: Sequence[Glyph]) -> tuple[Gly
             return one, other
 
 
-def _along(rng: random.Random, first: int, second: int) -> tuple[int, int]:
+def _along(rng: random.Random, first: int, second: int, spread: float) -> tuple[int, int]:
     """Starts of two lengths on the canvas, the first before the second, with a gap between."""
     spare = CANVAS - 2 * _MARGIN - _GAP - first - second
     before, after = sorted((rng.randint(0, spare), rng.randint(0, spare)))
+    before, after = (
+        _near(share * spare, x, spread) for share, x in ((1 / 3, before), (2 / 3, after))
+    )
     return _MARGIN + before, _MARGIN + after + first + _GAP
 
 
-def _across(rng: random.Random, first: int, second: int, spread: int) -> tuple[int, int]:
-    """Starts of two lengths whose centres lie at most `spread` pixels apart."""
-    half = max(first, second) / 2
-    centre = rng.uniform(_MARGIN + half + spread / 2, CANVAS - _MARGIN - half - spread / 2)
-    shift = rng.uniform(-spread / 2, spread / 2)
+def _across(rng: random.Random, first: int, second: int, spread: float) -> tuple[int, int]:
+    """Starts of two lengths whose centres lie at most _APART pixels apart."""
+    half = (max(first, second) + _APART) / 2
+    centre = rng.uniform(_MARGIN + half, CANVAS - _MARGIN - half)
+    shift = spread * rng.uniform(-_APART / 2, _APART / 2)
+    centre = CANVAS / 2 + spread * (centre - CANVAS / 2)
     return round(centre + shift - first / 2), round(centre - shift - second / 2)
 
 
-def _layout(rng: random.Random, sizes: tuple[int, int]) -> tuple[Axis, list[tuple[int, int]]]:
+def _layout(
+    rng: random.Random, sizes: tuple[int, int], spread: float
+) -> tuple[Axis, list[tuple[int, int]]]:
     """Corners for two squares, the first left of or above the second."""
     axis: Axis = rng.choices(get_args(Axis), (45, 45, 10))[0]
+    along = _along(rng, *sizes, spread)
     if axis == "horizontal":
-        return axis, list(zip(_along(rng, *sizes), _across(rng, *sizes, spread=12), strict=True))
+        return axis, list(zip(along, _across(rng, *sizes, spread), strict=True))
     if axis == "vertical":
-        return axis, list(zip(_across(rng, *sizes, spread=12), _along(rng, *sizes), strict=True))
-    corners = list(zip(_along(rng, *sizes), _along(rng, *sizes), strict=True))
+        return axis, list(zip(_across(rng, *sizes, spread), along, strict=True))
+    corners = list(zip(along, _along(rng, *sizes, spread), strict=True))
     if rng.random() < 0.5:  # the other diagonal
         corners = [(CANVAS - x - size, y) for (x, y), size in zip(corners, sizes, strict=True)]
     return axis, corners
 
 
-def _scene_two(rng: random.Random, split: Split, among: Sequence[Glyph]) -> Scene:
+def _scene_two(rng: random.Random, split: Split, among: Sequence[Glyph], spread: float) -> Scene:
     glyphs = _pair(rng, split, among)
     allowed = [
         b
@@ -217,8 +242,8 @@ def _scene_two(rng: random.Random, split: Split, among: Sequence[Glyph]) -> Scen
         if split == "test" or all(b in backgrounds_of(glyph, "train") for glyph in glyphs)
     ]
     background = rng.choice(allowed)
-    sizes = (rng.choice(_SIZES_TWO), rng.choice(_SIZES_TWO))
-    axis, corners = _layout(rng, sizes)
+    sizes = (_size(rng, _SIZES_TWO, spread), _size(rng, _SIZES_TWO, spread))
+    axis, corners = _layout(rng, sizes, spread)
     placed = tuple(
         Placed(glyph, x, y, size)
         for glyph, (x, y), size in zip(glyphs, corners, sizes, strict=True)
@@ -247,16 +272,33 @@ def scene(
     split: Split = "train",
     two_glyphs: float = 0.35,
     among: Sequence[Glyph] = GLYPHS,
+    spread: float = 1.0,
 ) -> Scene:
     """The scene of that number; `two_glyphs` is the share of scenes with two of `among`.
 
+    `spread` is how much place and size vary: 1 all they can, 0 not at all, which is for lessons.
     A test scene shows a glyph on a background, or a pair of glyphs, that training never shows.
     """
     if split not in get_args(Split):
         raise UsageError(f"data: split {split!r} is not one of train, test")
     rng = random.Random(f"{seed}/{split}/{index}")
     draw = _scene_two if rng.random() < two_glyphs else _scene_one
-    return draw(rng, split, among)
+    return draw(rng, split, among, spread)
+
+
+# What a scene's caption can tell: its glyphs back to front (the second or none), background, axis.
+FACT_SIZES = (len(GLYPHS), len(GLYPHS) + 1, len(BACKGROUNDS), len(get_args(Axis)) + 1)
+
+
+def facts(what: Scene) -> tuple[int, int, int, int]:
+    """The scene as numbers, one below each of FACT_SIZES."""
+    first, *others = what.glyphs
+    second = GLYPHS.index(others[0].glyph) if others else len(GLYPHS)
+    axis = 0
+    for other in others:
+        right, down = (b - a for a, b in zip(first.centre, other.centre, strict=True))
+        axis = 1 if abs(right) > 2 * abs(down) else 2 if abs(down) > 2 * abs(right) else 3
+    return GLYPHS.index(first.glyph), second, BACKGROUNDS.index(what.background), axis
 
 
 class GlyphSheet:
@@ -339,21 +381,25 @@ class Scenes:
         two_glyphs: float = 0.35,
         split: Split = "train",
         glyphs: Sequence[str] | None = None,
+        spread: float = 1.0,
     ) -> None:
         if size < 16:
             raise UsageError(f"data: size {size} is too small to draw on; use 64 or more")
         if not 0 <= two_glyphs <= 1:
             raise UsageError(f"data: two_glyphs {two_glyphs} is no share between 0 and 1")
+        if not 0 <= spread <= 1:
+            raise UsageError(f"data: spread {spread} is no share between 0 and 1")
         self.sheet = GlyphSheet(font)
         self.size = size
         self.seed = seed
         self.two_glyphs = two_glyphs
         self.glyphs = named_glyphs(glyphs)
         self.split: Split = split
+        self.spread = spread
 
     def scene(self, index: int) -> Scene:
         """The scene of that number."""
-        return scene(self.seed, index, self.split, self.two_glyphs, self.glyphs)
+        return scene(self.seed, index, self.split, self.two_glyphs, self.glyphs, self.spread)
 
     def __getitem__(self, index: int) -> tuple[Pixels, str]:
         what = self.scene(index)

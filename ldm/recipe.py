@@ -27,6 +27,7 @@ class Plan:
     compile: bool = False
     init: str | None = None  # weights to start from; for a diffusion model also the autoencoder's
     autoencoder: str | None = None  # weights of the first stage
+    text_steps: int = 0  # diffusion: steps that teach the text conditioner alone, before the rest
     crop: int | None = None  # autoencoder: side of the training crops, in pixels
     mse_weight: float = 0.0  # autoencoder: squares beside the L1 loss, for colours far off
     kl_weight: float = 1e-6  # autoencoder: per value of the picture, as the original loss has it

@@ -26,6 +26,7 @@ from ldm.nn.autoencoder import AutoencoderKL, DiagonalGaussian
 from ldm.nn.layers import ResBlock
 from ldm.nn.unet import UNetModel
 from ldm.noise import ImageNoise
+from ldm.pretext import teach
 from ldm.recipe import Plan
 from ldm.samplers import final_latent, find_sampler, start_latent
 from ldm.schedule import make_grid
@@ -214,9 +215,16 @@ class DiffusionStage:
         start_text(self.model, config.source, data.vocabulary())
         if plan.init is not None:
             load_weights(self.model, plan.init)
+        if plan.text_steps and self.model.cond_stage_model is not None:
+            start_text(self.model, config.source, data.vocabulary())
+            self.model.cond_stage_model.to(device())
+            teach(self.model.cond_stage_model, data.scene, plan.text_steps, plan.seed)
         if plan.autoencoder is not None:
             load_weights(self.model.first_stage_model, plan.autoencoder)
         self.model.first_stage_model.requires_grad_(False).eval()
+        if not config.tree["model"]["params"].get("cond_stage_trainable", False):
+            # Trained along, it forgets which glyph is meant long before the network could use it.
+            self.model.cond_stage_model.requires_grad_(False)
         self.moments, self.captions = self._encode(data)
         if "scale_factor" not in config.tree["model"]["params"]:  # measured, for unit variance
             mean, logvar = self.moments[:2000].float().chunk(2, dim=1)

@@ -13,12 +13,14 @@ import pytest
 
 from ldm.data import (
     CANVAS,
+    FACT_SIZES,
     FONT,
     GlyphSheet,
     Placed,
     Scene,
     Scenes,
     all_captions_vocabulary,
+    facts,
     named_glyphs,
     place_words,
     render,
@@ -34,10 +36,10 @@ needs_font = pytest.mark.skipif(
 SPLITS: tuple[Split, ...] = ("train", "test")
 MANY = 3000
 CAPTIONS = [
-    "a dog below a dinosaur, orange background",
+    "a dinosaur above a dog on an orange background",
     "a volcano right of an alien on white",
-    "a small green snake on gray",
-    "a small camera on green",
+    "a picture of a green snake on a gray background",
+    "a camera on a green background",
 ]
 
 
@@ -102,6 +104,27 @@ def test_scenes_depend_on_seed_index_and_split_alone() -> None:
 def test_scenes_stay_what_they_were() -> None:
     """The bundled model was trained on these: a change here makes its card untrue."""
     assert [scene(0, index).caption for index in range(4)] == CAPTIONS
+
+
+def test_without_spread_glyphs_keep_their_places() -> None:
+    still = [scene(0, index, two_glyphs=0.0, spread=0.0).glyphs[0] for index in range(50)]
+    assert len({placed.size for placed in still}) == 1
+    assert max(abs(c - CANVAS / 2) for placed in still for c in placed.centre) <= 1
+    free = [scene(0, index, two_glyphs=0.0).glyphs[0] for index in range(50)]
+    assert len({placed.size for placed in free}) > 5
+
+
+def test_facts_are_those_of_the_scene() -> None:
+    for what in many("train"):
+        first, second, background, axis = facts(what)
+        assert GLYPHS[first] == what.glyphs[0].glyph
+        assert BACKGROUNDS[background] == what.background
+        assert (second == len(GLYPHS)) == (axis == 0) == (len(what.glyphs) == 1)
+        assert all(fact < size for fact, size in zip(facts(what), FACT_SIZES, strict=True))
+        if " left of " in what.caption or " right of " in what.caption:
+            assert axis == 1
+        if " above " in what.caption or " below " in what.caption:
+            assert axis == 2
 
 
 def test_glyphs_lie_on_the_canvas_and_apart() -> None:
@@ -171,8 +194,8 @@ def test_size_and_place_words_are_true() -> None:
         said = words(what.caption)
         for placed in what.glyphs:
             x, y = placed.centre
-            assert "small" not in said or placed.size <= 64
-            assert "big" not in said or placed.size >= 88
+            assert "small" not in said or placed.size <= 80
+            assert "big" not in said or placed.size >= 96
             for word, true in (
                 ("in the top", y < 64),
                 ("at the bottom", y > 64),

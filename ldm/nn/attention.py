@@ -190,11 +190,12 @@ class SpatialTransformer(nn.Module):
         context_dim: int | None,
         disable_self_attn: bool = False,
         use_linear: bool = False,
+        num_groups: int = 32,
     ) -> None:
         super().__init__()
         inner = heads * dim_head
         self.use_linear = use_linear
-        self.norm = nn.GroupNorm(32, channels, eps=1e-6)
+        self.norm = nn.GroupNorm(num_groups, channels, eps=1e-6)
         self.proj_in: nn.Module
         self.proj_out: nn.Module
         if use_linear:

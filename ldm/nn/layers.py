@@ -73,11 +73,14 @@ class ResBlock(nn.Module):
         use_scale_shift_norm: bool = False,
         up: bool = False,
         down: bool = False,
+        num_groups: int = 32,
     ) -> None:
         super().__init__()
         self.use_scale_shift_norm = use_scale_shift_norm
         self.in_layers = nn.Sequential(
-            nn.GroupNorm(32, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+            nn.GroupNorm(num_groups, channels),
+            nn.SiLU(),
+            nn.Conv2d(channels, out_channels, 3, padding=1),
         )
         self.resize: nn.Module | None = None
         if up:
@@ -87,7 +90,7 @@ class ResBlock(nn.Module):
         emb_out = 2 * out_channels if use_scale_shift_norm else out_channels
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, emb_out))
         self.out_layers = nn.Sequential(
-            nn.GroupNorm(32, out_channels),
+            nn.GroupNorm(num_groups, out_channels),
             nn.SiLU(),
             nn.Dropout(dropout),
             nn.Conv2d(out_channels, out_channels, 3, padding=1),
@@ -119,11 +122,13 @@ class AttentionBlock(nn.Module):
     heads (new), or head by head with its q, k, v (the originals' default).
     """
 
-    def __init__(self, channels: int, heads: int, new_order: bool = False) -> None:
+    def __init__(
+        self, channels: int, heads: int, new_order: bool = False, num_groups: int = 32
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.new_order = new_order
-        self.norm = nn.GroupNorm(32, channels)
+        self.norm = nn.GroupNorm(num_groups, channels)
         self.qkv = nn.Conv1d(channels, channels * 3, 1)
         self.proj_out = nn.Conv1d(channels, channels, 1)
 

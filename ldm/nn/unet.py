@@ -46,6 +46,7 @@ class _Parts:
     context_dim: int | None
     legacy: bool
     use_linear: bool
+    num_groups: int
 
     def __post_init__(self) -> None:
         if self.num_heads == -1 and self.num_head_channels == -1:
@@ -60,6 +61,7 @@ class _Parts:
             use_scale_shift_norm=self.use_scale_shift_norm,
             up=up,
             down=down,
+            num_groups=self.num_groups,
         )
 
     def down(self, ch: int) -> nn.Module:
@@ -80,11 +82,18 @@ class _Parts:
         else:
             heads, dim_head = ch // self.num_head_channels, self.num_head_channels
         if not self.transformer:
-            return AttentionBlock(ch, heads, self.new_order)
+            return AttentionBlock(ch, heads, self.new_order, self.num_groups)
         if self.legacy:
             dim_head = ch // heads
         return SpatialTransformer(
-            ch, heads, dim_head, depth, self.context_dim, no_self, self.use_linear
+            ch,
+            heads,
+            dim_head,
+            depth,
+            self.context_dim,
+            no_self,
+            self.use_linear,
+            self.num_groups,
         )
 
 
@@ -94,7 +103,8 @@ class UNetModel(nn.Module):
     `forward(x [B,in_channels,h,w], timesteps [B], context [B,L,context_dim]?, y?)
     -> [B,out_channels,h,w]`; y is [B] integers (`num_classes` an integer), [B,1] floats
     ("continuous") or [B,adm_in_channels] ("sequential"). h and w must be multiples of
-    2**(levels - 1). Parameters carry the names of the original YAMLs.
+    2**(levels - 1). Parameters carry the names of the original YAMLs; `num_groups` is ours, for
+    narrow networks: a group of one or two channels normalises away what is added to a channel.
     """
 
     def __init__(
@@ -123,6 +133,7 @@ class UNetModel(nn.Module):
         disable_middle_self_attn: bool = False,
         use_linear_in_transformer: bool = False,
         adm_in_channels: int | None = None,
+        num_groups: int = 32,
     ) -> None:
         super().__init__()
         levels = len(channel_mult)
@@ -143,6 +154,7 @@ class UNetModel(nn.Module):
             context_dim=context_dim,
             legacy=legacy,
             use_linear=use_linear_in_transformer,
+            num_groups=num_groups,
         )
         no_self = disable_self_attentions or [False] * levels
         self.in_channels = in_channels
@@ -195,7 +207,7 @@ class UNetModel(nn.Module):
                 self.output_blocks.append(TimestepEmbedSequential(*layers))
 
         self.out = nn.Sequential(
-            nn.GroupNorm(32, ch), nn.SiLU(), nn.Conv2d(ch, out_channels, 3, padding=1)
+            nn.GroupNorm(num_groups, ch), nn.SiLU(), nn.Conv2d(ch, out_channels, 3, padding=1)
         )
 
     @property
