@@ -38,13 +38,19 @@ _CLICK_ERROR: type[Exception] = next(
 
 EXAMPLES = {
     "txt2img": 'ldm txt2img --prompt "a red apple on a blue background" --seed 7 -o apple.png',
+    "img2img": 'ldm img2img -i sketch.png --prompt "a castle at dawn" --strength 0.7 -o castle.png',
+    "inpaint": 'ldm inpaint -i room.png --mask sofa.png --prompt "a red sofa" -o room-2.png',
+    "depth2img": 'ldm depth2img -i statue.jpg --prompt "a robot" --strength 0.9 -o robot.png',
+    "upscale": "ldm upscale -i small.png --noise-level 20 -o large.png",
+    "variations": "ldm variations --image a.png --image b.png -m unclip-h",
+    "sample": "ldm sample -m cin256-v2 --class 'golden retriever' --scale 3 --n_samples 4",
     "rerun": "ldm rerun outputs/txt2img-samples/samples/00000.png -o again.png",
     "info": "ldm info models/sd-v1-4.ckpt",
     "convert": "ldm convert sd-v1-4.ckpt sd-v1-4.safetensors --precision fp16 --ema drop",
     "train": "ldm train --config configs/train/emoji-128.yaml train.steps=2000",
 }
 
-RERUN_FIELDS = ("model", "config", "device", "precision", "attention")
+RERUN_FIELDS = ("model", "config", "device", "precision", "attention", "vae", "depth_model")
 RERUN_OUTPUTS = ("outdir", "output", "overwrite", "json", "quiet", "debug")
 
 
@@ -132,12 +138,14 @@ def _ldm(
 # --- options from fields ------------------------------------------------------------------------
 
 
-def _parameters(kind: type, names: Sequence[str] | None = None) -> list[inspect.Parameter]:
-    """The options of a dataclass's fields; one that is not given is None."""
+def _parameters(
+    kind: type, names: Sequence[str] | None = None, task: str = "txt2img"
+) -> list[inspect.Parameter]:
+    """The options of a dataclass's fields, all or some; one that is not given is None."""
     hints = get_type_hints(kind)
     found = []
     for name, detail in options_of(kind).items():
-        if not detail.flags or (names is not None and name not in names):
+        if not detail.flags or not detail.fits(task) or (names is not None and name not in names):
             continue
         base = _base(hints[name])
         parse, metavar = _parser(base, detail.flags[0])
@@ -231,11 +239,25 @@ def _argument(name: str, kind: Any, metavar: str, help: str) -> inspect.Paramete
 # --- commands -----------------------------------------------------------------------------------
 
 
-def _txt2img(given: dict[str, Any], script: bool) -> int:
-    """Draw pictures of a prompt."""
-    from ldm.commands import txt2img
+TASKS = {
+    "txt2img": "Draw pictures of a prompt.",
+    "img2img": "Draw a picture anew from a picture and a prompt.",
+    "inpaint": "Repaint a part of a picture, or paint beyond its edges.",
+    "depth2img": "Draw a picture anew with the depth that it has.",
+    "upscale": "Make pictures four times as large.",
+    "variations": "Draw pictures like a picture, or like a mixture of several.",
+    "sample": "Draw from a model that knows no text: anything it can, or a class.",
+}
 
-    return txt2img(given, script=script)
+
+def _task(name: str) -> Callable[[dict[str, Any], bool], int]:
+    def body(given: dict[str, Any], script: bool) -> int:
+        from ldm.commands import draw
+
+        return draw(name, given, script=script)
+
+    body.__doc__ = TASKS[name]
+    return body
 
 
 def _rerun(given: dict[str, Any], script: bool) -> int:
@@ -245,7 +267,9 @@ def _rerun(given: dict[str, Any], script: bool) -> int:
     return rerun(given.pop("image"), given)
 
 
-_command("txt2img", _txt2img, [p for k in (Job, OutputPlan, Legacy) for p in _parameters(k)])
+for _name in TASKS:
+    _kinds = (Job, OutputPlan, Legacy)
+    _command(_name, _task(_name), [p for k in _kinds for p in _parameters(k, task=_name)])
 _command(
     "rerun",
     _rerun,

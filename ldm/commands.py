@@ -7,53 +7,83 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from ldm.errors import CheckpointError, Interrupted, JobError
-from ldm.job import OutputPlan, options_of
+from ldm.inputs import expand_inputs
+from ldm.job import Job, OutputPlan, default_outdir, options_of
 from ldm.legacy import translate
 from ldm.metadata import encode_png, parse_infotext, read_record, read_texts
 from ldm.output import Numbered, check_folder, check_output, write_file
 from ldm.plan import Plan, explain, make_plan, read_prompts, resolve
 
 if TYPE_CHECKING:
+    from ldm.device import Policy
     from ldm.engine import Engine, Event, Result
     from ldm.images import Picture
+    from ldm.model import Model
 
 
-def txt2img(given: Mapping[str, Any], *, script: bool) -> int:
-    """Draw what was asked for; `given` are fields of Job, OutputPlan and Legacy."""
+def draw(task: str, given: Mapping[str, Any], *, script: bool) -> int:
+    """Do a task as asked; `given` are fields of Job, OutputPlan and Legacy."""
     fields, notes = translate(given, script=script)
+    fields.setdefault("outdir", default_outdir(task))
     outputs, fields = _split(fields)
     if outputs.from_file is not None:
         fields["prompts"] = read_prompts(outputs.from_file, outputs.repeat)
         if fields.pop("prompt", None) is not None:
             notes.append("--prompt is ignored: the prompts are those of --from-file")
-    plan = make_plan(fields, script=script)
+    plans = _plans({**fields, "task": task}, script=script)
+    plan = plans[0]
     tell = _teller(outputs)
     for note in (*notes, *plan.notes):
         tell(note)
     if outputs.print_config:
         if not plan.choice.prediction_why:
-            _, plan = _load(plan, fields, tell, script=script)
+            _, plan = _load(plan, plan.given, tell, script=script)
         typer.echo(explain(plan, as_json=outputs.json))
         return 0
-    sink = Sink(outputs, plan.job.count(), plan.job.n_samples)
-    engine, plan = _load(plan, fields, tell, script=script)
-    tell(_summary(plan, engine))
+    sink = Sink(outputs, sum(each.job.count() for each in plans), plan.job.n_samples)
+    engine, settled = _load(plan, plan.given, tell, script=script)
+    tell(_summary(settled, engine))
+    jobs = [settled.job, *(_settle(each, settled) for each in plans[1:])]
     with Progress(tell, shown=_shows_progress(outputs)) as progress:
-        _consume(engine.run(plan.job, progress), sink)
+        _consume(chain.from_iterable(engine.run(job, progress) for job in jobs), sink)
     sink.close()
     return 0
+
+
+def _plans(fields: Mapping[str, Any], *, script: bool) -> list[Plan]:
+    """A plan for each picture to begin with, or the one where there is none; all of one seed."""
+    if fields.get("init_img") is None:
+        return [make_plan(fields, script=script)]
+    plans: list[Plan] = []
+    for path in expand_inputs([fields["init_img"]]):
+        given = {**fields, "init_img": str(path)}
+        if plans:
+            given["seed"] = plans[0].job.seed
+        plans.append(make_plan(given, script=script))
+    return plans
+
+
+def _settle(plan: Plan, settled: Plan) -> Job:
+    """The job of another picture, with what loading told of the first."""
+    names = ("device", "precision", "prediction")
+    return replace(plan.job, **{name: getattr(settled.job, name) for name in names})
 
 
 def rerun(image: str, given: dict[str, Any]) -> int:
     """Make an image again from its record; `given` replaces fields of its job."""
     record = read_record(Path(image))
-    outputs, changes = _split(given)
+    if record.inputs:
+        from ldm.sources import check_unchanged
+
+        check_unchanged(record.inputs)
+    outputs, changes = _split({"outdir": default_outdir(record.job.task), **given})
     outputs = replace(outputs, skip_grid=True)
     if record.job.rng == "device" and record.job.device == "cuda" and "device" in changes:
         changes["rng"] = "philox"  # the numbers of the GPU that it was made on
@@ -163,6 +193,7 @@ def _load(
     loaded = load_model(
         plan.header.path, plan.config, job.overrides, job.prediction, policy.dtype, policy.device
     )
+    _swap_parts(loaded.model, job, policy)
     for note in loaded.notes:
         tell(note)
     if not plan.choice.prediction_why:
@@ -177,6 +208,18 @@ def _load(
     )
     engine = Engine(loaded.model, policy, loaded.name, loaded.digest)
     return engine, replace(plan, job=settled)
+
+
+def _swap_parts(model: Model, job: Job, policy: Policy) -> None:
+    """Put another autoencoder or depth network in the model's place of them, where asked."""
+    if job.vae is not None:
+        from ldm.load import swap_autoencoder
+
+        swap_autoencoder(model, Path(job.vae))
+    if job.depth_model is not None:
+        from ldm.depth import load_depth_model
+
+        model.depth_model = load_depth_model(job.depth_model, policy.dtype, policy.device)
 
 
 def _consume(results: Iterable[Result], sink: Sink) -> None:
@@ -206,6 +249,8 @@ class Sink:
         folder = Path(outputs.outdir)
         self.samples = Numbered(folder / "samples", "", 5)
         self.grids = Numbered(folder, "grid-", 4)
+        if outputs.save_depth is not None:
+            check_output(outputs.save_depth, 1, overwrite=outputs.overwrite, flag="--save-depth")
         if outputs.output is not None:
             check_output(outputs.output, self.count, overwrite=outputs.overwrite)
         elif not (outputs.skip_save and outputs.skip_grid):
@@ -220,6 +265,8 @@ class Sink:
         if self._has_grid():
             self.pictures.append(result.picture)
             self.parameters = self.parameters or texts["parameters"]
+        if self.outputs.save_depth is not None and result.depth is not None:
+            self._save_depth(self.outputs.save_depth, result)
         if self.outputs.json:
             typer.echo(json.dumps(_told(result, path)))
         elif path is not None:
@@ -227,7 +274,8 @@ class Sink:
 
     def close(self) -> None:
         """Write the grid, once all pictures are there."""
-        if not self._has_grid() or not self.pictures:
+        sizes = {picture.shape for picture in self.pictures}
+        if not self._has_grid() or len(sizes) != 1:  # pictures of several sizes make no grid
             return
         from ldm.images import grid
 
@@ -245,6 +293,15 @@ class Sink:
 
     def _has_grid(self) -> bool:
         return not self.outputs.skip_grid and self.outputs.output is None
+
+    def _save_depth(self, name: str, result: Result) -> None:
+        """The depth of the first picture, beside what is drawn from it."""
+        from ldm.depth import depth_picture
+
+        assert result.depth is not None
+        if self.written == 1:
+            plane = depth_picture(result.depth, 16, source=result.record.job.depth or "the picture")
+            write_file(Path(name), encode_png(plane, {}), overwrite=self.outputs.overwrite)
 
     def _place(self, content: bytes) -> Path | None:
         name = self.outputs.output
@@ -290,10 +347,11 @@ def _teller(outputs: OutputPlan) -> Callable[[str], None]:
 
 def _summary(plan: Plan, engine: Engine) -> str:
     job, policy = plan.job, engine.policy
+    scale = "" if job.scale == 1 else f", scale {job.scale:g}"
     drawn = " (drawn at random)" if plan.why["seed"] == "drawn at random" else ""
     return (
         f"{engine.name} on {policy.device}, {policy.precision} precision; {job.count()} x "
-        f"{job.width}x{job.height}, {job.steps} steps of {job.sampler}, scale {job.scale:g}, "
+        f"{job.width}x{job.height}, {job.steps} steps of {job.sampler}{scale}, "
         f"seed {job.seed}{drawn}"
     )
 

@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ldm.denoiser import DenoiseFn
 from ldm.device import Policy
 from ldm.errors import LdmError, NonFiniteError
+from ldm.guidance import held
 from ldm.images import Picture, to_picture
 from ldm.job import Job
 from ldm.metadata import Record
 from ldm.model import Model
 from ldm.nn.attention import attention_backend
 from ldm.noise import ImageNoise, Noise, Rng, StreamNoise
-from ldm.samplers import final_latent, start_latent
-from ldm.tasks import TASKS, Problem
+from ldm.samplers import final_latent, masked, start_latent
+from ldm.sources import Sources, digests, read_sources
+from ldm.tasks import TASKS, Given, Problem, first_draw
 
 T = TypeVar("T")
 
-RNGS: dict[str, Rng] = {"philox": "philox", "cpu": "cpu", "device": "device"}
-TEXT_ENCODER, NETWORK, DECODER = "text encoder", "network", "decoder"
+RNGS: dict[str, Rng] = {"philox": "philox", "cpu": "cpu", "device": "device", "numpy": "cpu"}
+ENCODERS, NETWORK, DECODER = "text or image encoder", "network", "decoder"
 ADVICE = {
-    TEXT_ENCODER: "check the weights with ldm info",
+    ENCODERS: "check the weights with ldm info",
     NETWORK: "try another --sampler, a --scale nearer to 1, or --prediction",
     DECODER: "the latents are too large; try a --scale nearer to 1",
 }
@@ -50,13 +55,15 @@ OnEvent = Callable[[Event], None]
 class Result:
     """One picture, with everything needed to make it again.
 
-    `latent` [C,h,w] is what was decoded, float32 on the CPU; `seconds` is its share of the time.
+    `latent` [C,h,w] is what was decoded, float32 on the CPU; `seconds` is its share of the time;
+    `depth` [1,H,W] is the inverse depth that the network was shown, where it was.
     """
 
     picture: Picture
     record: Record
     latent: Tensor
     seconds: float
+    depth: Tensor | None = None
 
     @property
     def prompt(self) -> str:
@@ -85,51 +92,82 @@ class Engine:
         the memory of the device does not suffice.
         """
         report = _warn_once(on_event or (lambda event: None))
+        sources = read_sources(job, self.multiple)
+        hashes = digests(job)
         draws: Draws | None = None
         for batch in job.batches():
             start = time.perf_counter()
             if draws is None or batch.noise == "image":
-                draws = self._open(batch)
+                draws = self._open(batch, sources)
             here = replace(batch, skip_draws=draws.position)
-            latents = self._sample(here, draws, report)
+            problem, latents = self._sample(here, sources, draws, report)
             share = (time.perf_counter() - start) / here.n_samples
             for row in range(here.n_samples):
                 start = time.perf_counter()
+                picture = self._decode(latents[row : row + 1], here, report)
                 yield Result(
-                    picture=self._decode(latents[row : row + 1], report),
-                    record=Record(here, row, self.name, self.digest),
+                    picture=sources.finish(picture, here),
+                    record=Record(here, row, self.name, self.digest, hashes),
                     latent=latents[row].float().cpu(),
                     seconds=share + time.perf_counter() - start,
+                    depth=problem.depth,
                 )
 
-    def _sample(self, batch: Job, draws: Draws, report: OnEvent) -> Tensor:
-        """The latents [B,C,h,w] of one batch, ready to be decoded."""
+    @property
+    def multiple(self) -> int:
+        """What the sides of a picture must be a multiple of, in pixels.
+
+        The network halves its input once per level but the last.
+        """
+        return int(self.model.factor * 2 ** (self.model.network.levels - 1))
+
+    def _sample(
+        self, batch: Job, sources: Sources, draws: Draws, report: OnEvent
+    ) -> tuple[Problem, Tensor]:
+        """The problem of one batch and its latents [B,C,h,w], ready to be decoded."""
+        first = None if draws.first is None else draws.first[: batch.n_samples]
+        given = Given(self.model, sources, first)
         problem = self._stage(
-            TEXT_ENCODER,
-            self.model.cond_stage_model,
-            lambda again: TASKS[batch.task](batch, self.model),
-            lambda problem: [c.crossattn for c in (problem.cond, problem.uncond) if c],
+            ENCODERS,
+            nn.ModuleList(part for part in self._encoders() if part is not None),
+            lambda again: TASKS[batch.task](batch, given),
+            _numbers,
             report,
         )
         for text in problem.warnings:
             report(Event("warning", text=text))
         report(Event("batch", total=len(problem.sigmas) - 1))
-        return self._stage(
+        latents = self._stage(
             NETWORK,
             self.model.network,
             lambda again: self._solve(
-                problem, self._open(batch) if again else draws, batch, report
+                problem, self._open(batch, sources) if again else draws, batch, report
             ),
             lambda latents: [latents],
             report,
         )
+        return problem, latents
+
+    def _encoders(self) -> list[nn.Module | None]:
+        """What turns texts and pictures into numbers."""
+        model = self.model
+        return [model.cond_stage_model, model.first_stage_model, getattr(model, "embedder", None)]
 
     def _solve(self, problem: Problem, draws: Draws, batch: Job, report: OnEvent) -> Tensor:
         sampler, steps = problem.sampler, len(problem.sigmas) - 1
-        noise = draws.start((batch.n_samples, *self._latent_shape(batch)))
-        x = sampler.fn(
-            self.model.denoiser(problem.cond, problem.uncond, problem.scale),
-            start_latent(sampler, noise, float(problem.sigmas[0])),
+        noise = draws.start(batch.n_samples)
+        if not steps:  # strength 0: nothing is taken away
+            assert problem.init is not None
+            return problem.init
+        denoise, fn = self._denoiser(problem, noise), sampler.fn
+        if problem.mask is not None and problem.init is not None:
+            if sampler.name == "ddim":  # as the originals did
+                fn = masked(fn, problem.init, 1 - problem.mask)
+            else:  # whatever remembers its last steps must see all of them
+                denoise = held(denoise, problem.init, problem.mask)
+        x = fn(
+            denoise,
+            _start(problem, noise),
             problem.sigmas,
             noise=draws,
             on_step=lambda i, x, denoised: report(Event("step", done=i + 1, total=steps)),
@@ -137,7 +175,22 @@ class Engine:
         )
         return final_latent(sampler, x, float(problem.sigmas[-1]))
 
-    def _decode(self, latent: Tensor, report: OnEvent) -> Picture:
+    def _denoiser(self, problem: Problem, noise: Tensor) -> DenoiseFn:
+        """The model's denoiser for a problem, tile by tile where the picture is large."""
+
+        def part(rows: slice, columns: slice) -> DenoiseFn:
+            cond = problem.cond.crop(rows, columns)
+            uncond = None if problem.uncond is None else problem.uncond.crop(rows, columns)
+            return self.model.denoiser(cond, uncond, problem.scale)
+
+        if problem.tile is None:
+            return self.model.denoiser(problem.cond, problem.uncond, problem.scale)
+        from ldm.tiling import tiled_denoiser
+
+        height, width = noise.shape[-2:]
+        return tiled_denoiser(part, (height, width), problem.tile, problem.tile // 4)
+
+    def _decode(self, latent: Tensor, job: Job, report: OnEvent) -> Picture:
         """One picture from its latent [1,C,h,w]; one at a time keeps the memory bounded."""
         image = self._stage(
             DECODER,
@@ -176,46 +229,62 @@ class Engine:
                 report(Event("warning", text=text))
         raise NonFiniteError(name, ADVICE[name])
 
-    def _open(self, batch: Job) -> Draws:
-        return Draws(batch, self._latent_shape(batch), self.policy.device)
-
-    def _latent_shape(self, job: Job) -> tuple[int, int, int]:
-        assert job.width is not None
-        assert job.height is not None
+    def _open(self, batch: Job, sources: Sources) -> Draws:
+        width, height = sources.canvas
         factor = self.model.factor
-        return self.model.latent_channels, job.height // factor, job.width // factor
+        shape = (self.model.latent_channels, height // factor, width // factor)
+        return Draws(batch, shape, self.policy.device, first_draw(batch, self.model, sources))
 
 
 class Draws(Noise):
     """The noise of a batch from its first draw on, in the order of the originals.
 
-    In a stream: the fixed code where one is wanted, then what earlier batches drew. Every draw has
-    as many rows as a full batch has, and a short one takes the first of them.
+    In a stream: the fixed code where one is wanted, then the task's own draw (`first`), then what
+    earlier batches drew. Every draw has as many rows as a full batch has, and a short one takes the
+    first of them. `shape` and `first` are without the batch.
     """
 
-    def __init__(self, batch: Job, shape: tuple[int, int, int], device: torch.device) -> None:
+    def __init__(
+        self,
+        batch: Job,
+        shape: tuple[int, int, int],
+        device: torch.device,
+        first: tuple[int, ...] | None = None,
+    ) -> None:
         assert batch.seed is not None
         rng = RNGS[batch.rng]
+        self.batch, self.shape, self.device = batch, shape, device
         self.rows = batch.draw_rows or batch.n_samples
         self.code: Tensor | None = None
+        self.first: Tensor | None = None
         self.source: ImageNoise | StreamNoise
         if batch.noise == "image":
             self.source = ImageNoise(batch.image_seeds(), rng, device)
+            if first is not None:
+                self.first = self.source.draw((self.rows, *first))
         else:
             self.source = StreamNoise(batch.seed, rng, device)
             if batch.fixed_code:
                 self.code = self.source.draw((self.rows, *shape))
+            if first is not None:
+                # The demo's picture had its channels last in memory, and its noise, too.
+                last = batch.task == "upscale"
+                self.first = self.source.draw((self.rows, *first), channels_last=last)
             self.source.skip(batch.skip_draws, (self.rows, *shape))
 
     @property
     def position(self) -> int:
-        """Tensors that a stream gave since the fixed code."""
+        """Tensors that a stream gave since the fixed code and the task's own draw."""
         if isinstance(self.source, ImageNoise):
             return 0
-        return self.source.draws - (self.code is not None)
+        return self.source.draws - (self.code is not None) - (self.first is not None)
 
-    def start(self, shape: tuple[int, ...]) -> Tensor:
-        """The noise to start from: the fixed code, or else a draw."""
+    def start(self, rows: int) -> Tensor:
+        """The noise to start from [rows,C,h,w]: the fixed code, numpy's, or else a draw."""
+        shape = (rows, *self.shape)
+        if self.batch.rng == "numpy":
+            numbers = np.random.RandomState((self.batch.seed or 0) & 0xFFFFFFFF).randn(*shape)
+            return torch.from_numpy(numbers.astype(np.float32)).to(self.device)
         return self.draw(shape) if self.code is None else self.code[: shape[0]]
 
     def draw(self, shape: tuple[int, ...]) -> Tensor:
@@ -225,6 +294,24 @@ class Draws(Noise):
     def skip(self, draws: int, shape: tuple[int, ...]) -> None:
         """Pass over tensors."""
         self.source.skip(draws, (self.rows, *shape[1:]))
+
+
+def _start(problem: Problem, noise: Tensor) -> Tensor:
+    """The first x: noise, or a picture with noise of a level that may not be the grid's own."""
+    sigma = float(problem.sigmas[0])
+    if problem.init is None:
+        return start_latent(problem.sampler, noise, sigma)
+    x = torch.add(problem.init, noise, alpha=problem.init_sigma)
+    if problem.init_sigma == sigma:
+        return x
+    return x * math.sqrt((1 + sigma**2) / (1 + problem.init_sigma**2))
+
+
+def _numbers(problem: Problem) -> list[Tensor | None]:
+    """What the encoders of a problem gave."""
+    sides = [side for side in (problem.cond, problem.uncond) if side is not None]
+    parts = [part for side in sides for part in (side.crossattn, side.concat, side.vector)]
+    return [*parts, problem.init]
 
 
 def _warn_once(report: OnEvent) -> OnEvent:

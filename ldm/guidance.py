@@ -24,3 +24,15 @@ def cfg(cond: DenoiseFn, pair: DenoiseFn, scale: float) -> DenoiseFn:
         return torch.lerp(without, with_cond, scale)
 
     return guided
+
+
+def held(denoise: DenoiseFn, z: Tensor, mask: Tensor) -> DenoiseFn:
+    """A denoiser that knows the answer, z [B,C,h,w], where mask [.,1,h,w] is 0; free where it is 1.
+
+    For samplers that remember earlier steps: nothing jumps under their feet.
+    """
+
+    def known(x: Tensor, sigma: Tensor) -> Tensor:
+        return torch.lerp(z, denoise(x, sigma), mask)
+
+    return known

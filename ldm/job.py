@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,7 +20,6 @@ from ldm.errors import JobError
 
 MAX_STEPS = 1000
 MAX_SEED = 2**64 - 1
-DEFAULT_OUTDIR = "outputs/txt2img-samples"
 
 # Samplers and their other names; ldm.samplers has the functions (a test holds the two together).
 SAMPLER_ALIASES: Mapping[str, tuple[str, ...]] = {
@@ -54,15 +54,31 @@ PRECISIONS = ("auto", "full", "fp16", "bf16", "autocast")
 ATTENTIONS = ("auto", "sdpa", "xformers", "sliced", "math")
 
 
+TASK_NAMES = (
+    "txt2img", "img2img", "inpaint", "depth2img", "upscale", "variations", "sample"
+)  # fmt: skip
+# Which of them take a prompt, a first picture, a strength.
+PROMPTED = ("txt2img", "img2img", "inpaint", "depth2img", "upscale", "variations")
+PICTURED = ("img2img", "inpaint", "depth2img", "upscale")
+PARTIAL = ("img2img", "inpaint", "depth2img")
+FITS = ("resize", "crop", "pad", "error", "floor-32", "floor-64")
+VAE_TILINGS = ("auto", "on", "off")
+
+
 @dataclass(frozen=True)
 class Option:
-    """How a field is written on a command line, and what it means."""
+    """How a field is written on a command line, and what it means; no `tasks` are all of them."""
 
     flags: tuple[str, ...] = ()
     help: str = ""
     choices: tuple[str, ...] = ()
     metavar: str = ""
     note: str = ""  # what to say when an old flag is used that no longer does anything
+    tasks: tuple[str, ...] = ()
+
+    def fits(self, task: str) -> bool:
+        """Whether the option means anything for a task."""
+        return not self.tasks or task in self.tasks
 
 
 def option(
@@ -72,9 +88,10 @@ def option(
     choices: Iterable[str] = (),
     metavar: str = "",
     note: str = "",
+    tasks: Iterable[str] = (),
 ) -> Any:
     """A dataclass field with an `Option`; one without flags cannot be set from a command line."""
-    detail = Option(flags, help, tuple(choices), metavar, note)
+    detail = Option(flags, help, tuple(choices), metavar, note, tuple(tasks))
     return field(default=default, metadata={"option": detail})
 
 
@@ -93,6 +110,9 @@ class Defaults:
     steps: int
     sampler: str
     source: str
+    eta: float | None = None
+    strength: float = 0.75
+    noise_level: int = 0
 
 
 @dataclass(frozen=True)
@@ -103,8 +123,10 @@ class Job:
     numbers ("stream": `skip_draws` tensors of `draw_rows` rows were drawn before this batch).
     """
 
-    task: str = option("txt2img", choices=("txt2img",))
-    prompt: str | None = option(None, "--prompt", help="What to draw.", metavar="TEXT")
+    task: str = option("txt2img", choices=TASK_NAMES)
+    prompt: str | None = option(
+        None, "--prompt", help="What to draw.", metavar="TEXT", tasks=PROMPTED
+    )
     prompts: tuple[str, ...] = option(())
     negative: str = option(
         "",
@@ -112,14 +134,118 @@ class Job:
         "--negative-prompt",
         help="What to keep away from.",
         metavar="TEXT",
+        tasks=PROMPTED,
     )
-    width: int | None = option(None, "--width", "--W", help="Pixels across [the model's own].")
-    height: int | None = option(None, "--height", "--H", help="Pixels down [the model's own].")
+    init_img: str | None = option(
+        None,
+        "--init-img",
+        "-i",
+        help="The picture to begin with; a folder or a pattern runs on each picture.",
+        metavar="FILE",
+        tasks=PICTURED,
+    )
+    images: tuple[str, ...] = option(
+        (),
+        "--image",
+        "--init-img",
+        "-i",
+        help="A picture to vary; several are mixed.",
+        metavar="FILE",
+        tasks=("variations",),
+    )
+    weights: tuple[str, ...] = option(
+        (),
+        "--weight",
+        help="Share of each --image, in their order [1]; may be negative.",
+        metavar="X",
+        tasks=("variations",),
+    )
+    classes: tuple[str, ...] = option(
+        (),
+        "--class",
+        help="What to draw: a number or a name of ImageNet; may be repeated.",
+        metavar="N|NAME",
+        tasks=("sample",),
+    )
+    strength: float | None = option(
+        None,
+        "--strength",
+        help="How much to change, 0 to 1: the share of the steps that is run.",
+        tasks=PARTIAL,
+    )
+    mask: str | None = option(
+        None,
+        "--mask",
+        help="White is repainted [where the picture is transparent].",
+        metavar="FILE",
+        tasks=("inpaint",),
+    )
+    mask_invert: bool = option(
+        False, "--mask-invert", help="Black is repainted.", tasks=("inpaint",)
+    )
+    outpaint: str | None = option(
+        None,
+        "--outpaint",
+        help="Pixels to add around the picture, and to paint.",
+        metavar="LEFT,TOP,RIGHT,BOTTOM",
+        tasks=("inpaint",),
+    )
+    feather: int = option(
+        8, "--feather", help="Pixels inside the mask over which to blend [8].", tasks=("inpaint",)
+    )
+    no_paste: bool = option(
+        False,
+        "--no-paste",
+        help="Give the model's own picture, also outside the mask.",
+        tasks=("inpaint",),
+    )
+    depth: str | None = option(
+        None,
+        "--depth",
+        help="Depth map, near is bright [estimated].",
+        metavar="FILE",
+        tasks=("depth2img",),
+    )
+    depth_invert: bool = option(
+        False, "--depth-invert", help="In the depth map near is dark.", tasks=("depth2img",)
+    )
+    depth_model: str | None = option(
+        None,
+        "--depth-model",
+        help="DPT-hybrid to estimate depth with [the checkpoint's own].",
+        metavar="FILE",
+        tasks=("depth2img",),
+    )
+    noise_level: int | None = option(
+        None,
+        "--noise-level",
+        help="Noise on the picture before the model sees it: 0 to 350, or 999 for variations.",
+        tasks=("upscale", "variations"),
+    )
+    tile: int = option(
+        128,
+        "--tile",
+        help="Side of the tiles to work in, in input pixels [128].",
+        tasks=("upscale",),
+    )
+    fit: str | None = option(
+        None,
+        "--fit",
+        help="How a picture becomes --W x --H [resize]; floor-64 is the originals' way.",
+        choices=FITS,
+        tasks=PARTIAL,
+    )
+    width: int | None = option(
+        None, "--width", "--W", help="Pixels across [the picture's or the model's own]."
+    )
+    height: int | None = option(
+        None, "--height", "--H", help="Pixels down [the picture's or the model's own]."
+    )
     steps: int | None = option(
         None, "--steps", "--ddim_steps", help="Sampling steps, 1 to 1000, of any sampler."
     )
     scale: float | None = option(
-        None, "--scale", help="Guidance: how closely to follow the prompt; 1 is none."
+        None, "--scale", help="Guidance: how closely to follow what is asked; 1 is none."
     )
     sampler: str | None = option(
         None,
@@ -154,8 +280,9 @@ class Job:
     rng: str = option(
         "philox",
         "--rng",
-        help="Random numbers: philox (an NVIDIA GPU's, anywhere), cpu (torch's) or the device's.",
-        choices=("philox", "cpu", "device"),
+        help="Random numbers: philox (an NVIDIA GPU's, anywhere), cpu (torch's), the device's, "
+        "or numpy (the 2022 demos': the first noise numpy's, the rest cpu).",
+        choices=("philox", "cpu", "device", "numpy"),
     )
     skip_draws: int = option(0)
     draw_rows: int = option(0)
@@ -178,6 +305,15 @@ class Job:
         "--prediction",
         help="What the network predicts [seen from the file, or measured].",
         choices=("eps", "v"),
+    )
+    vae: str | None = option(
+        None, "--vae", help="Another autoencoder for the model.", metavar="FILE"
+    )
+    vae_tiling: str = option(
+        "auto",
+        "--vae-tiling",
+        help="Decode and encode in tiles, in bounded memory [auto: large pictures].",
+        choices=VAE_TILINGS,
     )
     channels: int | None = option(None, "--C", help="Latent channels: only checked.")
     factor: int | None = option(None, "--f", help="Pixels per latent position: only checked.")
@@ -213,23 +349,71 @@ class Job:
         for text in (self.prompt or "", *self.prompts, self.negative):
             if not text.isascii() and text.encode(errors="ignore").decode() != text:
                 raise JobError(f"a prompt must be UTF-8 text, not {text!r}")
+        self._validate_pictures()
         sampler = self.sampler and SAMPLER_NAMES[self.sampler]
         if sampler == "plms" and self.eta:
             raise JobError("--plms works with --eta 0 only: the method draws no noise")
+
+    def _validate_pictures(self) -> None:
+        """The fields about pictures and classes."""
+        if self.strength is not None and not 0 <= self.strength <= 1:
+            raise JobError(f"--strength must be 0 to 1, not {self.strength:g}")
+        _check_range("--feather", self.feather, 0, None)
+        _check_range("--tile", self.tile, 32, None)
+        most = 350 if self.task == "upscale" else 999
+        _check_range("--noise-level", self.noise_level, 0, most)
+        if self.task in PICTURED and self.init_img is None:
+            raise JobError(f"--init-img is missing: name the picture to {_VERBS[self.task]}")
+        if self.task == "variations" and not self.images:
+            raise JobError("--image is missing: name a picture to vary")
+        if self.weights and len(self.weights) != len(self.images):
+            raise JobError(
+                f"--weight is given {len(self.weights)} times for {len(self.images)} pictures; "
+                "give one for each, or none"
+            )
+        self.image_weights()
+        if self.mask is not None and self.outpaint is not None:
+            raise JobError("--mask and --outpaint both say what to paint; give one")
+        if self.depth is not None and self.depth_model is not None:
+            raise JobError("--depth and --depth-model: with the map there is nothing to estimate")
+        if self.rng == "numpy" and (self.noise != "stream" or self.n_iter != 1):
+            raise JobError("--rng numpy goes with --noise stream and one batch, as in the demos")
+
+    def image_weights(self) -> tuple[float, ...]:
+        """The weight of each of `images`; raises JobError for one that is no number."""
+        weights = []
+        for text in self.weights or ("1",) * len(self.images):
+            try:
+                weights.append(float(text))
+            except ValueError:
+                raise JobError(f"--weight must be a number, not {text!r}") from None
+            if not math.isfinite(weights[-1]):
+                raise JobError(f"--weight must be a number, not {text!r}")
+        return tuple(weights)
+
+    def files(self) -> tuple[str, ...]:
+        """The pictures that the job reads, in a fixed order."""
+        named = (self.init_img, *self.images, self.mask, self.depth)
+        return tuple(name for name in named if name is not None)
 
     def resolve(self, defaults: Defaults, draw_seed: Callable[[], int]) -> Resolved:
         """Fill every gap: the family's defaults, and a seed; names become the main ones."""
         why: dict[str, str] = {}
         filled: dict[str, Any] = {}
-        family = {
-            "width": defaults.width,
-            "height": defaults.height,
+        family: dict[str, Any] = {
             "scale": defaults.scale,
             "steps": defaults.steps,
             "sampler": defaults.sampler,
+            "eta": defaults.eta,
         }
+        if self.task not in PICTURED:  # the others take their size from the picture
+            family |= {"width": defaults.width, "height": defaults.height}
+        if self.task in PARTIAL:
+            family["strength"] = defaults.strength
+        if self.task in ("upscale", "variations"):
+            family["noise_level"] = defaults.noise_level
         for name, value in vars(self).items():
-            if value is None and name in family:
+            if value is None and family.get(name) is not None:
                 filled[name] = family[name]
                 why[name] = defaults.source
         if self.seed is None or self.seed < 0:
@@ -250,13 +434,15 @@ class Job:
         chunks = [self.prompts[i : i + size] for i in range(0, len(self.prompts), size)] or [()]
         seed = self.seed or 0
         image = 0
+        classes: list[tuple[str, ...]] = [(name,) for name in self.classes] or [()]
         for _ in range(self.n_iter):
-            for chunk in chunks:
+            for chunk, named in itertools.product(chunks, classes):
                 rows = len(chunk) or size
                 moves = self.noise == "image" and not self.fixed_code
                 yield replace(
                     self,
                     prompts=chunk,
+                    classes=named,
                     n_samples=rows,
                     n_iter=1,
                     seed=(seed + image) % (MAX_SEED + 1) if moves else self.seed,
@@ -265,8 +451,9 @@ class Job:
                 image += rows
 
     def texts(self) -> tuple[str, ...]:
-        """The prompt of every image of a batch."""
-        return self.prompts or (self.prompt or "",) * self.n_samples
+        """The prompt, or the class, of every image of a batch."""
+        alone = self.classes[0] if self.classes else self.prompt or ""
+        return self.prompts or (alone,) * self.n_samples
 
     def image_seeds(self) -> tuple[int, ...]:
         """The seed of every image of a batch; in a stream it is one for all."""
@@ -276,7 +463,8 @@ class Job:
 
     def count(self) -> int:
         """How many images the job makes."""
-        return self.n_iter * (len(self.prompts) or self.n_samples)
+        rows = len(self.prompts) or self.n_samples
+        return self.n_iter * rows * max(1, len(self.classes))
 
 
 @dataclass(frozen=True)
@@ -292,9 +480,9 @@ class OutputPlan:
     """Where the pictures go and what is told about them; no field changes a pixel of a sample."""
 
     outdir: str = option(
-        DEFAULT_OUTDIR,
+        "outputs",
         "--outdir",
-        help=f"Folder for samples/00000.png and grid-0000.png [{DEFAULT_OUTDIR}].",
+        help="Folder for samples/00000.png and grid-0000.png [outputs/TASK-samples].",
         metavar="FOLDER",
     )
     output: str | None = option(
@@ -315,6 +503,13 @@ class OutputPlan:
         metavar="FILE",
     )
     repeat: int = option(1, "--repeat", help="Use each line of --from-file so many times [1].")
+    save_depth: str | None = option(
+        None,
+        "--save-depth",
+        help="Write the depth that was used to this PNG file, 16 bits.",
+        metavar="NAME.png",
+        tasks=("depth2img",),
+    )
     json: bool = option(False, "--json", help="Tell each image as one JSON object a line.")
     print_config: bool = option(
         False, "--print-config", help="Print what would apply and why, and stop."
@@ -329,6 +524,19 @@ class OutputPlan:
         _check_range("--n_rows", self.n_rows, 0, None)
         if self.output == "-" and self.json:
             raise JobError("--json and --output - both want standard output; choose one")
+
+
+def default_outdir(task: str) -> str:
+    """The folder for a task's pictures where none is named: the originals' own names."""
+    return f"outputs/{task}-samples"
+
+
+_VERBS = {
+    "img2img": "change",
+    "inpaint": "repaint",
+    "depth2img": "take the depth of",
+    "upscale": "enlarge",
+}
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

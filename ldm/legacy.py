@@ -9,57 +9,78 @@ from typing import Any
 from ldm.errors import JobError
 from ldm.job import SAMPLER_NAMES, option, options_of
 
-# Every flag of the two txt2img.py, CompVis v1 and Stability v2; a prefix that was unique among
-# them stays so.
+# Every flag of the two txt2img.py and img2img.py, CompVis v1 and Stability v2; a prefix that was
+# unique among them stays so.
 ORIGINAL_FLAGS = (
     "--help", "--prompt", "--outdir", "--skip_grid", "--skip_save", "--ddim_steps", "--steps",
     "--plms", "--dpm_solver", "--dpm", "--laion400m", "--fixed_code", "--ddim_eta", "--n_iter",
     "--H", "--W", "--C", "--f", "--n_samples", "--n_rows", "--scale", "--from-file", "--config",
     "--ckpt", "--seed", "--precision", "--repeat", "--device", "--torchscript", "--ipex",
-    "--bf16",
+    "--bf16", "--init-img", "--strength",
 )  # fmt: skip
 
-# The defaults of the two scripts, which scripts/txt2img.py keeps; v2 is told by the family.
-SCRIPT_DEFAULTS: Mapping[str, Any] = {
-    "prompt": "a painting of a virus monster playing guitar",
+_SCRIPT: Mapping[str, Any] = {
     "seed": 42,
-    "n_samples": 3,
-    "n_iter": 2,
     "noise": "stream",
     "rng": "device",
     "schedule_compat": "ldm",
     "precision": "autocast",
 }
-SCRIPT_DEFAULTS_V2: Mapping[str, Any] = {
-    **SCRIPT_DEFAULTS,
-    "prompt": "a professional photograph of an astronaut riding a triceratops",
-    "n_iter": 3,
+_VIRUS = "a painting of a virus monster playing guitar"
+_ASTRONAUT = "a professional photograph of an astronaut riding a triceratops"
+# The defaults of the scripts for versions 1 and 2, which scripts/ keeps; the family tells which.
+SCRIPT_DEFAULTS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
+    "txt2img": (
+        {**_SCRIPT, "prompt": _VIRUS, "n_samples": 3, "n_iter": 2},
+        {**_SCRIPT, "prompt": _ASTRONAUT, "n_samples": 3, "n_iter": 3},
+    ),
+    "img2img": (
+        {**_SCRIPT, "prompt": _VIRUS, "n_samples": 2, "scale": 5.0, "fit": "floor-32"},
+        {**_SCRIPT, "prompt": _ASTRONAUT, "n_samples": 2, "scale": 9.0, "fit": "floor-64"},
+    ),
+    "inpaint": ({**_SCRIPT, "noise": "image"},) * 2,
+    "sample": ({**_SCRIPT, "n_samples": 10, "eta": 1.0},) * 2,
 }
-SCRIPT_CHECKPOINT = "models/ldm/stable-diffusion-v1/model.ckpt"
+SCRIPT_CHECKPOINTS = {
+    "txt2img": "models/ldm/stable-diffusion-v1/model.ckpt",
+    "inpaint": "models/ldm/inpainting_big/last.ckpt",
+}
+
+
+_SCRIPTS = ("txt2img", "img2img")
 
 
 @dataclass(frozen=True)
 class Legacy:
     """Flags of the original scripts that are other words for a field, or do nothing any more."""
 
-    plms: bool = option(False, "--plms", help="The same as --sampler plms.")
+    plms: bool = option(False, "--plms", help="The same as --sampler plms.", tasks=_SCRIPTS)
     dpm_solver: bool = option(
-        False, "--dpm_solver", "--dpm", help="The same as --sampler dpm_solver."
+        False,
+        "--dpm_solver",
+        "--dpm",
+        help="The same as --sampler dpm_solver.",
+        tasks=_SCRIPTS,
     )
     bf16: bool = option(False, "--bf16", help="The same as --precision bf16.")
     laion400m: bool = option(
-        False, "--laion400m", help="Config, checkpoint and outdir of the LAION-400M model."
+        False,
+        "--laion400m",
+        help="Config, checkpoint and outdir of the LAION-400M model.",
+        tasks=("txt2img",),
     )
     torchscript: bool = option(
         False,
         "--torchscript",
         help="Does nothing.",
+        tasks=("txt2img",),
         note="--torchscript does nothing any more: networks run as they are",
     )
     ipex: bool = option(
         False,
         "--ipex",
         help="Does nothing.",
+        tasks=("txt2img",),
         note="--ipex does nothing any more: current torch has what the extension brought",
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,12 +55,16 @@ class Infotext:
 
 @dataclass(frozen=True)
 class Record:
-    """How an image came to be: its batch's job, its row there, and the model's name and hash."""
+    """How an image came to be: its batch's job, its row there, the model's name and hash.
+
+    `inputs` are the files that it was made from, and their hashes.
+    """
 
     job: Job
     row: int
     model: str
     hash: str
+    inputs: Mapping[str, str] = field(default_factory=dict)
     version: str = __version__
 
     def to_json(self) -> str:
@@ -70,6 +75,8 @@ class Record:
             "row": self.row,
             "model": {"name": self.model, "hash": self.hash},
         }
+        if self.inputs:
+            content["inputs"] = dict(self.inputs)
         return json.dumps(content)
 
     @classmethod
@@ -79,13 +86,14 @@ class Record:
             content = json.loads(text)
             job, row, model = content["job"], content["row"], content["model"]
             name, digest = model["name"], model["hash"]
-            version = content["ldm"]
+            version, inputs = content["ldm"], content.get("inputs", {})
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ImageError(f"its record is not one of ours: {error!r}") from None
         texts = all(isinstance(word, str) for word in (name, digest, version))
-        if not (isinstance(job, dict) and type(row) is int and texts):
+        files = isinstance(inputs, dict) and all(isinstance(h, str) for h in inputs.values())
+        if not (isinstance(job, dict) and type(row) is int and texts and files):
             raise ImageError("its record is not one of ours: a value of the wrong kind")
-        record = cls(from_record(job), row, name, digest, version)
+        record = cls(from_record(job), row, name, digest, inputs, version)
         if not 0 <= row < record.job.n_samples:
             raise ImageError(f"its record names row {row} of {record.job.n_samples}")
         return record
@@ -106,6 +114,8 @@ def describe(record: Record) -> Infotext:
     settings["Size"] = f"{job.width}x{job.height}"
     settings["Model hash"] = record.hash
     settings["Model"] = record.model
+    if job.strength is not None:
+        settings["Denoising strength"] = _number(job.strength)
     if job.eta is not None:
         settings["Eta DDIM" if job.sampler == "ddim" else "Eta"] = _number(job.eta)
     # No RNG entry means a GPU's generator, which is what "device" is on one.
@@ -144,8 +154,8 @@ def parse_infotext(text: str) -> Infotext:
     return Infotext("\n".join(prompt).strip(), "\n".join(negative).strip(), settings)
 
 
-def encode_png(picture: NDArray[np.uint8], texts: dict[str, str]) -> bytes:
-    """A picture [H,W,3] as the bytes of a PNG file with text chunks."""
+def encode_png(picture: NDArray[np.uint8] | NDArray[np.uint16], texts: dict[str, str]) -> bytes:
+    """A picture [H,W,3] or [H,W] as the bytes of a PNG file with text chunks."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 

@@ -13,14 +13,17 @@ from torch import Tensor, nn
 from ldm.conditioning import (
     BERTEmbedder,
     ClassEmbedder,
+    CLIPEmbeddingNoiseAugmentation,
     Conditioning,
     FrozenCLIPEmbedder,
     FrozenOpenCLIPEmbedder,
+    FrozenOpenCLIPImageEmbedder,
     SpatialRescaler,
 )
 from ldm.denoiser import DenoiseFn, Prediction, make_denoiser
 from ldm.guidance import cfg
 from ldm.nn.autoencoder import AutoencoderKL
+from ldm.nn.dpt import MiDaSInference
 from ldm.nn.unet import UNetModel
 from ldm.nn.vq import VQModelInterface
 from ldm.schedule import NoiseSchedule, augmentor_buffers, ddpm_buffers
@@ -73,6 +76,12 @@ class Model(nn.Module):
     first_stage_model: Autoencoder
     cond_stage_model: TextEmbedder | None
     scale_factor: float | Tensor
+    betas: Tensor
+    # Of special families only.
+    depth_model: MiDaSInference
+    embedder: FrozenOpenCLIPImageEmbedder
+    noise_augmentor: CLIPEmbeddingNoiseAugmentation
+    low_scale_model: ImageNoiseAugmentation
 
     def __init__(
         self,

@@ -98,8 +98,20 @@ class Generator:
             self.source = torch.Generator(self.device if rng == "device" else "cpu")
             self.source.manual_seed(seed)
 
-    def draw(self, shape: tuple[int, ...]) -> Tensor:
-        """The next tensor of this shape, float32, on the device."""
+    def draw(self, shape: tuple[int, ...], *, channels_last: bool = False) -> Tensor:
+        """The next tensor of this shape, float32, on the device.
+
+        With `channels_last` its numbers lie in memory as torch's `randn_like` puts them for a
+        [B,C,H,W] tensor whose channels are its last axis in memory.
+        """
+        if channels_last and self.source is None:
+            batch, channels, height, width = shape
+            return self.draw((batch, height, width, channels)).permute(0, 3, 1, 2)
+        if channels_last:
+            # Not torch.randn, permuted: on a CPU it fills what is not plain by another formula.
+            where = self.source.device if self.source else None
+            values = torch.empty(shape, device=where, memory_format=torch.channels_last)
+            return values.normal_(generator=self.source).to(self.device)
         if self.source is None:
             values = philox_normal(self.seed, shape, self.offset)
             self.offset += 1
@@ -157,10 +169,10 @@ class StreamNoise:
         self.generator = Generator(seed, rng, device)
         self.draws = 0
 
-    def draw(self, shape: tuple[int, ...]) -> Tensor:
+    def draw(self, shape: tuple[int, ...], *, channels_last: bool = False) -> Tensor:
         """The next tensor of the stream."""
         self.draws += 1
-        return self.generator.draw(shape)
+        return self.generator.draw(shape, channels_last=channels_last)
 
     def skip(self, draws: int, shape: tuple[int, ...]) -> None:
         """Pass over `draws` tensors of this shape."""

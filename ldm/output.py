@@ -63,29 +63,29 @@ def check_folder(folder: Path, flag: str) -> None:
         raise JobError(f"{flag} {folder}: cannot be written ({reason})") from None
 
 
-def check_output(name: str, images: int, *, overwrite: bool) -> None:
+def check_output(name: str, images: int, *, overwrite: bool, flag: str = "--output") -> None:
     """Raise JobError where a single output cannot take the images that a job makes."""
     if images > 1:
         raise JobError(
-            f"--output takes one image and the job makes {images}; "
+            f"{flag} takes one image and the job makes {images}; "
             "use --outdir, or --n_samples 1 --n_iter 1"
         )
     if name == "-":
         if sys.stdout.isatty():
-            raise JobError("--output - writes PNG bytes: send them to a file or a program")
+            raise JobError(f"{flag} - writes PNG bytes: send them to a file or a program")
         return
     path = Path(name)
     if path.is_dir() or name.endswith(("/", os.sep)):
-        raise JobError(f"--output {name} is a folder; use --outdir for one")
+        raise JobError(f"{flag} {name} is a folder; use --outdir for one")
     if path.suffix.lower() != ".png":
-        raise JobError(f"--output {name}: the name must end in .png")
+        raise JobError(f"{flag} {name}: the name must end in .png")
     if path.exists() and not overwrite:
-        raise JobError(_exists(path))
-    check_folder(path.parent, "--output")
+        raise JobError(_exists(path, flag))
+    check_folder(path.parent, flag)
 
 
-def _exists(path: Path) -> str:
-    return f"--output {path}: the file exists; choose another name, or add --overwrite"
+def _exists(path: Path, flag: str = "--output") -> str:
+    return f"{flag} {path}: the file exists; choose another name, or add --overwrite"
 
 
 @contextmanager

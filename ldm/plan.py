@@ -11,19 +11,32 @@ import os
 import secrets
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ldm.config import Config, resource
-from ldm.errors import CheckpointError, ConfigError, JobError
+from ldm.errors import CheckpointError, ConfigError, JobError, UsageError
 from ldm.families import FAMILIES
 from ldm.families.choice import Choice, choose, with_prediction
-from ldm.job import ETA_SAMPLERS, Defaults, Job, nearest
-from ldm.legacy import SCRIPT_CHECKPOINT, SCRIPT_DEFAULTS, SCRIPT_DEFAULTS_V2
+from ldm.imagenet import class_number
+from ldm.job import ETA_SAMPLERS, PICTURED, Defaults, Job, nearest
+from ldm.legacy import SCRIPT_CHECKPOINTS, SCRIPT_DEFAULTS
 from ldm.weights.header import Header, read_header
 
-BUNDLED = "emoji-128"
+# The bundled models by what they can do; the first one is the whole list where one will do.
+BUNDLED: Mapping[str, tuple[str, ...]] = {
+    "txt2img": ("emoji-128",),
+    "img2img": ("emoji-128",),
+    "inpaint": ("emoji-128-inpaint", "emoji-128"),
+    "depth2img": ("emoji-128-depth",),
+    "upscale": ("emoji-128-x4",),
+}
+# Which models a task can be done with, by what their families are for.
+FITTING: Mapping[str, tuple[str, ...]] = {
+    "img2img": ("txt2img",),
+    "inpaint": ("inpaint", "txt2img"),
+}
 SUFFIXES = ("", ".safetensors", ".ckpt")
 
 
@@ -32,7 +45,7 @@ class Plan:
     """A job without gaps, the checkpoint and YAML to run it with, and a reason for each value.
 
     `choice` has no `prediction_why` where only a measurement of the network can tell eps from v;
-    then `asked` must be resolved again with what it found.
+    then `asked` must be resolved again with what it found. `given` is what it was made from.
     """
 
     asked: Job
@@ -42,6 +55,7 @@ class Plan:
     config: Path | None
     choice: Choice
     notes: tuple[str, ...] = ()
+    given: Mapping[str, Any] = field(default_factory=dict)
 
 
 def make_plan(given: Mapping[str, Any], *, script: bool = False) -> Plan:
@@ -51,29 +65,34 @@ def make_plan(given: Mapping[str, Any], *, script: bool = False) -> Plan:
     """
     asked = Job(**given)
     asked.validate()
+    if asked.classes:
+        asked = replace(asked, classes=tuple(class_number(name) for name in asked.classes))
     if asked.attention == "xformers" and importlib.util.find_spec("xformers") is None:
         raise JobError(
             "--attention xformers: the package is not installed; "
             "pip install 'ldm-cli[xformers]', or use --attention sdpa"
         )
-    checkpoint, notes = find_checkpoint(asked.model, script=script)
+    checkpoint, notes = find_checkpoint(asked.model, asked.task, script=script)
     config, config_notes = find_config(asked.config)
     header = read_header(checkpoint)
     choice = choose(header, config, asked.overrides)
     if asked.prediction is not None:
         choice = with_prediction(choice, asked.prediction, "asked for")
     if script:
-        asked = Job(**{**script_defaults(choice), **given})
+        asked = Job(**{**script_defaults(asked.task, choice), **given})
     if asked.prompts:
         asked = replace(asked, prompt=None)
     asked = replace(asked, model=_recorded(asked.model, checkpoint), config=_short(asked.config))
+    check_task(asked.task, choice)
     plan = Plan(asked, asked, {}, header, config, choice, (*notes, *config_notes))
     plan = resolve(plan, choice.family.defaults, given, script=script)
     check_model(plan.job, choice)
+    if asked.task in PICTURED or asked.images:
+        plan = replace(plan, job=_measured(plan.job, choice))
     if plan.job.eta and plan.job.sampler not in ETA_SAMPLERS:
         note = f"--eta is ignored: {plan.job.sampler} draws no noise"
         plan = replace(plan, notes=(*plan.notes, note))
-    return plan
+    return replace(plan, given=given)
 
 
 def resolve(
@@ -86,8 +105,8 @@ def resolve(
 ) -> Plan:
     """The plan with its job filled up from a family's defaults; the seed is drawn only once."""
     asked = plan.asked
-    if asked.prompt is None and not asked.prompts:
-        raise JobError("--prompt is missing: say what to draw")
+    defaults = _for_task(defaults, asked.task, plan.choice)
+    _check_subject(asked, plan.choice)
     if script and plan.choice.family.name in FAMILIES:
         defaults = replace(defaults, width=512, height=512, source="the original script")
     if plan.job.seed is not None and plan.job.seed >= 0:
@@ -99,29 +118,60 @@ def resolve(
     return replace(plan, asked=asked, job=resolved.job, why=why)
 
 
-def script_defaults(choice: Choice) -> Mapping[str, Any]:
-    """The defaults of the original script that a checkpoint belongs to."""
-    # Version 2 has the text encoder of OpenCLIP, whatever its size.
-    stage = _part(choice.config, "cond_stage_config").get("target", "")
-    return SCRIPT_DEFAULTS_V2 if "OpenCLIP" in str(stage) else SCRIPT_DEFAULTS
+def script_defaults(task: str, choice: Choice) -> Mapping[str, Any]:
+    """The defaults of the original script of a task, of the version that a checkpoint is for."""
+    return SCRIPT_DEFAULTS[task][1 if _is_v2(choice) else 0]
+
+
+def _is_v2(choice: Choice) -> bool:
+    """Version 2 has the text encoder of OpenCLIP, whatever its size."""
+    return "OpenCLIP" in str(_part(choice.config, "cond_stage_config").get("target", ""))
+
+
+def _for_task(defaults: Defaults, task: str, choice: Choice) -> Defaults:
+    """A family's defaults, with what the originals' program of a task had of its own."""
+    if task == "img2img":
+        return replace(defaults, strength=0.8 if _is_v2(choice) else 0.75)
+    own = {"inpaint": (1.0, 0), "depth2img": (0.9, 0), "upscale": (0.75, 20)}
+    strength, level = own.get(task, (defaults.strength, 0))
+    return replace(defaults, strength=strength, noise_level=level)
+
+
+def _check_subject(asked: Job, choice: Choice) -> None:
+    """Raise JobError where it is not said what to draw, or cannot be said to this model."""
+    told = _part(choice.config).get("cond_stage_config")
+    target = str(told.get("target") if isinstance(told, dict) else told)
+    if asked.task == "sample":
+        if target.endswith("ClassEmbedder") and not asked.classes:
+            raise JobError("--class is missing: say what to draw, by its number or its name")
+        if not target.endswith("ClassEmbedder") and asked.classes:
+            raise JobError("--class: this model knows no classes; it draws what it was trained on")
+        return
+    prompted = asked.prompt is not None or bool(asked.prompts)
+    speechless = target.startswith("__") or target.endswith(".Identity")
+    if not prompted and asked.task not in ("upscale", "variations") and not speechless:
+        raise JobError("--prompt is missing: say what to draw")
 
 
 # --- files ----------------------------------------------------------------------------------------
 
 
-def find_checkpoint(name: str | None, *, script: bool = False) -> tuple[Path, tuple[str, ...]]:
+def find_checkpoint(
+    name: str | None, task: str = "txt2img", *, script: bool = False
+) -> tuple[Path, tuple[str, ...]]:
     """The checkpoint of a path or a name, and what to tell; without one, the bundled model.
 
     Names are looked up in ./models, the folders of $LDM_MODELS and the packaged models, subfolders
     included. Raises CheckpointError listing what is there.
     """
     if name is None:
-        if script and Path(SCRIPT_CHECKPOINT).is_file():
-            return Path(SCRIPT_CHECKPOINT), ()
-        path = _bundled()
-        note = f"no --model given: using the bundled model {BUNDLED}, a small stand-in"
+        usual = Path(SCRIPT_CHECKPOINTS.get(task, SCRIPT_CHECKPOINTS["txt2img"]))
+        if script and usual.is_file():
+            return usual, ()
+        path = _bundled(task)
+        note = f"no --model given: using the bundled model {path.stem}, a small stand-in"
         if script:
-            note = f"no --ckpt, and no {SCRIPT_CHECKPOINT}: using the bundled model {BUNDLED}"
+            note = f"no --ckpt, and no {usual}: using the bundled model {path.stem}"
         return path, (note,)
     path = Path(name).expanduser()
     for suffix in SUFFIXES if path.name else ():
@@ -183,11 +233,29 @@ def read_prompts(name: str, repeat: int) -> tuple[str, ...]:
     return tuple(prompt for prompt in prompts for _ in range(repeat))
 
 
-def _bundled() -> Path:
-    path = resource("models") / f"{BUNDLED}.safetensors"
-    if not path.is_file():
-        raise CheckpointError(f"{path}: the bundled model is missing; name another with --model")
+def _bundled(task: str) -> Path:
+    """The first of the bundled models for a task that is there."""
+    paths = [resource("models") / f"{name}.safetensors" for name in BUNDLED.get(task, ())]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        raise CheckpointError(
+            f"--model is missing: no bundled model can do {task}{_able(task)}; "
+            "the README says where checkpoints are published"
+        )
     return path
+
+
+def _able(task: str) -> str:
+    """The end of a message: which of the models that can be named would do."""
+    names = []
+    for path in (path for folder in model_folders() for path in _checkpoints(folder)):
+        try:
+            family = choose(read_header(path)).family
+        except UsageError:
+            continue
+        if family.task in FITTING.get(task, (task,)):
+            names.append(path.stem)
+    return f"; these can: {', '.join(names[:5])}" if names else ", nor any under ./models"
 
 
 def _matches(folder: Path, name: str) -> list[Path]:
@@ -216,7 +284,8 @@ def _no_model(name: str) -> str:
 def _recorded(name: str | None, checkpoint: Path) -> str | None:
     """What a record says of the checkpoint: the name or path as it was given."""
     if name is None:
-        return BUNDLED if checkpoint.parent == resource("models") else checkpoint.as_posix()
+        packaged = checkpoint.parent == resource("models")
+        return checkpoint.stem if packaged else checkpoint.as_posix()
     return _short(name)
 
 
@@ -233,15 +302,21 @@ def _short(name: str | None) -> str | None:
 # --- fit ------------------------------------------------------------------------------------------
 
 
-def check_model(job: Job, choice: Choice) -> None:
-    """Raise JobError where the model cannot do the task or size, or --C or --f contradict it."""
+def check_task(task: str, choice: Choice) -> None:
+    """Raise JobError where the model cannot do the task."""
     family = choice.family
-    if family.task != job.task:
+    if family.task not in FITTING.get(task, (task,)):
         raise JobError(
-            f"{family.title} is a model for {family.task}, not for {job.task}; use another --model"
+            f"{family.title} is a model for {family.task}, not for {task}; "
+            f"use another --model{_able(task)}"
         )
+
+
+def check_model(job: Job, choice: Choice) -> None:
+    """Raise JobError where the model cannot do the size, or --C or --f contradict it."""
     factor, multiple = size_rule(choice.config)
-    for flag, value in (("--width", job.width), ("--height", job.height)):
+    sides = () if job.task in PICTURED else (("--width", job.width), ("--height", job.height))
+    for flag, value in sides:
         if value is not None and value % multiple:
             near = max(multiple, round(value / multiple) * multiple)
             raise JobError(f"{flag} must be a multiple of {multiple} here, not {value}; try {near}")
@@ -250,6 +325,14 @@ def check_model(job: Job, choice: Choice) -> None:
     channels = _part(choice.config, "first_stage_config", "params").get("embed_dim")
     if job.channels is not None and job.channels != channels:
         raise JobError(f"--C {job.channels}: this model's latents have {channels} channels")
+
+
+def _measured(job: Job, choice: Choice) -> Job:
+    """The job with the size of the picture that comes out; its files are read and tried."""
+    from ldm.sources import read_sources  # numpy, which an error in a flag need not wait for
+
+    width, height = read_sources(job, size_rule(choice.config)[1]).size
+    return replace(job, width=width, height=height)
 
 
 def size_rule(config: Config) -> tuple[int, int]:

@@ -212,7 +212,7 @@ LATENT_MODELS: dict[str, Spec[Model]] = {
         inert=_FINETUNE_INERT | {"masked_image_key"}
     ),
     "ldm.models.diffusion.ddpm.LatentDepth2ImageDiffusion": _latent(
-        required=("depth_stage_config",), inert=_FINETUNE_INERT
+        sections=("depth_stage_config",), inert=_FINETUNE_INERT
     ),
     "ldm.models.diffusion.ddpm.LatentUpscaleDiffusion": _latent(
         required=("low_scale_config",), inert=frozenset({"low_scale_key", "noise_level_key"})

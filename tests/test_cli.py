@@ -22,7 +22,7 @@ from ldm.cli import EXAMPLES, run
 from ldm.commands import Sink
 from ldm.engine import Result
 from ldm.errors import LdmError
-from ldm.legacy import ORIGINAL_FLAGS, SCRIPT_CHECKPOINT
+from ldm.legacy import ORIGINAL_FLAGS, SCRIPT_CHECKPOINTS
 from ldm.metadata import read_record
 from ldm.plan import make_plan
 
@@ -213,16 +213,16 @@ def test_every_old_flag_is_known_in_both_spellings(
         flag[:2] + flag[2:].replace("_", "-"),
         flag[:2] + flag[2:].replace("-", "_"),
     }:
-        run(["txt2img", spelling, "1"])
+        run(["img2img" if flag in ("--init-img", "--strength") else "txt2img", spelling, "1"])
         assert "no such option" not in capfd.readouterr().err
 
 
 def test_the_readme_line_of_version_1(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    place_tiny(home / SCRIPT_CHECKPOINT)
+    place_tiny(home / SCRIPT_CHECKPOINTS["txt2img"])
     words = ["--prompt", "a photograph of an astronaut riding a horse", "--plms"]
     assert run(["txt2img", *words, "--print-config", "--json"], script=True) == 0
     told = {name: row["value"] for name, row in json.loads(capfd.readouterr().out).items()}
-    assert told["checkpoint"] == SCRIPT_CHECKPOINT
+    assert told["checkpoint"] == SCRIPT_CHECKPOINTS["txt2img"]
     wanted = {"n_samples": 3, "n_iter": 2, "seed": 42, "scale": 7.5, "steps": 50, "width": 512}
     wanted |= {"sampler": "plms", "noise": "stream", "rng": "device", "schedule_compat": "ldm"}
     assert {name: told[name] for name in wanted} == wanted

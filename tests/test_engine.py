@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ldm.conditioning import Conditioning
 from ldm.denoiser import DenoiseFn
 from ldm.device import Policy, choose
-from ldm.engine import Engine, Event, Result
+from ldm.engine import ENCODERS, Engine, Event, Result
 from ldm.errors import JobError, NonFiniteError
 from ldm.job import Job
 from ldm.metadata import Record
@@ -39,6 +39,7 @@ class Part(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1))
+        self.levels = 1
 
 
 class Encoder(Part):
@@ -75,7 +76,7 @@ class Stub:
 
     def condition(self, texts: Sequence[str]) -> tuple[Conditioning, list[str]]:
         lengths = torch.tensor([float(len(text)) for text in texts]).view(-1, 1, 1)
-        hidden = self._through("text encoder", self.cond_stage_model, lengths)
+        hidden = self._through(ENCODERS, self.cond_stage_model, lengths)
         return Conditioning(crossattn=hidden), [text[5:] for text in texts]
 
     def denoiser(self, cond: Conditioning, uncond: Conditioning | None, scale: float) -> DenoiseFn:
@@ -145,7 +146,7 @@ def test_pictures_come_one_by_one() -> None:
     assert [stage for stage, _ in stub.calls].count("decoder") == 1
 
 
-@pytest.mark.parametrize("stage", ["text encoder", "network", "decoder"])
+@pytest.mark.parametrize("stage", [ENCODERS, "network", "decoder"])
 @pytest.mark.parametrize("noise", ["image", "stream"])
 def test_what_overflows_is_done_again_in_float32(stage: str, noise: str) -> None:
     job = replace(JOB, noise=noise)
@@ -161,7 +162,7 @@ def test_what_overflows_is_done_again_in_float32(stage: str, noise: str) -> None
     assert warnings == [f"the {stage} gave values that are not finite; once more in float32"]
 
 
-@pytest.mark.parametrize("stage", ["text encoder", "network", "decoder"])
+@pytest.mark.parametrize("stage", [ENCODERS, "network", "decoder"])
 @pytest.mark.parametrize("policy", [HALF, FULL])
 def test_no_picture_of_what_is_not_finite(stage: str, policy: Policy) -> None:
     stub = Stub(stage, even_in_float32=True).to(policy.dtype)

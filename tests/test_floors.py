@@ -46,6 +46,7 @@ FLOORS: dict[int, set[str]] = {
         "ldm.families",
         "ldm.load",
         "ldm.depth",
+        "ldm.tiling",
         "ldm.inventory",
         "ldm.description",
         "ldm.convert",
@@ -60,6 +61,8 @@ FLOORS: dict[int, set[str]] = {
         "ldm.inputs",
         "ldm.pictures",
         "ldm.canvas",
+        "ldm.sources",
+        "ldm.imagenet",
         "ldm",
     },
 }

@@ -14,6 +14,7 @@ from ldm.job import (
     ETA_SAMPLERS,
     GRID_NAMES,
     SAMPLER_ALIASES,
+    TASK_NAMES,
     Defaults,
     Job,
     OutputPlan,
@@ -139,11 +140,15 @@ def test_every_field_is_an_option_with_help() -> None:
     for kind in (Job, OutputPlan, Legacy):
         for name, detail in options_of(kind).items():
             assert detail.help or not detail.flags, name
-    spellings = [
-        f for k in (Job, OutputPlan, Legacy) for o in options_of(k).values() for f in o.flags
-    ]
-    keys = [word.replace("_", "-") for word in spellings]
-    assert len(keys) == len(set(keys))
+    for task in TASK_NAMES:
+        spellings = [
+            flag
+            for kind in (Job, OutputPlan, Legacy)
+            for detail in options_of(kind).values()
+            for flag in (detail.flags if detail.fits(task) else ())
+        ]
+        keys = [word.replace("_", "-") for word in spellings]
+        assert len(keys) == len(set(keys)), task
 
 
 def test_names_are_those_of_the_floors_above() -> None:
