@@ -79,6 +79,12 @@ class Conditioning:
         )
 
 
+def check_clip_skip(clip_skip: int | None, layers: int) -> None:
+    """Raise JobError where a text encoder of so many layers has no such layer."""
+    if clip_skip is not None and not 1 <= clip_skip <= layers:
+        raise JobError(f"--clip-skip must be 1 to {layers} for this model, not {clip_skip}")
+
+
 def kept_token_ids(captions: Iterable[str]) -> list[int]:
     """The token ids that captions use, start and end with them, in ascending order."""
     tokenizer = clip_tokenizer()
@@ -90,7 +96,9 @@ class FrozenCLIPEmbedder(nn.Module):
 
     `text_config` (ours: field names of transformers' CLIPTextConfig) gives a tower of another
     size than ViT-L/14. With `kept_tokens` (ours) the embedding table has rows only for the ids
-    listed, ascending, in the buffer of that name; any other id becomes the end token's row.
+    listed, ascending, in the buffer of that name; any other id becomes the end token's row. With
+    `pooled` (ours) the last place's state is handed to the network as a vector, too, as SDXL does:
+    it then scales every block, which a network of few attentions learns from far sooner.
     """
 
     kept_tokens: Tensor | None
@@ -101,6 +109,7 @@ class FrozenCLIPEmbedder(nn.Module):
         max_length: int = 77,
         text_config: Mapping[str, Any] | None = None,
         kept_tokens: bool = False,
+        pooled: bool = False,
     ) -> None:
         super().__init__()
         if text_config is None and "clip-vit-large-patch14" not in version:
@@ -117,6 +126,7 @@ class FrozenCLIPEmbedder(nn.Module):
                 "CLIP: set kept_tokens to true"
             )
         self.max_length = max_length
+        self.pooled = pooled
         self.transformer = CLIPTextTransformer(config)
         rows = torch.zeros(config.vocab_size, dtype=torch.long) if kept_tokens else None
         self.register_buffer("kept_tokens", rows)
@@ -125,17 +135,33 @@ class FrozenCLIPEmbedder(nn.Module):
     def tokenizer(self) -> Tokenizer:
         return clip_tokenizer()
 
+    @property
+    def pad(self) -> int:
+        """The token that fills up a text: the end token once more."""
+        return END
+
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, list[str]]:
         """Texts -> hidden states [B, max_length, D], and what was cut off each, or ""."""
-        rows, cut = self.tokenizer.batch(texts, END, self.max_length)
-        ids = torch.tensor(rows, device=self.transformer.text_model.final_layer_norm.weight.device)
+        rows, cut = self.tokenizer.batch(texts, self.pad, self.max_length)
+        return self.hidden(rows), cut
+
+    def hidden(self, rows: Sequence[Sequence[int]], clip_skip: int | None = None) -> Tensor:
+        """Token ids [N][L] -> hidden states [N,L,D] of a layer, after the final norm.
+
+        `clip_skip` counts layers from the last, which is 1 and the default. Raises JobError for
+        more than there are.
+        """
+        text_model = self.transformer.text_model
+        check_clip_skip(clip_skip, len(text_model.encoder.layers))
+        ids = torch.tensor(rows, device=text_model.final_layer_norm.weight.device)
         if self.kept_tokens is not None:
             row = torch.searchsorted(self.kept_tokens, ids)
             end = len(self.kept_tokens) - 1
             row = row.clamp(max=end)
             ids = torch.where(self.kept_tokens[row] == ids, row, end)
-        hidden: Tensor = self.transformer(ids)
-        return hidden, cut
+        states = self.transformer.hidden_states(ids)
+        hidden: Tensor = text_model.final_layer_norm(states[-(clip_skip or 1)])
+        return hidden
 
     def unknown_words(self, text: str) -> list[str]:
         """The words of a text that a cut vocabulary does not have; [] for a whole one."""
@@ -178,11 +204,26 @@ class FrozenOpenCLIPEmbedder(nn.Module):
     def tokenizer(self) -> Tokenizer:
         return open_clip_tokenizer()
 
+    @property
+    def pad(self) -> int:
+        """The token that fills up a text."""
+        return 0
+
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, list[str]]:
         """Texts -> hidden states [B, max_length, width], and what was cut off each, or ""."""
-        rows, cut = self.tokenizer.batch(texts, 0, self.max_length)
+        rows, cut = self.tokenizer.batch(texts, self.pad, self.max_length)
+        return self.hidden(rows), cut
+
+    def hidden(self, rows: Sequence[Sequence[int]], clip_skip: int | None = None) -> Tensor:
+        """Token ids [N][L] -> hidden states [N,L,width] of a layer, after the final norm.
+
+        `clip_skip` counts layers from the last, which is 1; the default is what `layer` names.
+        Raises JobError for more than there are.
+        """
+        check_clip_skip(clip_skip, len(self.model.transformer.resblocks))
         ids = torch.tensor(rows, device=self.model.ln_final.weight.device)
-        return self.model.encode_text(ids, skip_last=self.layer == "penultimate"), cut
+        skipped = int(self.layer == "penultimate") if clip_skip is None else clip_skip - 1
+        return self.model.encode_text(ids, skip_last=skipped)
 
     def unknown_words(self, text: str) -> list[str]:
         """Always []: the vocabulary is whole."""
@@ -222,7 +263,12 @@ class BERTEmbedder(nn.Module):
 
     @property
     def tokenizer(self) -> BertTokenizer:
-        """Built at the first call; raises CheckpointError for a vocabulary missing or wrong."""
+        """Built at the first call; raises CheckpointError for a vocabulary missing or wrong.
+
+        Raises UsageError where texts are not what the model is told.
+        """
+        if not self.use_tokenizer:
+            raise UsageError("this model is told what to draw by token ids, not by texts")
         path = find_vocabulary(self.folder, self.bert_vocab)
         tokenizer = bert_tokenizer(path)
         if tokenizer.size != self.vocab_size:
@@ -232,14 +278,21 @@ class BERTEmbedder(nn.Module):
             )
         return tokenizer
 
+    @property
+    def pad(self) -> int:
+        """The token that fills up a text."""
+        return self.tokenizer.pad
+
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, list[str]]:
         """Texts -> hidden states [B, max_length, n_embed], and what was cut off each, or ""."""
-        if not self.use_tokenizer:
-            raise UsageError("this model is told what to draw by token ids, not by texts")
-        tokenizer = self.tokenizer
-        rows, cut = tokenizer.batch(texts, tokenizer.pad, self.max_length)
-        ids = torch.tensor(rows, device=self.transformer.norm.weight.device)
-        return self(ids), cut
+        rows, cut = self.tokenizer.batch(texts, self.pad, self.max_length)
+        return self.hidden(rows), cut
+
+    def hidden(self, rows: Sequence[Sequence[int]], clip_skip: int | None = None) -> Tensor:
+        """Token ids [N][L] -> hidden states [N,L,n_embed]; raises JobError for a `clip_skip`."""
+        if clip_skip is not None:
+            raise JobError("--clip-skip: this model's text encoder is not CLIP's; leave it out")
+        return self(torch.tensor(rows, device=self.transformer.norm.weight.device))
 
     def forward(self, ids: Tensor) -> Tensor:
         """Token ids [B, max_length at most] -> hidden states [B, L, n_embed]."""

@@ -148,7 +148,8 @@ class Model(nn.Module):
         if self.cond_stage_model is None:
             return Conditioning(), [""] * len(texts)
         hidden, cut = self.cond_stage_model.encode(texts)
-        return Conditioning(crossattn=hidden), cut
+        pooled = getattr(self.cond_stage_model, "pooled", False)
+        return Conditioning(crossattn=hidden, vector=hidden[:, -1] if pooled else None), cut
 
     def predict(self, x_in: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """The network's raw output for scaled input [B,C,h,w] at timesteps t [B]."""

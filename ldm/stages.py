@@ -190,11 +190,12 @@ class DiffusionLoss(nn.Module):
         self, z: Tensor, noise: Tensor, t: Tensor, captions: list[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         context, _ = self.conditioner.encode(captions)
+        vector = context[:, -1] if getattr(self.conditioner, "pooled", False) else None
         sigma = self.schedule.sigma(t).to(z)
         axes = (-1, 1, 1, 1)
         c_skip, c_out, c_in = (c.view(axes) for c in self.prediction.scalings(sigma))
         x = z + sigma.view(axes) * noise
-        output = self.network(c_in * x, t, context).float()
+        output = self.network(c_in * x, t, context, vector).float()
         loss = F.mse_loss(output, (z - c_skip * x) / c_out)
         return loss, {}
 

@@ -145,7 +145,13 @@ TEXT_EMBEDDERS: dict[str, Spec[TextEmbedder]] = {
     "ldm.modules.encoders.modules.FrozenCLIPEmbedder": Spec(
         lambda section, used: FrozenCLIPEmbedder(**used),
         Parameters(
-            takes={"version": TEXT, "max_length": INT, "text_config": TREE, "kept_tokens": FLAG},
+            takes={
+                "version": TEXT,
+                "max_length": INT,
+                "text_config": TREE,
+                "kept_tokens": FLAG,
+                "pooled": FLAG,
+            },
             inert=_EMBEDDER_INERT,
             fixed={"layer": "last", "layer_idx": None},
         ),

@@ -12,7 +12,6 @@ from torch import Tensor
 from ldm.canvas import Pixels, Plane, hard_mask, latent_mask
 from ldm.conditioning import Conditioning
 from ldm.depth import depth_concat, depth_from_map, estimate_depth
-from ldm.errors import JobError
 from ldm.job import PARTIAL, Job
 from ldm.model import Model
 from ldm.nn.autoencoder import AutoencoderKL
@@ -118,10 +117,7 @@ def depth2img(job: Job, given: Given) -> Problem:
         depth = depth_from_map(values, invert=job.depth_invert, source=job.depth or "--depth")
         depth = depth.to(given.device)
     else:
-        network = getattr(model, "depth_model", None)
-        if network is None:
-            raise JobError("the model has no depth network: give --depth or --depth-model")
-        depth = estimate_depth(network, images[:1])
+        depth = estimate_depth(model.depth_model, images[:1])
     size = (images.shape[-2] // model.factor, images.shape[-1] // model.factor)
     concat = depth_concat(depth, size, source=job.depth or job.init_img or "the picture")
     problem = _shown(problem, concat.expand(job.n_samples, -1, -1, -1))
@@ -134,23 +130,31 @@ def depth2img(job: Job, given: Given) -> Problem:
 
 
 def upscale(job: Job, given: Given) -> Problem:
-    """Four times the picture, by a network that is shown it with noise of a level it is told."""
+    """Four times the picture, by a network that is shown it.
+
+    Stable Diffusion's is shown it with noise of a level that it is told, latent diffusion's as it
+    is.
+    """
     model = given.model
     problem = _guided(job, model)
-    assert job.noise_level is not None
     low = given.images(_picture(given), job.n_samples)
-    assert given.first is not None
-    noised = model.low_scale_model(low, job.noise_level, given.first)
-    level = torch.full((len(low),), job.noise_level, device=given.device)
-    problem = _shown(problem, noised, vector=level)
+    if takes_noise(model):
+        assert job.noise_level is not None
+        assert given.first is not None
+        level = torch.full((len(low),), job.noise_level, device=given.device)
+        noised = model.low_scale_model(low, job.noise_level, given.first)
+        problem = _shown(problem, noised, vector=level)
+    else:
+        problem = _shown(problem, low)
     side = max(low.shape[-2:])
     return replace(problem, tile=job.tile if side > job.tile else None)
 
 
 def variations(job: Job, given: Given) -> Problem:
-    """Pictures of what an image embedding says: of one picture, or of several, weighed and added.
+    """Pictures of what an image embedding says: of one picture, or the weighted mean of several.
 
-    Without guidance the embedding is nothing at all, as the originals had it.
+    The noise is put on the mean; the demo could also put some on each picture before. The
+    unconditional embedding is zeros, as there (scripts/streamlit/stableunclip.py).
     """
     model = given.model
     problem = _guided(job, model)
@@ -231,6 +235,8 @@ def _shown(
     `without` is the unconditional vector where that is another one.
     """
     uncond = problem.uncond
+    if vector is None:  # the text's own, if it has one
+        vector, without = problem.cond.vector, None if uncond is None else uncond.vector
     if uncond is not None:
         side = vector if without is None else without
         uncond = replace(uncond, concat=concat, vector=side)
@@ -257,6 +263,11 @@ def mask_place(model: Model) -> str:
     return "last" if model.conditioning_key == "concat" else "first"
 
 
+def takes_noise(model: Model) -> bool:
+    """Whether an upscaler's picture gets noise before the network is shown it."""
+    return hasattr(model, "low_scale_model")
+
+
 def first_draw(job: Job, model: Model, sources: Sources) -> tuple[int, ...] | None:
     """The shape, without the batch, of the noise that a task needs before the sampler does.
 
@@ -264,6 +275,8 @@ def first_draw(job: Job, model: Model, sources: Sources) -> tuple[int, ...] | No
     has noise of its own, the posterior's mode is taken instead.
     """
     if job.task == "upscale":
+        if not takes_noise(model):
+            return None
         width, height = sources.canvas
         return 3, height // model.factor, width // model.factor
     if job.task == "variations":

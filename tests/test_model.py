@@ -125,3 +125,19 @@ def test_without_a_text_encoder() -> None:
 def test_sizes(model: Model) -> None:
     assert (model.factor, model.latent_channels) == (8, 4)
     assert model.network is model.model.diffusion_model
+
+
+def test_a_pooled_text_is_a_vector_too(x: torch.Tensor) -> None:
+    tree = v1_tree()
+    params = tree["model"]["params"]
+    params["cond_stage_config"]["params"]["pooled"] = True
+    width = params["cond_stage_config"]["params"]["text_config"]["hidden_size"]
+    params["unet_config"]["params"] |= {"num_classes": "sequential", "adm_in_channels": width}
+    model = make(tree)
+    cond, _ = model.condition(["a cat", ""])
+    assert cond.vector is not None
+    assert cond.crossattn is not None
+    torch.testing.assert_close(cond.vector, cond.crossattn[:, -1])
+    one, other = model.predict(x[:1].repeat(2, 1, 1, 1), torch.tensor([500.0, 500.0]), cond)
+    assert not torch.allclose(one, other)
+    assert make(v1_tree()).condition(["a cat"])[0].vector is None
