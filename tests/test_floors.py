@@ -29,6 +29,7 @@ FLOORS: dict[int, set[str]] = {
     },
     4: {
         "ldm.plan",
+        "ldm.places",
         "ldm.device",
         "ldm.images",
         "ldm.tasks",
@@ -47,6 +48,7 @@ FLOORS: dict[int, set[str]] = {
         "ldm.load",
         "ldm.depth",
         "ldm.tiling",
+        "ldm.tiled_autoencoder",
         "ldm.inventory",
         "ldm.description",
         "ldm.convert",
