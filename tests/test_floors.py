@@ -36,6 +36,7 @@ FLOORS: dict[int, set[str]] = {
         "ldm.engine",
         "ldm.output",
         "ldm.metadata",
+        "ldm.batch",
     },
     3: {
         "ldm.weights",
@@ -61,6 +62,7 @@ FLOORS: dict[int, set[str]] = {
         "ldm.legacy",
         "ldm.config",
         "ldm.inputs",
+        "ldm.entries",
         "ldm.pictures",
         "ldm.canvas",
         "ldm.sources",
@@ -69,7 +71,7 @@ FLOORS: dict[int, set[str]] = {
     },
 }
 # These answer before torch could be imported: `ldm --help`, a mistyped flag.
-TORCH_FREE = {"ldm", "ldm.cli"} | FLOORS[0]
+TORCH_FREE = {"ldm", "ldm.cli", "ldm.batch"} | FLOORS[0]
 
 
 @dataclass(frozen=True)
