@@ -30,6 +30,7 @@ from ldm.weights.keys import (
     is_scheduled,
     listed,
 )
+from ldm.weights.vae_keys import autoencoder_sources
 
 # An eps network gives the pure noise back that it is shown; a v network gives minus the picture,
 # which that noise does not contain. This is half way between the two slopes of output on input.
@@ -157,6 +158,29 @@ def _assign(
         model.schedule = NoiseSchedule.from_alphas_cumprod(state["alphas_cumprod"])
     except ValueError as error:
         raise CheckpointError(f"{weights.header.path}: {error}") from None
+
+
+def swap_autoencoder(model: Model, path: Path | str) -> None:
+    """Give a model the autoencoder of another file, in the present one's precision and place.
+
+    The file is of an autoencoder alone or of a whole model, in the originals' layout or that of
+    diffusers (see `ldm.weights.vae_keys`). It must fit strictly. Raises CheckpointError before a
+    tensor is read; the model is as it was then. Nothing in a file tells the scale of its latents:
+    that stays the model's.
+    """
+    if not Path(path).exists():
+        raise CheckpointError(f"{path}: no such file; check --vae")
+    header = read_header(path)
+    present = model.first_stage_model.state_dict()
+    sources = autoencoder_sources(header, {key: tuple(own.shape) for key, own in present.items()})
+    weights = open_weights(header)
+    state = {}
+    for key, own in present.items():
+        tensor = weights[sources[key]].reshape(own.shape)
+        state[key] = _moved(tensor, own.dtype, own.device)
+        if state[key].data_ptr() != tensor.data_ptr():
+            weights.release(sources[key])
+    model.first_stage_model.load_state_dict(state, assign=True)
 
 
 def _moved(tensor: Tensor, dtype: torch.dtype | None, device: torch.device) -> Tensor:

@@ -16,7 +16,7 @@ from ldm.errors import CheckpointError, ConfigError
 from ldm.families import FAMILIES
 from ldm.families import choice as choice_module
 from ldm.families.family import Pattern
-from ldm.load import load_model, measure_prediction
+from ldm.load import load_model, measure_prediction, swap_autoencoder
 from ldm.model import Model
 from ldm.weights.keys import ema_key
 from tests.tiny_models import TINY, make, state, v1_tree, v2_tree, write
@@ -274,3 +274,35 @@ def test_a_v2_checkpoint_is_measured_and_the_choice_is_told(tmp_path: Path) -> N
     assert v.family.defaults.width == 768
     asked = load_model(tmp_path / "a.safetensors", prediction="v")
     assert (asked.family.name, asked.prediction_why) == ("v2-v", "asked for")
+
+
+AUTOENCODER = "first_stage_model."
+
+
+@pytest.mark.parametrize("prefix", ["", AUTOENCODER])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_another_autoencoder_takes_the_place(
+    yaml: Path, tmp_path: Path, prefix: str, dtype: torch.dtype
+) -> None:
+    model = load_model(TINY / "model.ckpt", yaml, dtype=dtype).model
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    other = {k: v for k, v in state(make(v1_tree(), seed=5)).items() if k.startswith(AUTOENCODER)}
+    bare = {prefix + k.removeprefix(AUTOENCODER): v for k, v in other.items()}
+    swap_autoencoder(model, saved(bare, tmp_path / "vae.safetensors"))
+    for key, value in model.state_dict().items():
+        expected = other[key].to(dtype) if key in other else before[key]
+        assert torch.equal(value, expected), key
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    images = model.decode(torch.zeros(1, 4, 4, 4))
+    assert images.shape == (1, 3, 32, 32)
+
+
+def test_an_autoencoder_that_does_not_fit_changes_nothing(yaml: Path, tmp_path: Path) -> None:
+    model = load_model(TINY / "model.ckpt", yaml).model
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    wide = {"post_quant_conv.weight": torch.zeros(16, 16, 1, 1)}
+    with pytest.raises(CheckpointError, match="16 channels, and the model has latents of 4"):
+        swap_autoencoder(model, saved(wide, tmp_path / "wide.safetensors"))
+    with pytest.raises(CheckpointError, match="no such file; check --vae"):
+        swap_autoencoder(model, tmp_path / "none.safetensors")
+    assert same(model, before)
