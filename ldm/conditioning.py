@@ -292,7 +292,8 @@ class BERTEmbedder(nn.Module):
         """Token ids [N][L] -> hidden states [N,L,n_embed]; raises JobError for a `clip_skip`."""
         if clip_skip is not None:
             raise JobError("--clip-skip: this model's text encoder is not CLIP's; leave it out")
-        return self(torch.tensor(rows, device=self.transformer.norm.weight.device))
+        out: Tensor = self(torch.tensor(rows, device=self.transformer.norm.weight.device))
+        return out
 
     def forward(self, ids: Tensor) -> Tensor:
         """Token ids [B, max_length at most] -> hidden states [B, L, n_embed]."""

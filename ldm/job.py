@@ -62,6 +62,7 @@ PROMPTED = ("txt2img", "img2img", "inpaint", "depth2img", "upscale", "variations
 PICTURED = ("img2img", "inpaint", "depth2img", "upscale")
 PARTIAL = ("img2img", "inpaint", "depth2img")
 FITS = ("resize", "crop", "pad", "error", "floor-32", "floor-64")
+PROMPT_SYNTAXES = ("weights", "plain")
 VAE_TILINGS = ("auto", "on", "off")
 
 
@@ -134,6 +135,20 @@ class Job:
         "--negative-prompt",
         help="What to keep away from.",
         metavar="TEXT",
+        tasks=PROMPTED,
+    )
+    prompt_syntax: str = option(
+        "weights",
+        "--prompt-syntax",
+        help="weights: (x:1.3), [x] and BREAK mean something, and length has no limit [weights]; "
+        "plain: each character as it is, and what is too long cut off.",
+        choices=PROMPT_SYNTAXES,
+        tasks=PROMPTED,
+    )
+    clip_skip: int | None = option(
+        None,
+        "--clip-skip",
+        help="Layer of the text encoder to take, from the end: 1 is the last [the model's own].",
         tasks=PROMPTED,
     )
     init_img: str | None = option(
@@ -340,6 +355,7 @@ class Job:
         ):
             _check_range(flag, value, 1, None)
         _check_range("--seed", self.seed, None, MAX_SEED)
+        _check_range("--clip-skip", self.clip_skip, 1, None)
         if self.scale is not None and not math.isfinite(self.scale):
             raise JobError(f"--scale must be a number, not {self.scale}")
         if self.eta is not None and not 0 <= self.eta <= 1:

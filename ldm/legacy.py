@@ -25,6 +25,7 @@ _SCRIPT: Mapping[str, Any] = {
     "rng": "device",
     "schedule_compat": "ldm",
     "precision": "autocast",
+    "prompt_syntax": "plain",
 }
 _VIRUS = "a painting of a virus monster playing guitar"
 _ASTRONAUT = "a professional photograph of an astronaut riding a triceratops"

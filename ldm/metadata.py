@@ -114,6 +114,8 @@ def describe(record: Record) -> Infotext:
     settings["Size"] = f"{job.width}x{job.height}"
     settings["Model hash"] = record.hash
     settings["Model"] = record.model
+    if job.clip_skip is not None:
+        settings["Clip skip"] = f"{job.clip_skip}"
     if job.strength is not None:
         settings["Denoising strength"] = _number(job.strength)
     if job.eta is not None:

@@ -21,12 +21,14 @@ from ldm.conditioning import (
     SpatialRescaler,
 )
 from ldm.denoiser import DenoiseFn, Prediction, make_denoiser
+from ldm.errors import JobError
 from ldm.guidance import cfg
 from ldm.nn.autoencoder import AutoencoderKL
 from ldm.nn.dpt import MiDaSInference
 from ldm.nn.unet import UNetModel
 from ldm.nn.vq import VQModelInterface
 from ldm.schedule import NoiseSchedule, augmentor_buffers, ddpm_buffers
+from ldm.wording import PLAIN, READERS, Wording, encode
 
 Autoencoder = AutoencoderKL | VQModelInterface
 # What is asked with a text; a model that knows no texts says so, or takes a class's number for one.
@@ -143,13 +145,24 @@ class Model(nn.Module):
         for name, values in buffers.items():
             self.register_buffer(name, values)
 
-    def condition(self, texts: Sequence[str]) -> tuple[Conditioning, list[str]]:
-        """Embed texts: crossattn [B,L,D], and for each text what was cut off its end, or ''."""
-        if self.cond_stage_model is None:
+    def condition(
+        self, texts: Sequence[str], wording: Wording = PLAIN, beside: Sequence[str] = ()
+    ) -> tuple[Conditioning, list[str]]:
+        """Embed texts: crossattn [B,L,D], and for each text what was cut off its end, or ''.
+
+        `beside` are the texts of the other side of the guidance, so that both have one L. Raises
+        JobError where the model has no such layer as `wording` asks for.
+        """
+        embedder = self.cond_stage_model
+        if isinstance(embedder, READERS):
+            hidden, pooled, cut = encode(embedder, texts, wording, beside)
+            return Conditioning(crossattn=hidden, vector=pooled), cut
+        if wording.clip_skip is not None:
+            raise JobError("--clip-skip: this model has no text encoder of CLIP's; leave it out")
+        if embedder is None:
             return Conditioning(), [""] * len(texts)
-        hidden, cut = self.cond_stage_model.encode(texts)
-        pooled = getattr(self.cond_stage_model, "pooled", False)
-        return Conditioning(crossattn=hidden, vector=hidden[:, -1] if pooled else None), cut
+        hidden, cut = embedder.encode(texts)
+        return Conditioning(crossattn=hidden), cut
 
     def predict(self, x_in: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """The network's raw output for scaled input [B,C,h,w] at timesteps t [B]."""

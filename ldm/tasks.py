@@ -18,6 +18,7 @@ from ldm.nn.autoencoder import AutoencoderKL
 from ldm.samplers import Sampler, find_sampler
 from ldm.schedule import Compat, make_grid
 from ldm.sources import Sources
+from ldm.wording import Wording
 
 
 @dataclass(frozen=True)
@@ -180,12 +181,14 @@ def _guided(job: Job, model: Model) -> Problem:
     assert job.scale is not None
     assert job.sampler is not None
     texts = job.texts()
-    cond, cut = model.condition(texts)
-    warnings = _losses("prompt", texts, cut, model)
+    wording = Wording(job.prompt_syntax, job.clip_skip)
+    negatives = [job.negative] * len(texts) if job.scale != 1 else []
+    cond, cut = model.condition(texts, wording, negatives)
+    warnings = _losses("prompt", [wording.bare(text) for text in texts], cut, model)
     uncond = None
-    if job.scale != 1:
-        uncond, cut = model.condition([job.negative] * len(texts))
-        warnings += _losses("negative prompt", [job.negative], cut[:1], model)
+    if negatives:
+        uncond, cut = model.condition(negatives, wording, texts)
+        warnings += _losses("negative prompt", [wording.bare(job.negative)], cut[:1], model)
     sampler = find_sampler(job.sampler)
     takes_eta = job.eta is not None and "eta" in sampler.options
     compat: Compat = "ldm" if job.schedule_compat == "ldm" else "exact"

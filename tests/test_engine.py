@@ -17,6 +17,7 @@ from ldm.errors import JobError, NonFiniteError
 from ldm.job import Job
 from ldm.metadata import Record
 from ldm.schedule import NoiseSchedule
+from ldm.wording import Wording
 
 JOB = Job(
     prompt="a",
@@ -74,7 +75,9 @@ class Stub:
             return values * float("nan")
         return values
 
-    def condition(self, texts: Sequence[str]) -> tuple[Conditioning, list[str]]:
+    def condition(
+        self, texts: Sequence[str], wording: Wording, beside: Sequence[str]
+    ) -> tuple[Conditioning, list[str]]:
         lengths = torch.tensor([float(len(text)) for text in texts]).view(-1, 1, 1)
         hidden = self._through(ENCODERS, self.cond_stage_model, lengths)
         return Conditioning(crossattn=hidden), [text[5:] for text in texts]

@@ -1,0 +1,90 @@
+"""A prompt as the chunks of tokens that a text encoder takes in one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ldm.text.prompt import Piece, parse
+from ldm.text.tokenizer import Tokenizer
+
+BACKTRACK = 20
+"""How many tokens before the end of a full chunk a comma is looked for; AUTOMATIC1111's
+`comma_padding_backtrack`, and its default."""
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token, its weight, and the characters of the prompt that it stands for."""
+
+    id: int
+    weight: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Chunked:
+    """The chunks of a prompt, at least one, without start, end and padding; and what was cut off
+    its end, or ""."""
+
+    chunks: list[list[Token]]
+    cut: str = ""
+
+    @property
+    def count(self) -> int:
+        """Tokens of the prompt."""
+        return sum(map(len, self.chunks))
+
+    def filled(self, count: int) -> list[list[Token]]:
+        """The chunks, with empty ones after them up to a number."""
+        return [*self.chunks, *([] for _ in range(count - len(self.chunks)))]
+
+
+def chunked(text: str, tokenizer: Tokenizer, room: int, syntax: str = "weights") -> Chunked:
+    """A prompt in chunks of at most `room` tokens; in the syntax "plain" in one, the rest cut off.
+
+    A chunk ends at BREAK, or when it is full. Where a comma is near its end, what follows the
+    comma goes into the next chunk, unless a comma comes next.
+    """
+    if syntax == "plain":
+        tokens = tokenizer.split(text)
+        return Chunked([list(_tokens([Piece(text)], tokenizer))[:room]], tokens.tail(room))
+    comma = tokenizer.encode(",")[0]
+    *parts, last = (list(_tokens(pieces, tokenizer)) for pieces in parse(text))
+    chunks = [chunk for part in parts for chunk in _filled(part, room, comma)]
+    if last or not chunks:  # a BREAK at the very end adds nothing
+        chunks += _filled(last, room, comma)
+    return Chunked(chunks)
+
+
+def rows(
+    chunks: Sequence[Sequence[Token]], tokenizer: Tokenizer, pad: int, length: int
+) -> tuple[list[list[int]], list[list[float]]]:
+    """Ids and weights [N][length] of chunks with start, end and padding, whose weights are 1."""
+    ids, weights = [], []
+    for chunk in chunks:
+        spare = length - len(chunk) - 2
+        named = [tokenizer.start, *(token.id for token in chunk), tokenizer.end]
+        ids.append(named + [pad] * spare)
+        weights.append([1.0, *(token.weight for token in chunk), 1.0] + [1.0] * spare)
+    return ids, weights
+
+
+def _tokens(pieces: Sequence[Piece], tokenizer: Tokenizer) -> Iterator[Token]:
+    """The tokens of pieces; no word goes on from one to the next."""
+    for piece in pieces:
+        tokens = tokenizer.split(piece.text)
+        for token, (first, last) in zip(tokens.ids, tokens.spans, strict=True):
+            yield Token(token, piece.weight, tokens.text[first:last])
+
+
+def _filled(tokens: list[Token], room: int, comma: int) -> Iterator[list[Token]]:
+    """The chunks of one part, the last one with what is left."""
+    while len(tokens) > room > 0:
+        end = room
+        if tokens[room].id != comma:
+            near = range(max(0, room - BACKTRACK), room)
+            end = max((place + 1 for place in near if tokens[place].id == comma), default=room)
+        yield tokens[:end]
+        tokens = tokens[end:]
+    yield tokens
