@@ -61,6 +61,8 @@ TASK_NAMES = (
 PROMPTED = ("txt2img", "img2img", "inpaint", "depth2img", "upscale", "variations")
 PICTURED = ("img2img", "inpaint", "depth2img", "upscale")
 PARTIAL = ("img2img", "inpaint", "depth2img")
+# Those whose pictures have a size that can be asked for.
+SIZED = tuple(name for name in TASK_NAMES if name != "upscale")
 FITS = ("resize", "crop", "pad", "error", "floor-32", "floor-64")
 PROMPT_SYNTAXES = ("weights", "plain")
 VAE_TILINGS = ("auto", "on", "off")
@@ -251,10 +253,18 @@ class Job:
         tasks=PARTIAL,
     )
     width: int | None = option(
-        None, "--width", "--W", help="Pixels across [the picture's or the model's own]."
+        None,
+        "--width",
+        "--W",
+        help="Pixels across [the picture's or the model's own].",
+        tasks=SIZED,
     )
     height: int | None = option(
-        None, "--height", "--H", help="Pixels down [the picture's or the model's own]."
+        None,
+        "--height",
+        "--H",
+        help="Pixels down [the picture's or the model's own].",
+        tasks=SIZED,
     )
     steps: int | None = option(
         None, "--steps", "--ddim_steps", help="Sampling steps, 1 to 1000, of any sampler."
@@ -408,8 +418,15 @@ class Job:
         return tuple(weights)
 
     def files(self) -> tuple[str, ...]:
-        """The pictures that the job reads, in a fixed order."""
-        named = (self.init_img, *self.images, self.mask, self.depth)
+        """The files that the job reads beside the model, in a fixed order."""
+        named = (
+            self.init_img,
+            *self.images,
+            self.mask,
+            self.depth,
+            self.vae,
+            self.depth_model,
+        )
         return tuple(name for name in named if name is not None)
 
     def resolve(self, defaults: Defaults, draw_seed: Callable[[], int]) -> Resolved:

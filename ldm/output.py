@@ -27,9 +27,9 @@ class Numbered:
 
     def write(self, content: bytes) -> Path:
         """Write a new file under the next free number; never replaces one."""
-        if self._next is None:
-            self._next = self._highest() + 1
         with _temporary(self.folder, content) as temporary:
+            if self._next is None:
+                self._next = self._highest() + 1
             while True:
                 path = self.folder / f"{self.prefix}{self._next:0{self.digits}d}.png"
                 self._next += 1
@@ -53,10 +53,13 @@ def write_file(path: Path, content: bytes, *, overwrite: bool) -> None:
 
 
 def check_folder(folder: Path, flag: str) -> None:
-    """Make a folder and try it with a file; raises JobError where it cannot be written."""
+    """Try whether files can be written into a folder, or it be made; leaves nothing behind.
+
+    Raises JobError where they cannot.
+    """
+    there = next(path for path in (folder, *folder.parents, Path()) if os.path.lexists(path))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _temporary(folder, b""):
+        with _temporary(there, b""):
             pass
     except OSError as error:
         reason = error.strerror or str(error)
@@ -90,7 +93,8 @@ def _exists(path: Path, flag: str = "--output") -> str:
 
 @contextmanager
 def _temporary(folder: Path, content: bytes) -> Iterator[Path]:
-    """A hidden file with this content, on the disk; gone afterwards."""
+    """A hidden file with this content, on the disk, in a folder made for it; gone afterwards."""
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f".ldm-{os.getpid()}-{next(_count)}.tmp"
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     try:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import secrets
 import sys
 from collections.abc import Callable, Mapping
@@ -16,28 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from ldm.config import Config, resource
-from ldm.errors import CheckpointError, ConfigError, JobError, UsageError
+from ldm.errors import CheckpointError, JobError
 from ldm.families import FAMILIES
-from ldm.families.choice import Choice, choose, with_prediction
+from ldm.families.choice import NOTHING, Choice, choose, with_prediction
 from ldm.imagenet import class_number
-from ldm.job import ETA_SAMPLERS, PICTURED, Defaults, Job, nearest
-from ldm.legacy import SCRIPT_CHECKPOINTS, SCRIPT_DEFAULTS
+from ldm.inventory import expected_shapes
+from ldm.job import ETA_SAMPLERS, PICTURED, Defaults, Job
+from ldm.legacy import SCRIPT_DEFAULTS
+from ldm.places import FITTING, able_models, find_checkpoint, find_config
+from ldm.weights.depth_keys import is_depth_model
 from ldm.weights.header import Header, read_header
-
-# The bundled models by what they can do; the first one is the whole list where one will do.
-BUNDLED: Mapping[str, tuple[str, ...]] = {
-    "txt2img": ("emoji-128",),
-    "img2img": ("emoji-128",),
-    "inpaint": ("emoji-128-inpaint", "emoji-128"),
-    "depth2img": ("emoji-128-depth",),
-    "upscale": ("emoji-128-x4",),
-}
-# Which models a task can be done with, by what their families are for.
-FITTING: Mapping[str, tuple[str, ...]] = {
-    "img2img": ("txt2img",),
-    "inpaint": ("inpaint", "txt2img"),
-}
-SUFFIXES = ("", ".safetensors", ".ckpt")
+from ldm.weights.vae_keys import FIRST_STAGE, autoencoder_keys, autoencoder_sources
 
 
 @dataclass(frozen=True)
@@ -87,6 +75,7 @@ def make_plan(given: Mapping[str, Any], *, script: bool = False) -> Plan:
     plan = Plan(asked, asked, {}, header, config, choice, (*notes, *config_notes))
     plan = resolve(plan, choice.family.defaults, given, script=script)
     check_model(plan.job, choice)
+    check_parts(plan.job, choice)
     if asked.task in PICTURED or asked.images:
         plan = replace(plan, job=_measured(plan.job, choice))
     if plan.job.eta and plan.job.sampler not in ETA_SAMPLERS:
@@ -134,7 +123,8 @@ def _for_task(defaults: Defaults, task: str, choice: Choice) -> Defaults:
         return replace(defaults, strength=0.8 if _is_v2(choice) else 0.75)
     own = {"inpaint": (1.0, 0), "depth2img": (0.9, 0), "upscale": (0.75, 20)}
     strength, level = own.get(task, (defaults.strength, 0))
-    return replace(defaults, strength=strength, noise_level=level)
+    most = most_noise(task, choice.config)
+    return replace(defaults, strength=strength, noise_level=min(level, most))
 
 
 def _check_subject(asked: Job, choice: Choice) -> None:
@@ -153,66 +143,7 @@ def _check_subject(asked: Job, choice: Choice) -> None:
         raise JobError("--prompt is missing: say what to draw")
 
 
-# --- files ----------------------------------------------------------------------------------------
-
-
-def find_checkpoint(
-    name: str | None, task: str = "txt2img", *, script: bool = False
-) -> tuple[Path, tuple[str, ...]]:
-    """The checkpoint of a path or a name, and what to tell; without one, the bundled model.
-
-    Names are looked up in ./models, the folders of $LDM_MODELS and the packaged models, subfolders
-    included. Raises CheckpointError listing what is there.
-    """
-    if name is None:
-        usual = Path(SCRIPT_CHECKPOINTS.get(task, SCRIPT_CHECKPOINTS["txt2img"]))
-        if script and usual.is_file():
-            return usual, ()
-        path = _bundled(task)
-        note = f"no --model given: using the bundled model {path.stem}, a small stand-in"
-        if script:
-            note = f"no --ckpt, and no {usual}: using the bundled model {path.stem}"
-        return path, (note,)
-    path = Path(name).expanduser()
-    for suffix in SUFFIXES if path.name else ():
-        if (found := path.with_name(path.name + suffix)).is_file():
-            return found, ()
-    if path.is_dir():
-        raise CheckpointError(f"--model {name} is a folder; name the checkpoint file in it")
-    if not path.is_absolute():
-        for folder in model_folders():
-            matches = _matches(folder, name)
-            if len(matches) > 1:
-                listed = ", ".join(str(match) for match in matches[:4])
-                raise CheckpointError(f"--model {name} fits several files: {listed}")
-            if matches:
-                return matches[0], ()
-    raise CheckpointError(_no_model(name))
-
-
-def model_folders() -> list[Path]:
-    """Where names of models are looked up, in order."""
-    named = [Path(part) for part in os.environ.get("LDM_MODELS", "").split(os.pathsep) if part]
-    return [Path("models"), *named, resource("models")]
-
-
-def find_config(name: str | None) -> tuple[Path | None, tuple[str, ...]]:
-    """The YAML of a path; one that is not there is looked up among the packaged ones.
-
-    The Intel variants of the v2 YAMLs differ in precision alone, which is a flag here.
-    """
-    if name is None or Path(name).expanduser().is_file():
-        return (Path(name).expanduser() if name else None), ()
-    packaged = resource("configs")
-    wanted = name.removeprefix("./").removeprefix("configs/")
-    for plain in (wanted, f"stable-diffusion/{wanted}", f"stable-diffusion/{wanted}.yaml"):
-        stem = plain.replace("/intel/", "/").replace("-fp32.", ".").replace("-bf16.", ".")
-        for candidate in (plain, stem):
-            if (packaged / candidate).is_file():
-                return packaged / candidate, (f"{name}: using the packaged configs/{candidate}",)
-    known = [path.name for path in sorted(packaged.glob("stable-diffusion/*.yaml"))]
-    hint = nearest(Path(name).name, known)
-    raise ConfigError(f"--config {name}: no such file{hint} (packaged: {', '.join(known)})")
+# --- texts --------------------------------------------------------------------------------------
 
 
 def read_prompts(name: str, repeat: int) -> tuple[str, ...]:
@@ -231,54 +162,6 @@ def read_prompts(name: str, repeat: int) -> tuple[str, ...]:
     if not prompts:
         raise JobError(f"--from-file {name}: no prompt in it")
     return tuple(prompt for prompt in prompts for _ in range(repeat))
-
-
-def _bundled(task: str) -> Path:
-    """The first of the bundled models for a task that is there."""
-    paths = [resource("models") / f"{name}.safetensors" for name in BUNDLED.get(task, ())]
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
-        raise CheckpointError(
-            f"--model is missing: no bundled model can do {task}{_able(task)}; "
-            "the README says where checkpoints are published"
-        )
-    return path
-
-
-def _able(task: str) -> str:
-    """The end of a message: which of the models that can be named would do."""
-    names = []
-    for path in (path for folder in model_folders() for path in _checkpoints(folder)):
-        try:
-            family = choose(read_header(path)).family
-        except UsageError:
-            continue
-        if family.task in FITTING.get(task, (task,)):
-            names.append(path.stem)
-    return f"; these can: {', '.join(names[:5])}" if names else ", nor any under ./models"
-
-
-def _matches(folder: Path, name: str) -> list[Path]:
-    """The checkpoints in a folder tree whose path ends in a name; .safetensors before .ckpt."""
-    *parents, last = Path(name).parts
-    for suffix in SUFFIXES:
-        tail = (*parents, f"{last}{suffix}")
-        found = [path for path in _checkpoints(folder) if path.parts[-len(tail) :] == tail]
-        direct = [path for path in found if path == folder.joinpath(*tail)]
-        if found:
-            return direct or found
-    return []
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES[1:])
-
-
-def _no_model(name: str) -> str:
-    there = sorted({path.stem for folder in model_folders() for path in _checkpoints(folder)})
-    hint = nearest(Path(name).name, there)
-    known = f"; there are {', '.join(there[:10])}" if there else ""
-    return f"--model {name}: no such file, nor under ./models or $LDM_MODELS{hint}{known}"
 
 
 def _recorded(name: str | None, checkpoint: Path) -> str | None:
@@ -308,7 +191,7 @@ def check_task(task: str, choice: Choice) -> None:
     if family.task not in FITTING.get(task, (task,)):
         raise JobError(
             f"{family.title} is a model for {family.task}, not for {task}; "
-            f"use another --model{_able(task)}"
+            f"use another --model{able_models(task)}"
         )
 
 
@@ -325,6 +208,64 @@ def check_model(job: Job, choice: Choice) -> None:
     channels = _part(choice.config, "first_stage_config", "params").get("embed_dim")
     if job.channels is not None and job.channels != channels:
         raise JobError(f"--C {job.channels}: this model's latents have {channels} channels")
+
+
+def check_parts(job: Job, choice: Choice) -> None:
+    """Raise JobError where the model lacks a part that the job needs, CheckpointError where a part
+    that is given is none."""
+    most = most_noise(job.task, choice.config)
+    if (job.noise_level or 0) > most:
+        told = f"must be 0 to {most} for this model" if most else "is nothing this model takes"
+        raise JobError(f"--noise-level {told}, not {job.noise_level}")
+    if job.task == "depth2img" and job.depth is None and job.depth_model is None:
+        target = str(_part(choice.config, "depth_stage_config").get("target", ""))
+        if target in ("", NOTHING):
+            raise JobError(
+                "this model has no depth network: give a depth map with --depth, "
+                "or a network to estimate it with --depth-model"
+            )
+    if job.vae is not None:
+        check_autoencoder(job.vae, choice.config)
+    if job.depth_model is not None:
+        check_depth_model(job.depth_model)
+
+
+def check_autoencoder(name: str, config: Config) -> None:
+    """Raise CheckpointError where a file holds no autoencoder for the model of a YAML."""
+    header = _header_of("--vae", name)
+    if "decoder.conv_in.weight" not in autoencoder_keys(header.tensors):
+        raise CheckpointError(
+            f"--vae {name}: holds no autoencoder; give the file of one, or of a whole model"
+        )
+    shapes = expected_shapes(config)
+    own = {k.removeprefix(FIRST_STAGE): s for k, s in shapes.items() if k.startswith(FIRST_STAGE)}
+    autoencoder_sources(header, own)
+
+
+def check_depth_model(name: str) -> None:
+    """Raise CheckpointError where a file holds no depth network."""
+    if not is_depth_model(_header_of("--depth-model", name).tensors):
+        raise CheckpointError(
+            f"--depth-model {name}: holds no DPT-hybrid; give dpt_hybrid-midas-501f0c75.pt, "
+            "the weights of Intel/dpt-hybrid-midas, or a v2-midas checkpoint"
+        )
+
+
+def _header_of(flag: str, name: str) -> Header:
+    if not Path(name).is_file():
+        raise CheckpointError(f"{flag} {name}: no such file; check the path")
+    return read_header(name)
+
+
+def most_noise(task: str, config: Config) -> int:
+    """The highest noise level that a model takes; 0 where it takes none."""
+    section = {"upscale": "low_scale_config", "variations": "noise_aug_config"}.get(task, "")
+    params = _part(config, section, "params")
+    steps = _part(config, section, "params", "noise_schedule_config").get("timesteps", 1000)
+    known = _part(config, "unet_config", "params").get("num_classes")
+    limits = [steps - 1, params.get("max_noise_level", steps - 1)]
+    limits += [known - 1] if isinstance(known, int) else []
+    return min(limits) if params else 0
 
 
 def _measured(job: Job, choice: Choice) -> Job:

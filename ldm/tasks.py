@@ -98,14 +98,17 @@ def inpaint(job: Job, given: Given) -> Problem:
     place = mask_place(model)
     if not place:
         init = given.latents(images)
-        return replace(_from(problem, job, init), mask=1 - mask)
+        return replace(_from(problem, job, init), mask=mask)
     if place == "first":  # Stable Diffusion: grey in the hole, mask, then the picture
         hidden = given.latents(images * (hard < 0.5))
         concat = torch.cat([mask.expand(len(hidden), -1, -1, -1), hidden], dim=1)
     else:  # latent diffusion: black in the hole, unscaled, mask in -1 and 1 and last
         hidden = model.encode(images * (1 - hard) - hard) / model.scale_factor
         concat = torch.cat([hidden, 2 * mask.expand(len(hidden), -1, -1, -1) - 1], dim=1)
-    return _shown(problem, concat)
+    problem = _shown(problem, concat)
+    if job.strength == 1:
+        return problem  # from noise alone
+    return _from(problem, job, given.latents(images))
 
 
 def depth2img(job: Job, given: Given) -> Problem:

@@ -7,6 +7,8 @@ The golden runs were made on a CPU in float32. The demos drew the first noise wi
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,9 @@ from safetensors.torch import save_file
 
 from ldm.cli import main_script, run
 from ldm.commands import Sink
-from ldm.device import Policy
 from ldm.engine import Result
-from ldm.job import Job
 from ldm.metadata import read_record
-from ldm.model import Model
+from ldm.targets import DEPTH_MODELS
 
 E2E = GOLDEN / "e2e"
 # Round-off of other kernels and another order of sums, grown by a few steps of random networks.
@@ -55,7 +55,13 @@ def module(name: str) -> dict[str, torch.Tensor]:
     return {**below, **tensors(f"modules/{name}/weights.safetensors")}
 
 
-def v2_model(name: str, network: str, autoencoder: str, folder: Path) -> list[str]:
+def v2_model(
+    name: str,
+    network: str,
+    autoencoder: str,
+    folder: Path,
+    more: Mapping[str, torch.Tensor] | None = None,
+) -> list[str]:
     """Flags for a model of v2's kind, put together from modules."""
     state = {
         prefix + key: value.contiguous()
@@ -72,7 +78,7 @@ def v2_model(name: str, network: str, autoencoder: str, folder: Path) -> list[st
         table = torch.zeros(49408, values.shape[1])
         table[ids] = values.float()
         state[f"cond_stage_model.{key}"] = table
-    save_file(state, folder / "model.safetensors")
+    save_file({**state, **(more or {})}, folder / "model.safetensors")
     tower = GOLDEN / "modules/text-openclip-v2/open_clip_config.json"
     config = config_of(name, folder, "model_config", tower)
     return ["--config", str(config), "--model", str(folder / "model.safetensors")]
@@ -171,9 +177,11 @@ def test_upscaling(tmp_path: Path, results: list[Result]) -> None:
 
 
 class Recorded(torch.nn.Module):
-    def __init__(self, raw: torch.Tensor) -> None:
+    """A depth network that gives one answer, its only tensor [1,H,W]."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
         super().__init__()
-        self.raw = raw
+        self.raw = torch.nn.Parameter(torch.empty(1, *size))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.raw[: len(images), None]
@@ -185,16 +193,11 @@ def test_depth_of_version_two(
     """The depth network's answer is recorded, not its weights."""
     name = "v2-depth2img"
     raw = tensors("modules/depth-postprocess/inputs.safetensors")["raw_depth"][:1]
-    model = v2_model(name, "unet-depth", "vae-kl-f8", tmp_path)
-    config = tmp_path / "model.yaml"
-    tree = yaml.safe_load(config.read_text(encoding="utf-8"))
-    del tree["model"]["params"]["depth_stage_config"]
-    config.write_text(yaml.safe_dump(tree), encoding="utf-8")
-
-    def recorded(model: Model, job: Job, policy: Policy) -> None:
-        model.add_module("depth_model", Recorded(raw))
-
-    monkeypatch.setattr("ldm.commands._swap_parts", recorded)
+    model = v2_model(name, "unet-depth", "vae-kl-f8", tmp_path, {"depth_model.raw": raw})
+    height, width = raw.shape[1:]
+    target = "ldm.modules.midas.api.MiDaSInference"
+    spec = replace(DEPTH_MODELS[target], build=lambda *_: Recorded((height, width)))
+    monkeypatch.setitem(DEPTH_MODELS, target, spec)
     out = tmp_path / "out"
     argv = ["-i", str(E2E / name / "image.png"), *demo_flags(name), *model, *DEMO]
     argv += ["--rng", "cpu"]  # it began with the picture

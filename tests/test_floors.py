@@ -30,6 +30,7 @@ FLOORS: dict[int, set[str]] = {
     4: {
         "ldm.plan",
         "ldm.places",
+        "ldm.places",
         "ldm.device",
         "ldm.images",
         "ldm.tasks",

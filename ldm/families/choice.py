@@ -17,6 +17,9 @@ from ldm.weights.header import Header
 # ModelSpec's field in a .safetensors header, and its words for a prediction.
 _SPEC = "modelspec.prediction_type"
 _SPEC_WORDS = {"epsilon": "eps", "eps": "eps", "v": "v"}
+# The target of a section that stands for no part at all.
+NOTHING = "torch.nn.Identity"
+_DEPTH = "depth_stage_config"
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,18 @@ def choose(header: Header, config: Path | None = None, overrides: Sequence[str] 
     """The YAML given, else the one beside the checkpoint, else the detected family's.
 
     Raises ConfigError for a YAML that cannot be read, and CheckpointError where there is none and
-    no family or more than one fits the header.
+    no family or more than one fits the header. A file without its depth network, which can be given
+    apart, is loaded without.
     """
+    choice = _chosen(header, config, overrides)
+    holds = any(key.startswith("depth_model.") for key in header.tensors)
+    if holds or _params(choice.config).get(_DEPTH) is None:
+        return choice
+    tree = override(choice.config, [f"model.params.{_DEPTH}={{target: {NOTHING}}}"])
+    return replace(choice, config=tree, why=f"{choice.why}; the file has no depth network")
+
+
+def _chosen(header: Header, config: Path | None, overrides: Sequence[str]) -> Choice:
     path, why = config, "asked for"
     if path is None:
         path, why = yaml_beside(header.path), "in the checkpoint's folder, beside it"

@@ -108,6 +108,11 @@ def depth_sources(keys: Iterable[str], names: Collection[str]) -> dict[str, tupl
     return {}
 
 
+def is_depth_model(names: Collection[str]) -> bool:
+    """True for the names of a file that DPT-hybrid is published in."""
+    return any(sign in names for sign in (*(p + _SIGN for p in _PREFIXES), _TRANSFORMERS_SIGN))
+
+
 def left_over(names: Collection[str], sources: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
     """The file's names that are not in `sources`; of a v2-midas checkpoint, its depth model's."""
     used = {name for wanted in sources.values() for name in wanted}

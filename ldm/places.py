@@ -1,0 +1,136 @@
+"""Where checkpoints and YAMLs are found, and which of them can do a task; without torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from ldm.config import resource
+from ldm.errors import CheckpointError, ConfigError, UsageError
+from ldm.families.choice import choose
+from ldm.job import nearest
+from ldm.legacy import SCRIPT_CHECKPOINTS
+from ldm.weights.header import read_header
+
+# The bundled models by what they can do; the first one is the whole list where one will do.
+BUNDLED: Mapping[str, tuple[str, ...]] = {
+    "txt2img": ("emoji-128",),
+    "img2img": ("emoji-128",),
+    "inpaint": ("emoji-128-inpaint", "emoji-128"),
+    "depth2img": ("emoji-128-depth",),
+    "upscale": ("emoji-128-x4",),
+}
+# Which models a task can be done with, by what their families are for.
+FITTING: Mapping[str, tuple[str, ...]] = {
+    "img2img": ("txt2img",),
+    "inpaint": ("inpaint", "txt2img"),
+}
+SUFFIXES = ("", ".safetensors", ".ckpt")
+
+
+def find_checkpoint(
+    name: str | None, task: str = "txt2img", *, script: bool = False
+) -> tuple[Path, tuple[str, ...]]:
+    """The checkpoint of a path or a name, and what to tell; without one, the bundled model.
+
+    Names are looked up in ./models, the folders of $LDM_MODELS and the packaged models, subfolders
+    included. Raises CheckpointError listing what is there.
+    """
+    if name is None:
+        usual = Path(SCRIPT_CHECKPOINTS.get(task, SCRIPT_CHECKPOINTS["txt2img"]))
+        if script and usual.is_file():
+            return usual, ()
+        path = _bundled(task)
+        note = f"no --model given: using the bundled model {path.stem}, a small stand-in"
+        if script:
+            note = f"no --ckpt, and no {usual}: using the bundled model {path.stem}"
+        return path, (note,)
+    path = Path(name).expanduser()
+    for suffix in SUFFIXES if path.name else ():
+        if (found := path.with_name(path.name + suffix)).is_file():
+            return found, ()
+    if path.is_dir():
+        raise CheckpointError(f"--model {name} is a folder; name the checkpoint file in it")
+    if not path.is_absolute():
+        for folder in model_folders():
+            matches = _matches(folder, name)
+            if len(matches) > 1:
+                listed = ", ".join(str(match) for match in matches[:4])
+                raise CheckpointError(f"--model {name} fits several files: {listed}")
+            if matches:
+                return matches[0], ()
+    raise CheckpointError(_no_model(name))
+
+
+def model_folders() -> list[Path]:
+    """Where names of models are looked up, in order."""
+    named = [Path(part) for part in os.environ.get("LDM_MODELS", "").split(os.pathsep) if part]
+    return [Path("models"), *named, resource("models")]
+
+
+def find_config(name: str | None) -> tuple[Path | None, tuple[str, ...]]:
+    """The YAML of a path; one that is not there is looked up among the packaged ones.
+
+    The Intel variants of the v2 YAMLs differ in precision alone, which is a flag here.
+    """
+    if name is None or Path(name).expanduser().is_file():
+        return (Path(name).expanduser() if name else None), ()
+    packaged = resource("configs")
+    wanted = name.removeprefix("./").removeprefix("configs/")
+    for plain in (wanted, f"stable-diffusion/{wanted}", f"stable-diffusion/{wanted}.yaml"):
+        stem = plain.replace("/intel/", "/").replace("-fp32.", ".").replace("-bf16.", ".")
+        for candidate in (plain, stem):
+            if (packaged / candidate).is_file():
+                return packaged / candidate, (f"{name}: using the packaged configs/{candidate}",)
+    known = [path.name for path in sorted(packaged.glob("stable-diffusion/*.yaml"))]
+    hint = nearest(Path(name).name, known)
+    raise ConfigError(f"--config {name}: no such file{hint} (packaged: {', '.join(known)})")
+
+
+def _bundled(task: str) -> Path:
+    """The first of the bundled models for a task that is there."""
+    paths = [resource("models") / f"{name}.safetensors" for name in BUNDLED.get(task, ())]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        raise CheckpointError(
+            f"--model is missing: no bundled model can do {task}{able_models(task)}; "
+            "the README says where checkpoints are published"
+        )
+    return path
+
+
+def able_models(task: str) -> str:
+    """The end of a message: which of the models that can be named would do."""
+    names = []
+    for path in (path for folder in model_folders() for path in _checkpoints(folder)):
+        try:
+            family = choose(read_header(path)).family
+        except UsageError:
+            continue
+        if family.task in FITTING.get(task, (task,)):
+            names.append(path.stem)
+    return f"; these can: {', '.join(names[:5])}" if names else ", nor any under ./models"
+
+
+def _matches(folder: Path, name: str) -> list[Path]:
+    """The checkpoints in a folder tree whose path ends in a name; .safetensors before .ckpt."""
+    *parents, last = Path(name).parts
+    for suffix in SUFFIXES:
+        tail = (*parents, f"{last}{suffix}")
+        found = [path for path in _checkpoints(folder) if path.parts[-len(tail) :] == tail]
+        direct = [path for path in found if path == folder.joinpath(*tail)]
+        if found:
+            return direct or found
+    return []
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES[1:])
+
+
+def _no_model(name: str) -> str:
+    there = sorted({path.stem for folder in model_folders() for path in _checkpoints(folder)})
+    hint = nearest(Path(name).name, there)
+    known = f"; there are {', '.join(there[:10])}" if there else ""
+    return f"--model {name}: no such file, nor under ./models or $LDM_MODELS{hint}{known}"
