@@ -370,6 +370,16 @@ def render(what: Scene, sheet: GlyphSheet, size: int = CANVAS) -> Pixels:
     return canvas
 
 
+def layers(what: Scene, sheet: GlyphSheet, size: int = CANVAS) -> NDArray[np.uint8]:
+    """Which glyph shows where: [size, size], 0 the background, then 1, 2 from back to front."""
+    plane = np.zeros((size, size), dtype=np.uint8)
+    for number, placed in enumerate(what.glyphs, start=1):
+        left, top, rgba = box(placed, sheet, size)
+        part = plane[top : top + rgba.shape[0], left : left + rgba.shape[1]]
+        part[rgba[..., 3] >= 128] = number
+    return plane
+
+
 class Scenes:
     """An endless, numbered sequence of pictures and captions (YAML target `ldm.data.Scenes`)."""
 
@@ -417,6 +427,11 @@ class Scenes:
             pictures[row], caption = self[start + row]
             captions.append(caption)
         return pictures, captions
+
+    def layers(self, start: int, n: int) -> NDArray[np.uint8]:
+        """Which glyph shows where in scenes start .. start + n - 1: uint8 [n, size, size]."""
+        scenes = (self.scene(start + row) for row in range(n))
+        return np.stack([layers(what, self.sheet, self.size) for what in scenes])
 
 
 def named_glyphs(names: Sequence[str] | None) -> tuple[Glyph, ...]:

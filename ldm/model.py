@@ -59,9 +59,10 @@ class ImageNoiseAugmentation(nn.Module):
             self.register_buffer(name, values)
         self.max_noise_level = max_noise_level
 
-    def forward(self, images: Tensor, level: int, noise: Tensor) -> Tensor:
-        """Images [B,3,h,w] in [-1,1] with noise of their shape, of a level 0..max-1."""
-        keep, add = self.sqrt_alphas_cumprod[level], self.sqrt_one_minus_alphas_cumprod[level]
+    def forward(self, images: Tensor, level: Tensor, noise: Tensor) -> Tensor:
+        """Images [B,3,h,w] in [-1,1] with noise of their shape, of integer levels [B]."""
+        keep = self.sqrt_alphas_cumprod[level].view(-1, 1, 1, 1)
+        add = self.sqrt_one_minus_alphas_cumprod[level].view(-1, 1, 1, 1)
         return keep * images + add * noise
 
 

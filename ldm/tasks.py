@@ -64,7 +64,7 @@ class Given:
 
     def images(self, pixels: Pixels, rows: int = 1) -> Tensor:
         """A picture as [rows,3,H,W] in [-1,1] on the model's device."""
-        image = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(self.device).float()
+        image = torch.tensor(pixels).permute(2, 0, 1)[None].to(self.device).float()
         return (image / 127.5 - 1).expand(rows, -1, -1, -1)
 
     def latents(self, images: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ def upscale(job: Job, given: Given) -> Problem:
         assert job.noise_level is not None
         assert given.first is not None
         level = torch.full((len(low),), job.noise_level, device=given.device)
-        noised = model.low_scale_model(low, job.noise_level, given.first)
+        noised = model.low_scale_model(low, level, given.first)
         problem = _shown(problem, noised, vector=level)
     else:
         problem = _shown(problem, low)

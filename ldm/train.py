@@ -26,9 +26,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ldm.config import override, read_config
 from ldm.data import Scenes
+from ldm.diffusion import DiffusionStage
 from ldm.errors import ConfigError, Interrupted
 from ldm.recipe import Plan
-from ldm.stages import AutoencoderStage, Batch, DiffusionStage, Stage, device, hardware_bf16
+from ldm.stages import AutoencoderStage, Batch, Stage, device, hardware_bf16
 
 
 def learning_rate_factor(plan: Plan, step: int) -> float:

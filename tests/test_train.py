@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from ldm.config import Config
+from ldm.diffusion import DiffusionStage
 from ldm.errors import ConfigError
 from ldm.recipe import Plan
 from ldm.stages import (
     AutoencoderStage,
-    DiffusionStage,
     step_generator,
     to_pictures,
     to_tensor,
@@ -110,6 +110,10 @@ class Squares:
             pictures[row, y : y + 8, x : x + 8, 0 if red % 2 else 2] = 220
             captions.append("red" if red % 2 else "blue")
         return pictures, captions
+
+    def layers(self, start: int, n: int) -> NDArray[np.uint8]:
+        pictures, _ = self.batch(start, n)
+        return (pictures.max(axis=-1) > 100).astype(np.uint8)
 
 
 def plan(outdir: Path, **changes: Any) -> Plan:

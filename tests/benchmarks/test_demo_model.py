@@ -16,12 +16,13 @@ from benchmarks.demo_quality import single_prompts
 from ldm.config import override, read_config, resource
 from ldm.data import Scenes
 from ldm.registry import build
-from ldm.stages import start_text
+from ldm.diffusion import start_text
 
 SMALLER = (
     "model.params.unet_config.params.model_channels=32",
     "model.params.unet_config.params.num_head_channels=16",
     "model.params.unet_config.params.context_dim=32",
+    "model.params.unet_config.params.adm_in_channels=32",
     "model.params.first_stage_config.params.ddconfig.ch=8",
     "model.params.cond_stage_config.params.text_config.hidden_size=32",
     "model.params.cond_stage_config.params.text_config.intermediate_size=32",
