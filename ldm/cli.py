@@ -18,8 +18,9 @@ from typer.main import get_command
 from ldm import __version__
 from ldm.errors import Interrupted, JobError, LdmError, UsageError
 from ldm.flags import is_option, make_table, normalise
+from ldm.help import GroupedCommand
 from ldm.job import Job, OutputPlan, nearest, options_of
-from ldm.legacy import ORIGINAL_FLAGS, Legacy
+from ldm.legacy import ORIGINAL_FLAGS, Legacy, SampleDiffusion
 
 app = typer.Typer(
     add_completion=False,
@@ -42,8 +43,9 @@ EXAMPLES = {
     "inpaint": 'ldm inpaint -i room.png --mask sofa.png --prompt "a red sofa" -o room-2.png',
     "depth2img": 'ldm depth2img -i statue.jpg --prompt "a robot" --strength 0.9 -o robot.png',
     "upscale": "ldm upscale -i small.png --noise-level 20 -o large.png",
-    "variations": "ldm variations --image a.png --image b.png -m unclip-h",
-    "sample": "ldm sample -m cin256-v2 --class 'golden retriever' --scale 3 --n_samples 4",
+    "variations": "ldm variations -m sd21-unclip-h --image cat.png --image fox.png -o both.png",
+    "sample": "ldm sample -m ldm/cin256-v2/model --class 'golden retriever' --n_samples 4",
+    "sample_diffusion": "python scripts/sample_diffusion.py -r models/ldm/celeba256 -n 20 -c 100",
     "rerun": "ldm rerun outputs/txt2img-samples/samples/00000.png -o again.png",
     "info": "ldm info models/sd-v1-4.ckpt",
     "convert": "ldm convert sd-v1-4.ckpt sd-v1-4.safetensors --precision fp16 --ema drop",
@@ -53,6 +55,13 @@ EXAMPLES = {
 RERUN_FIELDS = ("model", "config", "device", "precision", "attention", "vae", "depth_model")
 RERUN_OUTPUTS = ("outdir", "output", "overwrite", "json", "quiet", "debug")
 
+# Commands that only a script of the originals runs.
+SCRIPT_COMMANDS = ("sample_diffusion",)
+SAMPLE_FIELDS = (
+    "classes", "seed", "noise", "rng", "schedule_compat", "config", "device", "precision",
+    "attention",
+)  # fmt: skip
+SAMPLE_OUTPUTS = ("json", "print_config", "quiet", "debug")
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The program `ldm`; exits."""
@@ -94,7 +103,7 @@ def _dispatch(argv: list[str], script: bool) -> int:
     if argv and not is_option(argv[0]):
         command = commands.get(argv[0])
         if command is None:
-            known = ", ".join(commands)
+            known = ", ".join(name for name in commands if name not in SCRIPT_COMMANDS)
             hint = nearest(argv[0], commands)
             raise UsageError(f"no such command: {argv[0]}{hint} (commands: {known})")
         options = [
@@ -214,7 +223,7 @@ def _command(
     """Enter a command whose options come from fields; `body` gets what was given, by field."""
 
     def callback(ctx: typer.Context, **values: Any) -> int:
-        given = {key: value for key, value in values.items() if value not in (None, [])}
+        given = {key: value for key, value in values.items() if value not in (None, [], ())}
         return body(given, bool(ctx.obj))
 
     context = inspect.Parameter(
@@ -224,14 +233,18 @@ def _command(
     vars(callback)["__signature__"] = inspect.Signature(parameters)
     callback.__annotations__ = {entry.name: entry.annotation for entry in parameters}
     callback.__doc__ = body.__doc__
-    app.command(name, epilog=f"Example: {EXAMPLES[name]}")(callback)
+    hidden = name in SCRIPT_COMMANDS
+    epilog = f"Example: {EXAMPLES[name]}"
+    app.command(name, cls=GroupedCommand, epilog=epilog, hidden=hidden)(callback)
 
 
-def _argument(name: str, kind: Any, metavar: str, help: str) -> inspect.Parameter:
+def _argument(
+    name: str, kind: Any, metavar: str, help: str, default: Any = ...
+) -> inspect.Parameter:
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
-        default=typer.Argument(..., metavar=metavar, help=help, show_default=False),
+        default=typer.Argument(default, metavar=metavar, help=help, show_default=False),
         annotation=kind,
     )
 
@@ -261,6 +274,13 @@ def _task(name: str) -> Callable[[dict[str, Any], bool], int]:
 
 
 def _rerun(given: dict[str, Any], script: bool) -> int:
+def _sample_diffusion(given: dict[str, Any], script: bool) -> int:
+    """Draw from a model that is told nothing; words such as model.params.x=1 change its YAML."""
+    from ldm.commands import draw_samples
+
+    return draw_samples(given)
+
+
     """Make an image again, byte for byte, from the record inside it."""
     from ldm.commands import rerun
 
@@ -271,6 +291,16 @@ for _name in TASKS:
     _kinds = (Job, OutputPlan, Legacy)
     _command(_name, _task(_name), [p for k in _kinds for p in _parameters(k, task=_name)])
 _command(
+_command(
+    "sample_diffusion",
+    _sample_diffusion,
+    [
+        *_parameters(SampleDiffusion),
+        *_parameters(Job, SAMPLE_FIELDS, task="sample"),
+        *_parameters(OutputPlan, SAMPLE_OUTPUTS),
+    ],
+    [_argument("settings", list[str] | None, "KEY=VALUE", "Changes of the YAML.", None)],
+)
     "rerun",
     _rerun,
     [*_parameters(Job, RERUN_FIELDS), *_parameters(OutputPlan, RERUN_OUTPUTS)],

@@ -16,7 +16,7 @@ import typer
 from ldm.errors import CheckpointError, Interrupted, JobError
 from ldm.inputs import expand_inputs
 from ldm.job import Job, OutputPlan, default_outdir, options_of
-from ldm.legacy import translate
+from ldm.legacy import pairs, sample_fields, translate
 from ldm.metadata import encode_png, parse_infotext, read_record, read_texts
 from ldm.output import Numbered, check_folder, check_output, write_file
 from ldm.plan import Plan, explain, make_plan, read_prompts, resolve
@@ -28,16 +28,22 @@ if TYPE_CHECKING:
     from ldm.model import Model
 
 
-def draw(task: str, given: Mapping[str, Any], *, script: bool) -> int:
-    """Do a task as asked; `given` are fields of Job, OutputPlan and Legacy."""
-    fields, notes = translate(given, script=script)
+def draw(task: str, given: Mapping[str, Any], *, script: bool, notes: Sequence[str] = ()) -> int:
+    """Do a task as asked; `given` are fields of Job, OutputPlan and Legacy, `notes` to be told."""
+    fields, more = translate(given, script=script, task=task)
+    notes = [*notes, *more]
     fields.setdefault("outdir", default_outdir(task))
     outputs, fields = _split(fields)
+    rows: list[dict[str, str]] = []
+    if given.get("indir") is not None:
+        rows, more = pairs(given["indir"], outputs.outdir)
+        notes += more
     if outputs.from_file is not None:
         fields["prompts"] = read_prompts(outputs.from_file, outputs.repeat)
         if fields.pop("prompt", None) is not None:
             notes.append("--prompt is ignored: the prompts are those of --from-file")
-    plans = _plans({**fields, "task": task}, script=script)
+    names = {row["init_img"]: row.pop("output") for row in rows}
+    plans = _plans({**fields, "task": task}, rows, script=script)
     plan = plans[0]
     tell = _teller(outputs)
     for note in (*notes, *plan.notes):
@@ -47,7 +53,7 @@ def draw(task: str, given: Mapping[str, Any], *, script: bool) -> int:
             _, plan = _load(plan, plan.given, tell, script=script)
         typer.echo(explain(plan, as_json=outputs.json))
         return 0
-    sink = Sink(outputs, sum(each.job.count() for each in plans), plan.job.n_samples)
+    sink = Sink(outputs, sum(each.job.count() for each in plans), plan.job.n_samples, names)
     engine, settled = _load(plan, plan.given, tell, script=script)
     tell(_summary(settled, engine))
     jobs = [settled.job, *(_settle(each, settled) for each in plans[1:])]
@@ -57,13 +63,24 @@ def draw(task: str, given: Mapping[str, Any], *, script: bool) -> int:
     return 0
 
 
-def _plans(fields: Mapping[str, Any], *, script: bool) -> list[Plan]:
-    """A plan for each picture to begin with, or the one where there is none; all of one seed."""
-    if fields.get("init_img") is None:
+def draw_samples(given: Mapping[str, Any]) -> int:
+    """Do what sample_diffusion.py did; `given` are its flags, and fields of Job and OutputPlan."""
+    fields, notes = sample_fields(given)
+    return draw("sample", fields, script=True, notes=notes)
+
+
+def _plans(
+    fields: Mapping[str, Any], rows: Sequence[Mapping[str, str]], *, script: bool
+) -> list[Plan]:
+    """A plan for each picture to begin with, or the one where there is none; all of one seed.
+
+    `rows` are fields of each picture, where they are known.
+    """
+    if not rows and fields.get("init_img") is None:
         return [make_plan(fields, script=script)]
     plans: list[Plan] = []
-    for path in expand_inputs([fields["init_img"]]):
-        given = {**fields, "init_img": str(path)}
+    for row in rows or [{"init_img": str(path)} for path in expand_inputs([fields["init_img"]])]:
+        given = {**fields, **row}
         if plans:
             given["seed"] = plans[0].job.seed
         plans.append(make_plan(given, script=script))
@@ -234,12 +251,14 @@ def _consume(results: Iterable[Result], sink: Sink) -> None:
 class Sink:
     """Where the pictures of a run go: numbered files, one file, or standard output.
 
-    Making one checks that they can be written.
+    `names` are files for the pictures made of other pictures, by their names. Making a sink checks
+    that they all can be written.
     """
 
     outputs: OutputPlan
     count: int
     columns: int
+    names: Mapping[str, str] = field(default_factory=dict)
     pictures: list[Picture] = field(default_factory=list)
     written: int = 0
     parameters: str = ""
@@ -253,6 +272,10 @@ class Sink:
             check_output(outputs.save_depth, 1, overwrite=outputs.overwrite, flag="--save-depth")
         if outputs.output is not None:
             check_output(outputs.output, self.count, overwrite=outputs.overwrite)
+        elif self.names:
+            for name in self.names.values():
+                each = self.count // len(self.names)
+                check_output(name, each, overwrite=outputs.overwrite, flag="--indir:")
         elif not (outputs.skip_save and outputs.skip_grid):
             check_folder(folder / "samples", "--outdir")
 
@@ -260,7 +283,7 @@ class Sink:
         """Put one picture where it belongs, at once, and tell it on standard output."""
         record = result.record
         texts = {"parameters": record.infotext(), "ldm": record.to_json()}
-        path = self._place(encode_png(result.picture, texts))
+        path = self._place(encode_png(result.picture, texts), record.job.init_img)
         self.written += 1
         if self._has_grid():
             self.pictures.append(result.picture)
@@ -288,11 +311,12 @@ class Sink:
         """What an interrupted run leaves behind."""
         if self.written == 0 or self.outputs.skip_save:
             return "no image was finished"
-        where = self.outputs.output or str(self.samples.folder)
+        where = self.outputs.outdir if self.names else str(self.samples.folder)
+        where = self.outputs.output or where
         return f"{self.written} of {self.count} images are in {where}"
 
     def _has_grid(self) -> bool:
-        return not self.outputs.skip_grid and self.outputs.output is None
+        return not (self.outputs.skip_grid or self.outputs.output or self.names)
 
     def _save_depth(self, name: str, result: Result) -> None:
         """The depth of the first picture, beside what is drawn from it."""
@@ -303,8 +327,8 @@ class Sink:
             plane = depth_picture(result.depth, 16, source=result.record.job.depth or "the picture")
             write_file(Path(name), encode_png(plane, {}), overwrite=self.outputs.overwrite)
 
-    def _place(self, content: bytes) -> Path | None:
-        name = self.outputs.output
+    def _place(self, content: bytes, made_of: str | None) -> Path | None:
+        name = self.names.get(made_of or "", self.outputs.output)
         if name == "-":
             sys.stdout.buffer.write(content)
             sys.stdout.buffer.flush()

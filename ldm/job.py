@@ -406,7 +406,10 @@ class Job:
             raise JobError("--rng numpy goes with --noise stream and one batch, as in the demos")
 
     def image_weights(self) -> tuple[float, ...]:
-        """The weight of each of `images`; raises JobError for one that is no number."""
+        """The weight of each of `images`: shares of 1, which negative ones may exceed.
+
+        Raises JobError for one that is no number, and where they add up to nothing.
+        """
         weights = []
         for text in self.weights or ("1",) * len(self.images):
             try:
@@ -415,7 +418,10 @@ class Job:
                 raise JobError(f"--weight must be a number, not {text!r}") from None
             if not math.isfinite(weights[-1]):
                 raise JobError(f"--weight must be a number, not {text!r}")
-        return tuple(weights)
+        total = sum(weights)
+        if weights and abs(total) < 1e-6:
+            raise JobError("--weight: the weights add up to 0, so there is no mean to take")
+        return tuple(weight / total for weight in weights)
 
     def files(self) -> tuple[str, ...]:
         """The files that the job reads beside the model, in a fixed order."""
@@ -437,8 +443,10 @@ class Job:
             "scale": defaults.scale,
             "steps": defaults.steps,
             "sampler": defaults.sampler,
-            "eta": defaults.eta,
         }
+        sampler = SAMPLER_NAMES[self.sampler or defaults.sampler]
+        if sampler in ETA_SAMPLERS:
+            family["eta"] = defaults.eta
         if self.task not in PICTURED:  # the others take their size from the picture
             family |= {"width": defaults.width, "height": defaults.height}
         if self.task in PARTIAL:

@@ -27,6 +27,7 @@ FITTING: Mapping[str, tuple[str, ...]] = {
     "inpaint": ("inpaint", "txt2img"),
 }
 SUFFIXES = ("", ".safetensors", ".ckpt")
+CONFIG_FOLDERS = ("stable-diffusion/", "latent-diffusion/")
 
 
 def find_checkpoint(
@@ -78,12 +79,14 @@ def find_config(name: str | None) -> tuple[Path | None, tuple[str, ...]]:
         return (Path(name).expanduser() if name else None), ()
     packaged = resource("configs")
     wanted = name.removeprefix("./").removeprefix("configs/")
-    for plain in (wanted, f"stable-diffusion/{wanted}", f"stable-diffusion/{wanted}.yaml"):
+    inside = [f"{folder}{wanted}" for folder in ("", *CONFIG_FOLDERS)]
+    for plain in (name for path in inside for name in (path, f"{path}.yaml")):
         stem = plain.replace("/intel/", "/").replace("-fp32.", ".").replace("-bf16.", ".")
         for candidate in (plain, stem):
             if (packaged / candidate).is_file():
                 return packaged / candidate, (f"{name}: using the packaged configs/{candidate}",)
-    known = [path.name for path in sorted(packaged.glob("stable-diffusion/*.yaml"))]
+    found = [path for folder in CONFIG_FOLDERS for path in packaged.glob(f"{folder}*.yaml")]
+    known = [path.name for path in sorted(found)]
     hint = nearest(Path(name).name, known)
     raise ConfigError(f"--config {name}: no such file{hint} (packaged: {', '.join(known)})")
 

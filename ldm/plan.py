@@ -18,7 +18,7 @@ from ldm.config import Config, resource
 from ldm.errors import CheckpointError, JobError
 from ldm.families import FAMILIES
 from ldm.families.choice import NOTHING, Choice, choose, with_prediction
-from ldm.imagenet import class_number
+from ldm.imagenet import CLASSES, class_number
 from ldm.inventory import expected_shapes
 from ldm.job import ETA_SAMPLERS, PICTURED, Defaults, Job
 from ldm.legacy import SCRIPT_DEFAULTS
@@ -72,6 +72,7 @@ def make_plan(given: Mapping[str, Any], *, script: bool = False) -> Plan:
         asked = replace(asked, prompt=None)
     asked = replace(asked, model=_recorded(asked.model, checkpoint), config=_short(asked.config))
     check_task(asked.task, choice)
+    _check_vocabulary(header, choice)
     plan = Plan(asked, asked, {}, header, config, choice, (*notes, *config_notes))
     plan = resolve(plan, choice.family.defaults, given, script=script)
     check_model(plan.job, choice)
@@ -94,10 +95,11 @@ def resolve(
 ) -> Plan:
     """The plan with its job filled up from a family's defaults; the seed is drawn only once."""
     asked = plan.asked
-    defaults = _for_task(defaults, asked.task, plan.choice)
+    defaults = _for_task(defaults, asked, plan.choice)
     _check_subject(asked, plan.choice)
-    if script and plan.choice.family.name in FAMILIES:
-        defaults = replace(defaults, width=512, height=512, source="the original script")
+    if script and asked.task == "txt2img" and plan.choice.family.name in FAMILIES:
+        scale = 9.0 if _is_v2(plan.choice) else 7.5
+        defaults = Defaults(512, 512, scale, 50, "ddim", "the original script")
     if plan.job.seed is not None and plan.job.seed >= 0:
         asked = replace(asked, seed=plan.job.seed)
     resolved = asked.resolve(defaults, draw_seed)
@@ -117,10 +119,15 @@ def _is_v2(choice: Choice) -> bool:
     return "OpenCLIP" in str(_part(choice.config, "cond_stage_config").get("target", ""))
 
 
-def _for_task(defaults: Defaults, task: str, choice: Choice) -> Defaults:
+def _for_task(defaults: Defaults, asked: Job, choice: Choice) -> Defaults:
     """A family's defaults, with what the originals' program of a task had of its own."""
+    task = asked.task
     if task == "img2img":
         return replace(defaults, strength=0.8 if _is_v2(choice) else 0.75)
+    if task == "sample" and not asked.classes:
+        return replace(defaults, eta=1.0)
+    if task == "variations":  # the demo put noise on a mixture, and none on a picture alone
+        return replace(defaults, noise_level=50 if len(asked.images) > 1 else 0)
     own = {"inpaint": (1.0, 0), "depth2img": (0.9, 0), "upscale": (0.75, 20)}
     strength, level = own.get(task, (defaults.strength, 0))
     most = most_noise(task, choice.config)
@@ -134,13 +141,36 @@ def _check_subject(asked: Job, choice: Choice) -> None:
     if asked.task == "sample":
         if target.endswith("ClassEmbedder") and not asked.classes:
             raise JobError("--class is missing: say what to draw, by its number or its name")
-        if not target.endswith("ClassEmbedder") and asked.classes:
-            raise JobError("--class: this model knows no classes; it draws what it was trained on")
+        if not target.endswith("ClassEmbedder"):
+            _check_told_nothing(asked)
+            return
+        table = _part(choice.config, "cond_stage_config", "params").get("n_classes", CLASSES)
+        wrong = [name for name in asked.classes if not int(name) < int(table)]
+        if wrong:
+            raise JobError(f"--class {wrong[0]}: this model has the classes 0 to {table - 1}")
         return
     prompted = asked.prompt is not None or bool(asked.prompts)
     speechless = target.startswith("__") or target.endswith(".Identity")
     if not prompted and asked.task not in ("upscale", "variations") and not speechless:
         raise JobError("--prompt is missing: say what to draw")
+
+
+def _check_told_nothing(asked: Job) -> None:
+    """Raise JobError where a model that draws what it was trained on is told something."""
+    if asked.classes:
+        raise JobError("--class: this model knows no classes; it draws what it was trained on")
+    if asked.scale not in (None, 1):
+        raise JobError("--scale: this model is told nothing, so there is nothing to follow")
+
+
+def _check_vocabulary(header: Header, choice: Choice) -> None:
+    """Raise CheckpointError where a model's text encoder lacks its vocabulary."""
+    told = _part(choice.config, "cond_stage_config")
+    params = _part(choice.config, "cond_stage_config", "params")
+    if str(told.get("target")).endswith("BERTEmbedder") and params.get("use_tokenizer", True):
+        from ldm.text.wordpiece import find_vocabulary
+
+        find_vocabulary(header.path.parent, params.get("bert_vocab"))
 
 
 # --- texts --------------------------------------------------------------------------------------

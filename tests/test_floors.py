@@ -21,6 +21,7 @@ FLOORS: dict[int, set[str]] = {
         "ldm.commands",
         "ldm.flags",
         "ldm.train",
+        "ldm.help",
         "ldm.stages",
         "ldm.recipe",
         "ldm.pretext",
@@ -29,7 +30,6 @@ FLOORS: dict[int, set[str]] = {
     },
     4: {
         "ldm.plan",
-        "ldm.places",
         "ldm.places",
         "ldm.device",
         "ldm.images",

@@ -1,0 +1,60 @@
+"""The order in which a command's help lists its options: what matters first, under headings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from typer.core import TyperCommand
+
+# Heading -> parameters. What is in no row comes under the last heading, in its own order.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "What to draw": (
+        "prompt", "negative", "init_img", "images", "weights", "classes", "strength", "mask",
+        "mask_invert", "outpaint", "depth", "depth_invert", "depth_model", "noise_level",
+        "indir", "from_file", "repeat",
+    ),
+    "How many, how large": (
+        "width", "height", "fit", "n_samples", "n_iter", "batch_size", "seed", "tile",
+    ),
+    "How": (
+        "steps", "custom_steps", "scale", "sampler", "eta", "vanilla_sample", "grid", "feather",
+        "no_paste", "prompt_syntax", "clip_skip",
+    ),
+    "Which model": (
+        "resume", "model", "config", "vae", "prediction", "overrides",
+    ),
+    "Where to": (
+        "output", "outdir", "logdir", "overwrite", "save_depth", "skip_grid", "skip_save",
+        "n_rows", "json",
+    ),
+    "On what": ("device", "precision", "attention", "vae_tiling"),
+    "To repeat old pictures": ("noise", "rng", "schedule_compat", "fixed_code"),
+    "Old flags": (
+        "plms", "dpm_solver", "bf16", "laion400m", "channels", "factor", "torchscript", "ipex",
+    ),
+    "Other": ("print_config", "quiet", "debug", "help"),
+}  # fmt: skip
+
+
+class GroupedCommand(TyperCommand):
+    """A command whose help has its options under the headings of `GROUPS`."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the arguments, then the options heading by heading."""
+        place = {name: heading for heading, names in GROUPS.items() for name in names}
+        order = [name for names in GROUPS.values() for name in names]
+        rows: dict[str, list[tuple[int, tuple[str, str]]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is None:
+                continue
+            name = param.name or ""
+            heading = place.get(name, list(GROUPS)[-1])
+            if param.param_type_name == "argument":
+                heading = "Arguments"
+            at = order.index(name) if name in order else len(order)
+            rows.setdefault(heading, []).append((at, record))
+        for heading in ("Arguments", *GROUPS):
+            if heading in rows:
+                with formatter.section(heading):
+                    formatter.write_dl([record for _, record in sorted(rows[heading])])
