@@ -43,9 +43,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.model import Autoencoder
 from ldm.nn.attention import attention
-from ldm.nn.autoencoder import AttnBlock, Decoder, DiagonalGaussian, Encoder, ResnetBlock
+from ldm.nn.autoencoder import (
+    AttnBlock,
+    AutoencoderKL,
+    Decoder,
+    DiagonalGaussian,
+    Encoder,
+    ResnetBlock,
+)
 from ldm.nn.vq import Unquantised, VQModelInterface
 from ldm.tiling import tiles
 
@@ -247,7 +253,9 @@ def _settled(
 
 
 @torch.no_grad()
-def decode_tiled(autoencoder: Autoencoder, z: Tensor, tile: int = TILE) -> Tensor:
+def decode_tiled(
+    autoencoder: AutoencoderKL | VQModelInterface, z: Tensor, tile: int = TILE
+) -> Tensor:
     """What `autoencoder.decode(z)` gives, in tiles of `tile` latents a side, margins included.
 
     z [B,embed_dim,h,w] -> images [B,3,h*f,w*f]. One tile is enough: the same computation. The
@@ -261,7 +269,7 @@ def decode_tiled(autoencoder: Autoencoder, z: Tensor, tile: int = TILE) -> Tenso
 
 @torch.no_grad()
 def encode_tiled(
-    autoencoder: Autoencoder, images: Tensor, tile: int = TILE
+    autoencoder: AutoencoderKL | VQModelInterface, images: Tensor, tile: int = TILE
 ) -> DiagonalGaussian | Unquantised:
     """What `autoencoder.encode(images)` gives, in tiles of `tile` latents a side.
 
