@@ -47,6 +47,7 @@ EXAMPLES = {
     "sample": "ldm sample -m ldm/cin256-v2/model --class 'golden retriever' --n_samples 4",
     "sample_diffusion": "python scripts/sample_diffusion.py -r models/ldm/celeba256 -n 20 -c 100",
     "rerun": "ldm rerun outputs/txt2img-samples/samples/00000.png -o again.png",
+    "tokens": 'ldm tokens "a (red:1.3) apple on a [blue] background"',
     "info": "ldm info models/sd-v1-4.ckpt",
     "convert": "ldm convert sd-v1-4.ckpt sd-v1-4.safetensors --precision fp16 --ema drop",
     "train": "ldm train --config configs/train/emoji-128.yaml train.steps=2000",
@@ -306,6 +307,25 @@ _command(
     [*_parameters(Job, RERUN_FIELDS), *_parameters(OutputPlan, RERUN_OUTPUTS)],
     [_argument("image", str, "IMAGE", "An image that ldm made.")],
 )
+
+
+@app.command(epilog=f"Example: {EXAMPLES['tokens']}")
+def tokens(
+    prompt: str = typer.Argument(..., metavar="PROMPT", help="The prompt, as for txt2img."),
+    model: str = typer.Option(
+        None, "--model", "--ckpt", "-m", metavar="FILE", help="Checkpoint [the bundled model]."
+    ),
+    config: str = typer.Option(None, "--config", metavar="YAML", help="YAML of the model."),
+    syntax: str = typer.Option(
+        "weights", "--prompt-syntax", metavar="weights|plain", help="What brackets mean."
+    ),
+    json: bool = typer.Option(False, "--json", help="As one JSON object."),
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+) -> int:
+    """Tell how a model reads a prompt: its chunks, tokens and weights."""
+    from ldm.tokens import tokens as body
+
+    return body(prompt, model=model, config=config, syntax=syntax, as_json=json)
 
 
 @app.command(epilog=f"Example: {EXAMPLES['info']}")

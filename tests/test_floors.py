@@ -19,6 +19,7 @@ FLOORS: dict[int, set[str]] = {
     5: {
         "ldm.cli",
         "ldm.commands",
+        "ldm.tokens",
         "ldm.flags",
         "ldm.train",
         "ldm.help",

@@ -15,9 +15,13 @@ from ldm.conditioning import (
     FrozenCLIPEmbedder,
     FrozenOpenCLIPEmbedder,
 )
+from ldm.device import Policy
+from ldm.engine import Engine, Event
 from ldm.errors import JobError
 from ldm.job import Job
+from ldm.legacy import SCRIPT_DEFAULTS
 from ldm.metadata import Record
+from ldm.model import Model
 from ldm.text.tokenizer import END, START, clip_tokenizer
 from ldm.wording import Wording, encode, weighted
 from tests.golden_data import case, text_tower, without
@@ -271,3 +275,44 @@ def test_the_infotext_keeps_the_prompt_as_it_was_written() -> None:
 def test_bare_words() -> None:
     assert WEIGHTS.bare("a (zebra:1.3), [x] BREAK y").split() == ["a", "zebra", ",", "x", "y"]
     assert Wording().bare("a (b)") == "a (b)"
+
+
+def test_scripts_take_prompts_literally() -> None:
+    assert Job().prompt_syntax == "weights"
+    defaults = [job for versions in SCRIPT_DEFAULTS.values() for job in versions]
+    assert {fields["prompt_syntax"] for fields in defaults} == {"plain"}
+
+
+def drawn(model: Model, **fields: Any) -> tuple[list[Tensor], list[str]]:
+    """The latents of a job of two steps, and its warnings."""
+    small = {"width": 16, "height": 16, "steps": 2, "sampler": "ddim", "seed": 1, "scale": 3.0}
+    events: list[Event] = []
+    engine = Engine(model, Policy(torch.device("cpu"), torch.float32, "full"))
+    latents = [result.latent for result in engine.run(Job(**{**small, **fields}), events.append)]
+    return latents, [event.text for event in events if event.kind == "warning"]
+
+
+def test_a_job_draws_by_its_weights_chunks_and_layer() -> None:
+    model = make(v1_tree())
+    prompt = "a (red:1.4) cat"
+    [plain], _ = drawn(model, prompt="a red cat")
+    [literal], _ = drawn(model, prompt=prompt, prompt_syntax="plain")
+    [heavy], _ = drawn(model, prompt=prompt)
+    [skipped], _ = drawn(model, prompt=prompt, clip_skip=2)
+    found = [plain, literal, heavy, skipped]
+    assert not any(torch.equal(a, b) for i, a in enumerate(found) for b in found[:i])
+    [escaped], _ = drawn(model, prompt="a \\(red:1.4\\) cat")
+    assert torch.equal(escaped, literal)
+
+
+def test_long_prompts_are_drawn_whole_or_cut_with_a_warning() -> None:
+    model = make(v1_tree())
+    ends = [f"{LONG}{end}" for end in ("red", "blue")]
+    (red, blue), warnings = drawn(model, prompts=tuple(ends), n_samples=2, negative="a BREAK b")
+    assert warnings == []
+    assert not torch.equal(red, blue)
+    [alone], _ = drawn(model, prompt=ends[0], negative="a BREAK b")
+    assert (alone - red).abs().max() < 1e-4
+    _, warnings = drawn(model, prompt=ends[0], prompt_syntax="plain")
+    assert len(warnings) == 1
+    assert "too long" in warnings[0]
