@@ -20,6 +20,7 @@ from ldm.data import Scene
 from ldm.errors import ConfigError
 from ldm.nn.autoencoder import AutoencoderKL
 from ldm.recipe import Plan
+from ldm.weights.keys import is_scheduled
 
 Batch = dict[str, Any]
 # Where a v1 text encoder has its rows, beside the list of kept tokens.
@@ -188,7 +189,6 @@ def _same_tokens(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, 
 
 _FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 _LABEL = "model.diffusion_model.label_emb."
-_NOISING = "low_scale_model."  # nothing but a schedule
 
 
 def _grown(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -199,8 +199,8 @@ def _grown(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor
         if key.startswith(_LABEL):
             same = key in tensors and tensors[key].shape == values.shape
             found[key] = tensors[key] if same else values
-        elif key.startswith(_NOISING):
-            found.setdefault(key, values)
+        elif is_scheduled(key):  # the YAML's, which may be another
+            found[key] = values
     first = tensors.get(_FIRST)
     if first is not None and _FIRST in own and first.shape[1] < own[_FIRST].shape[1]:
         found[_FIRST] = torch.zeros_like(own[_FIRST])
