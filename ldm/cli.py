@@ -55,7 +55,6 @@ EXAMPLES = {
 
 RERUN_FIELDS = ("model", "config", "device", "precision", "attention", "vae", "depth_model")
 RERUN_OUTPUTS = ("outdir", "output", "overwrite", "json", "quiet", "debug")
-
 # Commands that only a script of the originals runs.
 SCRIPT_COMMANDS = ("sample_diffusion",)
 SAMPLE_FIELDS = (
@@ -63,6 +62,7 @@ SAMPLE_FIELDS = (
     "attention",
 )  # fmt: skip
 SAMPLE_OUTPUTS = ("json", "print_config", "quiet", "debug")
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The program `ldm`; exits."""
@@ -274,7 +274,6 @@ def _task(name: str) -> Callable[[dict[str, Any], bool], int]:
     return body
 
 
-def _rerun(given: dict[str, Any], script: bool) -> int:
 def _sample_diffusion(given: dict[str, Any], script: bool) -> int:
     """Draw from a model that is told nothing; words such as model.params.x=1 change its YAML."""
     from ldm.commands import draw_samples
@@ -282,6 +281,7 @@ def _sample_diffusion(given: dict[str, Any], script: bool) -> int:
     return draw_samples(given)
 
 
+def _rerun(given: dict[str, Any], script: bool) -> int:
     """Make an image again, byte for byte, from the record inside it."""
     from ldm.commands import rerun
 
@@ -292,7 +292,6 @@ for _name in TASKS:
     _kinds = (Job, OutputPlan, Legacy)
     _command(_name, _task(_name), [p for k in _kinds for p in _parameters(k, task=_name)])
 _command(
-_command(
     "sample_diffusion",
     _sample_diffusion,
     [
@@ -302,6 +301,7 @@ _command(
     ],
     [_argument("settings", list[str] | None, "KEY=VALUE", "Changes of the YAML.", None)],
 )
+_command(
     "rerun",
     _rerun,
     [*_parameters(Job, RERUN_FIELDS), *_parameters(OutputPlan, RERUN_OUTPUTS)],
