@@ -12,9 +12,11 @@ An empty cell and null are as if not given. Every error names file, line and col
 
 from __future__ import annotations
 
+import csv
 import json
+import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,6 +24,7 @@ from typing import Any, get_type_hints
 
 from ldm.entries import FORMATS, Cell, Entry, Fault, read_entries, sniff
 from ldm.errors import JobError
+from ldm.grammar import LIMIT
 from ldm.job import SAMPLER_NAMES, TASK_NAMES, Job, from_record, nearest, options_of
 from ldm.metadata import GRID_TITLES, SAMPLER_TITLES
 
@@ -225,6 +228,41 @@ def _read(field: str, cell: Cell) -> Any:
             raise Fault(cell.line, cell.column, text)
         return words.lower() not in _FALSE
     return text
+
+
+def read_axes(words: Sequence[str], task: str) -> list[list[dict[str, Any]]]:
+    """The values of each axis of a matrix, as the fields they set, from `steps=20,30` and so on.
+
+    A value with a comma is quoted; whole numbers may be a span, as in `seed=1-4`. Raises JobError.
+    """
+    axes: list[list[dict[str, Any]]] = []
+    seen: set[str] = set()
+    for word in words:
+        name, equals, text = word.partition("=")
+        try:
+            values = next(csv.reader([text], skipinitialspace=True, strict=True), [])
+            field = _field_of(Cell(0, 0, name, text), task)
+            spans = [_span(value) if _read_as(field) is int else [value] for value in values]
+            cells = [Cell(0, 0, name, value) for span in spans for value in span]
+            axis = [_typed(field, cell) for cell in cells]
+        except (Fault, csv.Error) as fault:
+            raise JobError(f"--matrix {word}: {fault}") from None
+        if not equals or not axis or field in seen:
+            wrong = f"{name} comes twice" if field in seen else "values are missing"
+            raise JobError(f"--matrix {word}: {wrong}; write it as steps=20,30")
+        seen.add(field)
+        axes.append(axis)
+    return axes
+
+
+def _span(text: str) -> list[str]:
+    match = re.fullmatch(r"\s*(\d{1,20})-(\d{1,20})\s*", text)
+    if match is None:
+        return [text]
+    first, last = int(match[1]), int(match[2])
+    if not 0 <= last - first < LIMIT:
+        raise Fault(0, 0, f"{text} is no span of at most {LIMIT} numbers")
+    return [str(number) for number in range(first, last + 1)]
 
 
 def sampler_fields(name: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from ldm.errors import JobError
 from ldm.job import Job, to_record
 
 NAME = "manifest.jsonl"
+# Left out of fingerprints, so that those of old pictures stand when jobs have another field.
+_DEFAULTS = to_record(Job())
 
 
 def fingerprint(job: Job, row: int, model: str, inputs: Mapping[str, str]) -> str:
@@ -35,7 +38,8 @@ def fingerprint(job: Job, row: int, model: str, inputs: Mapping[str, str]) -> st
         text, seed = job.texts()[row], job.image_seeds()[row]
         named = {"classes": (text,)} if job.classes else {"prompt": text, "prompts": ()}
         job, row = replace(job, n_samples=1, n_iter=1, draw_rows=0, seed=seed, **named), 0
-    return hash_of({"job": to_record(job), "row": row, "model": model, "inputs": dict(inputs)})
+    told = {k: v for k, v in to_record(job).items() if v != _DEFAULTS.get(k)}
+    return hash_of({"job": told, "row": row, "model": model, "inputs": dict(inputs)})
 
 
 def hash_of(content: Any) -> str:
@@ -53,7 +57,7 @@ class Manifest:
 
     folder: Path
     paths: set[str] = field(default_factory=set)
-    _done: dict[str, str] = field(default_factory=dict)
+    _done: dict[str, list[str]] = field(default_factory=dict)
     _runs: dict[str, dict[str, Any]] = field(default_factory=dict)
     _offset: int = 0
 
@@ -64,12 +68,14 @@ class Manifest:
         manifest._read()
         return manifest
 
-    def done(self, fingerprint: str) -> Path | None:
-        """The picture of a fingerprint, if it is still there."""
+    def done(self, fingerprint: str, taken: int = 0) -> Path | None:
+        """The picture of a fingerprint, if it is still there; `taken` are passed over.
+
+        There may be several: the same was asked for twice.
+        """
         self._read()
-        name = self._done.get(fingerprint)
-        path = None if name is None else self.folder / name
-        return path if path is not None and path.is_file() else None
+        paths = (self.folder / name for name in self._done.get(fingerprint, ()))
+        return next(islice((path for path in paths if path.is_file()), taken, None), None)
 
     def add(self, fingerprint: str, path: Path, seed: int) -> None:
         """Note a picture that is in its place."""
@@ -128,7 +134,9 @@ class Manifest:
             self._runs.setdefault(run, {}).update(told)
         mark, name = told.get("fingerprint"), told.get("path")
         if isinstance(mark, str) and isinstance(name, str):
-            self._done[mark] = name
+            names = self._done.setdefault(mark, [])
+            if name not in names:
+                names.append(name)
             self.paths.add(name)
 
     def _append(self, told: Mapping[str, Any]) -> None:

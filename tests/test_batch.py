@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ldm.batch import parse_rows, read_jobs, read_rows, sampler_fields
+from ldm.batch import parse_rows, read_axes, read_jobs, read_rows, sampler_fields
 from ldm.errors import JobError
 
 Fields = dict[str, Any]
@@ -330,3 +330,40 @@ def test_a_task_of_its_own() -> None:
 )
 def test_samplers_by_the_names_that_people_see(name: str, fields: Fields) -> None:
     assert sampler_fields(name) == fields
+
+
+def test_axes() -> None:
+    words = [
+        "steps=20,30",
+        "--cfg_scale=5, 7.5",
+        'prompt="a, b",c',
+        "seed=3-5,9",
+        "sampler=Euler a",
+    ]
+    assert read_axes(words, "txt2img") == [
+        [{"steps": 20}, {"steps": 30}],
+        [{"scale": 5.0}, {"scale": 7.0}],
+        [{"prompt": "a, b"}, {"prompt": "c"}],
+        [{"seed": 3}, {"seed": 4}, {"seed": 5}, {"seed": 9}],
+        [{"sampler": "euler_ancestral"}],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["stps=1"], "--matrix stps=1: unknown field 'stps'; did you mean steps?"),
+        (["steps"], "--matrix steps: values are missing; write it as steps=20,30"),
+        (["steps="], "values are missing"),
+        (["steps=1", "s=2"], "--matrix s=2: s comes twice"),
+        (["steps=a"], "steps must be a whole number"),
+        (["mask=a.png"], "mask means nothing for txt2img"),
+        (["seed=5-1"], "5-1 is no span"),
+        (["seed=1-99999999"], "no span of at most"),
+        (['prompt="a'], "--matrix prompt="),
+    ],
+)
+def test_what_is_wrong_in_an_axis(words: list[str], message: str) -> None:
+    with pytest.raises(JobError) as caught:
+        read_axes(words, "txt2img")
+    assert message in str(caught.value)

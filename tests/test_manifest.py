@@ -56,7 +56,19 @@ def test_a_picture_that_is_gone_is_not_done(tmp_path: Path, picture: Path) -> No
     assert Manifest.open(tmp_path).done("a") == other
 
 
-@settings(max_examples=30)
+def test_a_picture_that_was_asked_for_twice(tmp_path: Path, picture: Path) -> None:
+    other = picture.with_name("00001.png")
+    other.write_bytes(b"the same")
+    manifest = Manifest.open(tmp_path)
+    for path in (picture, other, other):
+        manifest.add("a", path, 7)
+    again = Manifest.open(tmp_path)
+    assert [again.done("a", taken) for taken in range(3)] == [picture, other, None]
+    picture.unlink()
+    assert [again.done("a", taken) for taken in range(2)] == [other, None]
+
+
+@settings(max_examples=20)
 @given(cut=st.integers(0, 400))
 def test_a_line_that_was_cut_short(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
     folder = tmp_path_factory.mktemp("cut")
