@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from ldm.errors import ImageError, JobError
-from ldm.inputs import expand_inputs
 from ldm.job import SAMPLER_NAMES, option, options_of
 
 # Every flag of the two txt2img.py and img2img.py, CompVis v1 and Stability v2; a prefix that was
@@ -243,7 +242,7 @@ def pairs(indir: str, outdir: str) -> tuple[list[dict[str, str]], list[str]]:
     would lie upon the pictures.
     """
     folder = Path(indir).expanduser()
-    names = {path.name for path in expand_inputs([str(folder)])} if folder.is_dir() else set()
+    names = {path.name for path in folder.glob("*.png") if not path.name.startswith(".")}
     masks = {name for name in names if name.endswith(_MASK)}
     if not masks:
         raise ImageError(f"--indir {indir}: no file X{_MASK} there, whose X.png is to be repainted")
