@@ -17,7 +17,7 @@ from ldm.errors import CheckpointError, Interrupted, JobError
 from ldm.inputs import expand_inputs
 from ldm.job import Job, OutputPlan, default_outdir, options_of
 from ldm.legacy import pairs, sample_fields, translate
-from ldm.metadata import encode_png, parse_infotext, read_record, read_texts
+from ldm.metadata import Record, encode_png, parse_infotext, read_record, read_texts
 from ldm.output import Numbered, check_folder, check_output, write_file
 from ldm.plan import Plan, explain, make_plan, read_prompts, resolve
 
@@ -96,11 +96,8 @@ def _settle(plan: Plan, settled: Plan) -> Job:
 def rerun(image: str, given: dict[str, Any]) -> int:
     """Make an image again from its record; `given` replaces fields of its job."""
     record = read_record(Path(image))
-    if record.inputs:
-        from ldm.sources import check_unchanged
-
-        check_unchanged(record.inputs)
     outputs, changes = _split({"outdir": default_outdir(record.job.task), **given})
+    _check_inputs(record, changes, image)
     outputs = replace(outputs, skip_grid=True)
     if record.job.rng == "device" and record.job.device == "cuda" and "device" in changes:
         changes["rng"] = "philox"  # the numbers of the GPU that it was made on
@@ -119,6 +116,14 @@ def rerun(image: str, given: dict[str, Any]) -> int:
         _consume((result for row, result in enumerate(rows) if row == record.row), sink)
     sink.close()
     return 0
+
+
+def _check_inputs(record: Record, changes: Mapping[str, Any], image: str) -> None:
+    """Raise ImageError where what an image was made from is another now, unless it is replaced."""
+    from ldm.sources import check_unchanged
+
+    replaced = {vars(record.job)[name] for name in changes}
+    check_unchanged({k: told for k, told in record.inputs.items() if k not in replaced}, image)
 
 
 def info(file: str, *, as_json: bool) -> int:

@@ -97,14 +97,20 @@ def digests(job: Job) -> dict[str, str]:
     return {name: digest(name) for name in job.files()}
 
 
-def check_unchanged(recorded: Mapping[str, str]) -> None:
-    """Raise ImageError where a file is no longer what it was when an image was made of it."""
+def check_unchanged(recorded: Mapping[str, str], image: str) -> None:
+    """Raise ImageError where a file is gone or no longer what it was when `image` was made of it.
+
+    `recorded` has the hashes of then by the files' names.
+    """
     for name, told in recorded.items():
-        now = digest(name)
+        try:
+            now = digest(name)
+        except ImageError as error:
+            raise ImageError(f"{error}; {image} was made from it") from None
         if now != told:
             raise ImageError(
-                f"{name}: has changed since (its hash was {told}, now {now}); "
-                "put the old file back, or start anew from the new one"
+                f"{name}: has changed since {image} was made from it (its hash was {told}, now "
+                f"{now}); put the old file back, or start anew from the new one"
             )
 
 
