@@ -44,7 +44,7 @@ EXAMPLES = {
     "depth2img": 'ldm depth2img -i statue.jpg --prompt "a robot" --strength 0.9 -o robot.png',
     "upscale": "ldm upscale -i small.png --noise-level 20 -o large.png",
     "variations": "ldm variations -m sd21-unclip-h --image cat.png --image fox.png -o both.png",
-    "sample": "ldm sample -m ldm/cin256-v2/model --class 'golden retriever' --n_samples 4",
+    "sample": "ldm sample -m models/ldm/cin256-v2/model.ckpt --class 'golden retriever'",
     "sample_diffusion": "python scripts/sample_diffusion.py -r models/ldm/celeba256 -n 20 -c 100",
     "rerun": "ldm rerun outputs/txt2img-samples/samples/00000.png -o again.png",
     "tokens": 'ldm tokens "a (red:1.3) apple on a [blue] background"',

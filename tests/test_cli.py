@@ -18,7 +18,7 @@ import yaml
 from golden_data import GOLDEN
 from PIL import Image
 
-from ldm.cli import EXAMPLES, run
+from ldm.cli import EXAMPLES, SCRIPT_COMMANDS, run
 from ldm.commands import Sink
 from ldm.engine import Result
 from ldm.errors import LdmError
@@ -474,4 +474,5 @@ def test_the_help_of_a_command_has_an_example(
     command: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run([command, "--help"])
-    assert f"Example: ldm {command} " in " ".join(capfd.readouterr().out.split())
+    start = f"python scripts/{command}.py" if command in SCRIPT_COMMANDS else f"ldm {command}"
+    assert f"Example: {start} " in " ".join(capfd.readouterr().out.split())

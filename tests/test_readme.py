@@ -3,72 +3,168 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.main import get_command
 
-from ldm.job import GRID_NAMES, SAMPLER_ALIASES, Job, OutputPlan, options_of
-from ldm.legacy import Legacy
+from ldm.cli import EXAMPLES, SCRIPT_COMMANDS, app
+from ldm.config import read_config
+from ldm.families import FAMILIES
+from ldm.families.choice import _prediction, _task
+from ldm.flags import make_table, normalise
+from ldm.job import GRID_NAMES, SAMPLER_ALIASES
+from ldm.legacy import ORIGINAL_FLAGS
+from ldm.places import FITTING
 
 TOP = Path(__file__).parents[1]
 README = (TOP / "README.md").read_text(encoding="utf-8")
+COMMANDS: dict[str, Any] = vars(get_command(app))["commands"]
 
-# Every argument of scripts/txt2img.py in CompVis/stable-diffusion and Stability-AI/stablediffusion.
-OLD_FLAGS = re.findall(
-    r"\S+",
-    """
+# Every argument of the scripts in CompVis/stable-diffusion and Stability-AI/stablediffusion.
+OLD_FLAGS = {
+    "txt2img": """
 --prompt --outdir --skip_grid --skip_save --ddim_steps --steps --plms --dpm_solver --dpm --laion400m
 --fixed_code --ddim_eta --n_iter --H --W --C --f --n_samples --n_rows --scale --from-file --config
 --ckpt --seed --precision --repeat --device --torchscript --ipex --bf16
 """,
-)
-TABLE = README.partition("### Every flag of the two txt2img.py")[2].partition("###")[0]
+    "img2img": """
+--prompt --init-img --outdir --skip_grid --skip_save --ddim_steps --plms --fixed_code --ddim_eta
+--n_iter --C --f --n_samples --n_rows --scale --strength --from-file --config --ckpt --seed
+--precision
+""",
+    "inpaint": "--indir --outdir --steps",
+    "sample_diffusion": """
+-r --resume -n --n_samples -e --eta -v --vanilla_sample -l --logdir -c --custom_steps --batch_size
+""",
+}
+PAIRS = [(command, flag) for command, flags in OLD_FLAGS.items() for flag in flags.split()]
+HEADINGS = {
+    "txt2img": "### Every flag of the two txt2img.py",
+    "img2img": "### Every flag of img2img.py, inpaint.py and sample_diffusion.py",
+}
 BLOCKS = re.findall(r"```\n(.*?)```", README, flags=re.DOTALL)
+LINES = "\n".join(BLOCKS).replace("\\\n", " ").splitlines()
 
 
-@pytest.mark.parametrize("flag", OLD_FLAGS)
-def test_every_old_flag_is_listed_and_still_taken(flag: str) -> None:
-    listed = re.findall(r"^\| (.*?) \|", TABLE, flags=re.MULTILINE)
+def section(heading: str) -> str:
+    """The text under a heading, up to the next one of its level or above."""
+    start = README.partition(f"{heading}\n")[2]
+    level = len(heading.split()[0])
+    return re.split(rf"^#{{1,{level}}} ", start, flags=re.MULTILINE)[0]
+
+
+def flags_of(command: str) -> list[str]:
+    return [flag for param in COMMANDS[command].params for flag in param.opts]
+
+
+def parsed(command: str, words: list[str]) -> None:
+    """Read the words of a command line as the command does; raises for what it does not take."""
+    params = [p for p in COMMANDS[command].params if p.param_type_name == "option"]
+    table = make_table(
+        [*((list(p.opts), not p.is_flag) for p in params), (["--help", "-h"], False)]
+    )
+    words = normalise(words, table, ORIGINAL_FLAGS)
+    COMMANDS[command].make_context(command, words)
+
+
+@pytest.mark.parametrize(("command", "flag"), PAIRS)
+def test_every_old_flag_is_listed_and_still_taken(command: str, flag: str) -> None:
+    text = section(HEADINGS["txt2img" if command == "txt2img" else "img2img"])
+    listed = re.findall(r"^\| (.*?) \|", text, flags=re.MULTILINE)
     assert any(f"`{flag}" in cell for cell in listed)
-    taken = [
-        spelling
-        for kind in (Job, OutputPlan, Legacy)
-        for option in options_of(kind).values()
-        for spelling in option.flags
-    ]
-    assert flag in taken
+    assert flag in flags_of(command)
 
 
-def test_every_flag_in_an_example_is_known() -> None:
-    known = {
-        spelling
-        for kind in (Job, OutputPlan, Legacy)
-        for option in options_of(kind).values()
-        for spelling in option.flags
-    }
-    examples = "\n".join(BLOCKS).replace("\\\n", " ").splitlines()
-    used = {
-        word
-        for line in examples
-        if "txt2img" in line
-        for word in re.findall(r"(?<=\s)--?[A-Za-z][\w-]*", re.sub(r'"[^"]*"', "", line))
-    }
-    assert used
-    assert used <= known
+def examples() -> list[tuple[str, list[str]]]:
+    """The lines in the README and in the help that call a command, as command and words."""
+    found = []
+    for line in [*LINES, *EXAMPLES.values()]:
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["ldm"]:
+            found.append((words[1], words[2:]))
+        elif words[:1] == ["python"] and words[1].startswith("scripts/"):
+            found.append((Path(words[1]).stem, words[2:]))
+    return found
+
+
+@pytest.mark.parametrize(("command", "words"), examples())
+def test_every_example_is_taken(command: str, words: list[str]) -> None:
+    parsed(command, words)
+
+
+def test_an_example_with_a_wrong_flag_would_be_found() -> None:
+    with pytest.raises(Exception, match="no such option: --promt"):
+        parsed("txt2img", ["--promt", "x"])
+
+
+def test_every_command_has_an_example() -> None:
+    shown = {line.split()[1] for line in LINES if line.startswith("ldm ")}
+    assert set(COMMANDS) - set(SCRIPT_COMMANDS) <= shown
+
+
+def test_every_script_is_named() -> None:
+    for path in (TOP / "scripts").glob("*.py"):
+        assert f"scripts/{path.name}" in README
 
 
 def test_samplers_and_grids_are_all_named() -> None:
-    section = README.partition("## Samplers and grids")[2].partition("\n## ")[0]
-    words = set(re.findall(r"[a-z0-9_]+", section))
+    words = set(re.findall(r"[a-z0-9_]+", section("## Samplers and grids")))
     assert set(SAMPLER_ALIASES) <= words
     assert set(GRID_NAMES) <= words
 
 
-def test_every_packaged_family_is_in_the_table() -> None:
-    table = README.partition("## Families")[2].partition("\n## ")[0]
-    for path in (TOP / "configs" / "stable-diffusion").glob("*.yaml"):
-        name = path.name.replace("unclip-h-inference", "unclip-l-inference")  # one row for both
-        assert name in table
+# --- the table of YAMLs ---------------------------------------------------------------------------
+
+ROWS = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in section("## Families").splitlines()
+    if line.startswith("| ") and ".yaml" in line
+]
+YAMLS = sorted(
+    path
+    for folder in ("stable-diffusion", "latent-diffusion")
+    for path in (TOP / "configs" / folder).glob("*.yaml")
+)
+
+
+def row_of(path: Path) -> list[str]:
+    """The cells of a packaged YAML's row."""
+    names = {cell[0]: cell for cell in ROWS}
+    first = f"{path.parent.name}/{path.name}"
+    fits = [cells for name, cells in names.items() if first in name or f", {path.name}" in name]
+    assert len(fits) == 1, path.name
+    return fits[0]
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.name)
+def test_the_table_tells_what_runs(path: Path) -> None:
+    _, _, predicts, _, command = row_of(path)
+    config = read_config(path)
+    assert predicts == _prediction(config)
+    task = _task(config)
+    runs = [name for name in COMMANDS if task in FITTING.get(name, (name,))]
+    if runs:
+        assert command.split(", ") == [name for name in runs if name != "sample_diffusion"]
+    else:
+        assert command == "none yet; it loads"
+
+
+def test_the_table_tells_the_size_of_each_family() -> None:
+    for family in FAMILIES.values():
+        size = row_of(TOP / "configs" / family.yaml)[3]
+        if family.task != "upscale":
+            assert str(family.defaults.width) in size.split(", "), family.name
+
+
+def test_every_autoencoder_is_in_the_table() -> None:
+    for path in (TOP / "configs" / "autoencoder").glob("*.yaml"):
+        assert path.name in section("## Families")
+
+
+# --- links ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", README))
@@ -78,4 +174,5 @@ def test_links_lead_somewhere(link: str) -> None:
 
 def test_paths_in_the_text_exist() -> None:
     for path in re.findall(r"`((?:configs|tests|scripts)/[\w./-]+)`", README):
-        assert (TOP / path).exists(), path
+        if path != "configs/":
+            assert (TOP / path).exists(), path
