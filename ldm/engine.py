@@ -126,7 +126,7 @@ class Engine:
     ) -> tuple[Problem, Tensor]:
         """The problem of one batch and its latents [B,C,h,w], ready to be decoded."""
         first = None if draws.first is None else draws.first[: batch.n_samples]
-        given = Given(self.model, sources, first)
+        given = Given(self.model, sources, first, batch.vae_tiling)
         problem = self._stage(
             ENCODERS,
             nn.ModuleList(part for part in self._encoders() if part is not None),
@@ -195,7 +195,7 @@ class Engine:
         image = self._stage(
             DECODER,
             self.model.first_stage_model,
-            lambda again: self.model.decode(latent),
+            lambda again: self.model.decode(latent, job.vae_tiling),
             lambda image: [image],
             report,
         )

@@ -28,6 +28,8 @@ from ldm.nn.dpt import MiDaSInference
 from ldm.nn.unet import UNetModel
 from ldm.nn.vq import VQModelInterface
 from ldm.schedule import NoiseSchedule, augmentor_buffers, ddpm_buffers
+from ldm.tiled_autoencoder import decode_tiled, encode_tiled
+from ldm.tiling import wants_tiling
 from ldm.wording import PLAIN, READERS, Wording, encode
 
 Autoencoder = AutoencoderKL | VQModelInterface
@@ -193,18 +195,26 @@ class Model(nn.Module):
 
         return make_denoiser(network, self.schedule, self.prediction, self.network.dtype)
 
-    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+    def encode(self, images: Tensor, noise: Tensor | None = None, tiling: str = "auto") -> Tensor:
         """Images [B,3,H,W] in [-1,1] -> scaled latents, float32.
 
         The posterior's mode, or with `noise` (standard normal, of the latents' shape) a sample.
+        `tiling` is on, off or auto, which bounds the memory of large pictures.
         """
-        posterior = self.first_stage_model.encode(images.to(_dtype(self.first_stage_model)))
+        images = images.to(_dtype(self.first_stage_model))
+        if wants_tiling(tiling, images.shape[-2], images.shape[-1], images.device):
+            posterior = encode_tiled(self.first_stage_model, images)
+        else:
+            posterior = self.first_stage_model.encode(images)
         z = posterior.mode() if noise is None else posterior.sample(noise.to(posterior.mean))
         return self.scale_factor * z.float()
 
-    def decode(self, z: Tensor) -> Tensor:
+    def decode(self, z: Tensor, tiling: str = "auto") -> Tensor:
         """Scaled latents [B,C,h,w] -> images [B,3,H,W], float32, near [-1,1] but not clamped."""
         unscaled = (z / self.scale_factor).to(_dtype(self.first_stage_model))
+        height, width = (side * self.factor for side in z.shape[-2:])
+        if wants_tiling(tiling, height, width, z.device):
+            return decode_tiled(self.first_stage_model, unscaled).float()
         return self.first_stage_model.decode(unscaled).float()
 
 

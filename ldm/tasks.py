@@ -50,12 +50,14 @@ class Problem:
 class Given:
     """What a task has beside its job: the model, the pictures, and its first draw.
 
-    `first` [B,...] is noise of the shape that `first_draw` names, or None.
+    `first` [B,...] is noise of the shape that `first_draw` names, or None; `tiling` is how the
+    autoencoder runs.
     """
 
     model: Model
     sources: Sources
     first: Tensor | None = None
+    tiling: str = "auto"
 
     @property
     def device(self) -> torch.device:
@@ -70,8 +72,9 @@ class Given:
     def latents(self, images: Tensor) -> Tensor:
         """Images [B,3,H,W] as scaled latents: a sample where there is a first draw."""
         if self.first is None:
-            return self.model.encode(images[:1]).expand(len(images), -1, -1, -1)
-        return self.model.encode(images, self.first)
+            alone = self.model.encode(images[:1], tiling=self.tiling)
+            return alone.expand(len(images), -1, -1, -1)
+        return self.model.encode(images, self.first, self.tiling)
 
 
 def txt2img(job: Job, given: Given) -> Problem:
@@ -103,7 +106,7 @@ def inpaint(job: Job, given: Given) -> Problem:
         hidden = given.latents(images * (hard < 0.5))
         concat = torch.cat([mask.expand(len(hidden), -1, -1, -1), hidden], dim=1)
     else:  # latent diffusion: black in the hole, unscaled, mask in -1 and 1 and last
-        hidden = model.encode(images * (1 - hard) - hard) / model.scale_factor
+        hidden = model.encode(images * (1 - hard) - hard, tiling=given.tiling) / model.scale_factor
         concat = torch.cat([hidden, 2 * mask.expand(len(hidden), -1, -1, -1) - 1], dim=1)
     problem = _shown(problem, concat)
     if job.strength == 1:

@@ -92,7 +92,7 @@ class Stub:
 
         return denoise
 
-    def decode(self, z: Tensor) -> Tensor:
+    def decode(self, z: Tensor, tiling: str = "auto") -> Tensor:
         image = z.repeat_interleave(8, 2).repeat_interleave(8, 3)
         return self._through("decoder", self.first_stage_model, image)
 

@@ -141,3 +141,15 @@ def test_a_pooled_text_is_a_vector_too(x: torch.Tensor) -> None:
     one, other = model.predict(x[:1].repeat(2, 1, 1, 1), torch.tensor([500.0, 500.0]), cond)
     assert not torch.allclose(one, other)
     assert make(v1_tree()).condition(["a cat"])[0].vector is None
+
+
+def test_tiles_change_little(model: Model) -> None:
+    """Autoencoders of random weights are the hardest: nothing in them is smooth."""
+    z = torch.randn(1, 4, 40, 40, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        plain, tiled = model.decode(z, "off"), model.decode(z, "on")
+        assert plain.shape == tiled.shape
+        assert float((plain.clamp(-1, 1) - tiled.clamp(-1, 1)).abs().mean()) / 2 < 1 / 255
+        images = plain.clamp(-1, 1)
+        there, back = model.encode(images, tiling="off"), model.encode(images, tiling="on")
+    assert float((there - back).abs().mean()) < 0.02 * float(there.std())
