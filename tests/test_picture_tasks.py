@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,25 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from ldm.canvas import latent_mask
 from ldm.cli import main_script, run
 from ldm.commands import Sink
+from ldm.depth import load_depth_model
 from ldm.engine import Result
 from ldm.images import to_picture
-from ldm.job import SAMPLER_ALIASES
+from ldm.job import SAMPLER_ALIASES, Job
 from ldm.load import load_model
 from ldm.metadata import read_record
 from ldm.model import Model
+from ldm.nn.dpt import MiDaSInference
+from ldm.sources import read_sources
 from ldm.targets import DEPTH_MODELS
-from tests.tiny_dpt import tiny_dpt
-from tests.tiny_pictures import QUICK, place, read, save, scene, square_mask
+from ldm.tasks import Given, inpaint
+from tests.tiny_dpt import TINY_DPT, tiny_dpt
+from tests.tiny_models import write
+from tests.tiny_pictures import QUICK, depth_tree, place, read, save, scene, square_mask
 
 PROMPT = ["--prompt", "a cat"]
 
@@ -72,6 +79,11 @@ def draw(task: str, *argv: str, out: str = "out.png") -> np.ndarray[Any, Any]:
     """The one picture that a command line makes."""
     assert run([task, *argv, "-o", out, "--overwrite"]) == 0
     return read(Path(out))
+
+
+def away(one: torch.Tensor, other: torch.Tensor) -> float:
+    """How far latents are apart at most."""
+    return float((one - other).abs().max())
 
 
 def size_of(path: str | Path) -> tuple[int, int]:
@@ -206,3 +218,212 @@ def test_one_side_keeps_the_proportions(models: Models) -> None:
     argv = ["-i", "in.png", *PROMPT, *models("text"), "--strength", "0"]
     assert draw("img2img", *argv, "--W", "150").shape == (100, 150, 3)
     assert draw("img2img", *argv, "--H", "25").shape == (25, 38, 3)
+
+
+# --- inpaint --------------------------------------------------------------------------------------
+
+HOLE = ["-i", "in.png", "--mask", "mask.png"]
+
+
+@pytest.mark.parametrize("name", ["text", "inpaint", "textless"])
+def test_what_is_not_masked_stays_byte_for_byte(models: Models, name: str) -> None:
+    words = [] if name == "textless" else PROMPT
+    argv = [*words, *models(name)]
+    outside = square_mask(75, 50) == 0
+    for feather in ("0", "8"):
+        made = draw("inpaint", *HOLE, *argv, "--feather", feather)
+        assert (made == scene(75, 50))[outside].all()
+        assert np.abs(made - scene(75, 50))[~outside].mean() > 5
+    own = draw("inpaint", *HOLE, *argv, "--no-paste")
+    assert np.abs(own - scene(75, 50))[outside].mean() > 5
+    assert (made[25, 37] == own[25, 37]).all()  # in the middle, past the feather
+
+
+def test_a_mask_may_be_inverted_or_be_the_transparency(models: Models) -> None:
+    argv = [*PROMPT, *models("inpaint")]
+    expected = draw("inpaint", *HOLE, *argv)
+    mask = square_mask(75, 50)
+    save(Path("black.png"), 255 - mask)
+    made = draw("inpaint", "-i", "in.png", "--mask", "black.png", "--mask-invert", *argv)
+    assert (made == expected).all()
+    save(Path("glass.png"), np.dstack([scene(75, 50), 255 - mask]))
+    assert (draw("inpaint", "-i", "glass.png", *argv) == expected).all()
+
+
+@pytest.mark.parametrize("name", ["text", "inpaint"])
+def test_a_picture_grows_beyond_its_edges(models: Models, name: str) -> None:
+    made = draw("inpaint", "-i", "in.png", *PROMPT, *models(name), "--outpaint", "5,0,40,3")
+    assert made.shape == (53, 120, 3)
+    assert (made[:42, 13:72] == scene(75, 50)[:42, 8:67]).all()
+    assert (made[:, 81:] != made[:, 80:81]).any()  # not just the edge, repeated
+
+
+def test_the_textless_model_is_shown_what_the_original_script_showed(models: Models) -> None:
+    """scripts/inpaint.py of latent-diffusion, make_batch and what follows."""
+    model = load_model(models("textless")[1]).model
+    model.scale_factor = 0.5
+    save(Path("in.png"), scene(128, 64))
+    save(Path("mask.png"), np.minimum(square_mask(128, 64), 155))  # more than a half: masked
+    job = Job(task="inpaint", init_img="in.png", mask="mask.png", steps=2, scale=1.0, seed=1)
+    job = replace(job, sampler="ddim", strength=1.0, fit="floor-64")
+    with torch.inference_mode():
+        concat = inpaint(job, Given(model, read_sources(job, 4))).cond.concat
+    image = torch.from_numpy(scene(128, 64)).float().permute(2, 0, 1)[None] / 255
+    mask = (torch.from_numpy(square_mask(128, 64))[None, None] > 0).float()
+    masked_image = ((1 - mask) * image) * 2 - 1
+    with torch.inference_mode():
+        c = model.first_stage_model.quant_conv(model.first_stage_model.encoder(masked_image))
+    cc = torch.nn.functional.interpolate(mask * 2 - 1, size=c.shape[-2:])
+    assert concat is not None
+    assert torch.allclose(concat, torch.cat((c, cc), dim=1), atol=1e-5)
+    assert set(concat[0, -1].unique().tolist()) == {-1.0, 1.0}
+
+
+@pytest.mark.parametrize("name", ["inpaint", "textless"])
+def test_an_inpainting_model_keeps_more_of_the_hole_at_less_strength(
+    models: Models, results: list[Result], name: str
+) -> None:
+    for strength in ("0", "0.5", "1"):
+        draw("inpaint", *HOLE, *PROMPT, *models(name), "--strength", strength)
+    first, second, third = (result.latent for result in results)
+    assert 0 < (second - first).abs().mean() < (third - first).abs().mean()
+
+
+# --- depth2img ------------------------------------------------------------------------------------
+
+NEAR = ["-i", "in.png", "--depth", "depth.png"]
+
+
+def test_depth_may_have_8_or_16_bits_and_be_inverted(models: Models, results: list[Result]) -> None:
+    argv = ["-i", "in.png", *PROMPT, *models("depth")]
+    depth = scene(75, 50)[..., 0]
+    save(Path("deep.png"), depth.astype(np.uint16) * 257)
+    save(Path("dark.png"), 255 - depth)
+    draw("depth2img", *argv, "--depth", "depth.png")
+    draw("depth2img", *argv, "--depth", "deep.png")
+    draw("depth2img", *argv, "--depth", "dark.png", "--depth-invert")
+    draw("depth2img", *argv, "--depth", "dark.png")
+    eight, sixteen, inverted, other = (result.latent for result in results)
+    assert torch.equal(sixteen, eight)
+    assert away(inverted, eight) < 1e-4
+    assert away(other, eight) > 1e-3
+
+
+@pytest.fixture
+def seeing(models: Models, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The flags of a depth model that has a small depth network of its own."""
+    target = "ldm.modules.midas.api.MiDaSInference"
+    spec = replace(DEPTH_MODELS[target], build=lambda *_: MiDaSInference(TINY_DPT))
+    monkeypatch.setitem(DEPTH_MODELS, target, spec)
+    argv = models("depth")
+    tree = depth_tree()
+    tree["model"]["params"]["depth_stage_config"] = {"target": target}
+    write(tree, folder / "seeing.yaml")
+    network = {f"depth_model.{key}": value for key, value in tiny_dpt().state_dict().items()}
+    save_file({**load_file(argv[1]), **network}, folder / "seeing.safetensors")
+    return ["--model", "seeing.safetensors", *QUICK]
+
+
+def test_depth_is_estimated_saved_and_taken_again(seeing: list[str], results: list[Result]) -> None:
+    save(Path("in.png"), scene(96, 64))
+    argv = ["-i", "in.png", *PROMPT, *seeing]
+    draw("depth2img", *argv, "--save-depth", "seen.png")
+    with Image.open("seen.png") as image:
+        assert image.mode.startswith("I;16")
+        seen = np.asarray(image)
+    assert seen.shape == (384, 384)  # of the padded canvas, as the network saw it
+    assert (seen.min(), seen.max()) == (0, 65535)
+    # The picture's own part of the canvas, at the picture's own size.
+    small = Image.fromarray(seen[:192, :288].astype(np.int32)).resize((96, 64))
+    save(Path("small.png"), np.asarray(small).clip(0, 65535).astype(np.uint16))
+    draw("depth2img", *argv, "--depth", "small.png")
+    draw("depth2img", *argv, "--depth", "small.png", "--depth-invert")
+    estimated, given, inverted = (result.latent for result in results)
+    assert away(given, estimated) < 0.5 * away(inverted, estimated)
+
+
+def test_another_depth_network_may_be_given(
+    models: Models, seeing: list[str], results: list[Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ldm.depth.load_depth_model", partial(load_depth_model, sizes=TINY_DPT))
+    save_file(dict(tiny_dpt(1).model.state_dict()), "dpt.safetensors")
+    argv = ["-i", "in.png", *PROMPT]
+    draw("depth2img", *argv, *seeing)
+    draw("depth2img", *argv, *seeing, "--depth-model", "dpt.safetensors")
+    draw("depth2img", *argv, *models("depth"), "--depth-model", "dpt.safetensors")
+    own, other, alone = (result.latent for result in results)
+    assert away(other, own) > 1e-3
+    assert torch.equal(alone, other)
+    assert read_record(Path("out.png")).inputs.keys() == {"in.png", "dpt.safetensors"}
+
+
+def test_a_checkpoint_that_lost_its_depth_network_takes_a_map(
+    models: Models, seeing: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("lost.yaml").write_bytes(Path("seeing.yaml").read_bytes())
+    Path("lost.safetensors").write_bytes(Path(models("depth")[1]).read_bytes())
+    lost = ["--model", "lost.safetensors", *QUICK]
+    expected = draw("depth2img", *NEAR, *PROMPT, *models("depth"))
+    assert (draw("depth2img", *NEAR, *PROMPT, *lost) == expected).all()
+    capfd.readouterr()
+    assert run(["depth2img", "-i", "in.png", *PROMPT, *lost]) == 2
+    assert "--depth" in capfd.readouterr().err
+
+
+# --- upscale --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(folder: Path) -> list[str]:
+    """The flag for a small picture, whose large one comes soon."""
+    return ["-i", str(save(folder / "small.png", scene(17, 13)).name)]
+
+
+def test_an_upscaled_picture_is_four_times_as_large(
+    models: Models, small: list[str], results: list[Result]
+) -> None:
+    argv = [*small, *models("upscale")]
+    made = draw("upscale", *argv)
+    assert made.shape == (52, 68, 3)
+    assert (draw("upscale", *argv, "--prompt", "", "--noise-level", "20") == made).all()
+    for more in (PROMPT, ["--noise-level", "0"], ["--noise-level", "350"]):
+        draw("upscale", *argv, *more)
+    first, _, *others = (result.latent for result in results)
+    assert min(away(other, first) for other in others) > 1e-3
+
+
+def test_a_folder_and_a_pattern_are_upscaled_each_by_itself(
+    models: Models, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "in").mkdir()
+    for width in (9, 17):
+        save(folder / "in" / f"{width}.png", scene(width, 13))
+    argv = [*models("upscale"), "--steps", "1"]
+    for name in ("in", "in/*.png"):
+        assert run(["upscale", "-i", name, *argv, "--outdir", "out", "--overwrite"]) == 0
+    made = sorted((folder / "out" / "samples").iterdir())
+    assert [size_of(path) for path in made] == [(68, 52), (36, 52)] * 2
+    alone = draw("upscale", "-i", "in/9.png", *argv)
+    assert (read(made[1]) == alone).all()
+    assert read_record(made[1]).inputs.keys() == {"in/9.png"}
+    assert run(["upscale", "-i", "in", *argv, "-o", "one.png"]) == 2
+    assert "makes 2" in capfd.readouterr().err
+
+
+def test_a_large_picture_is_denoised_in_tiles(models: Models) -> None:
+    save(Path("wide.png"), scene(40, 12))
+    argv = ["-i", "wide.png", *models("upscale"), "--steps", "1"]
+    whole = draw("upscale", *argv)
+    tiled = draw("upscale", *argv, "--tile", "32")
+    assert tiled.shape == whole.shape == (48, 160, 3)
+    away = np.abs(tiled - whole).mean()
+    assert 0 < away < 10
+
+
+def test_an_upscaler_without_text_or_noise(models: Models, small: list[str]) -> None:
+    """latent-diffusion's bsr_sr."""
+    argv = [*small, *models("superres")]
+    made = draw("upscale", *argv)
+    assert made.shape == (52, 68, 3)
+    save(Path("small.png"), np.flipud(scene(17, 13)))
+    assert np.abs(draw("upscale", *argv) - made).mean() > 1

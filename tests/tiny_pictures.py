@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 
-from ldm.config import read_config
+from ldm.config import read_config, resource
 from tests.golden_data import GOLDEN
 from tests.tiny_models import OPEN_CLIP, make, state, v1_tree, v2_tree, write
 
@@ -48,15 +48,23 @@ def upscale_tree() -> dict[str, Any]:
 
 def textless_tree() -> dict[str, Any]:
     """latent-diffusion's inpainting_big, made small."""
-    tree = copy.deepcopy(read_config(Path("configs/latent-diffusion/inpainting_big.yaml")).tree)
+    return _small("inpainting_big")
+
+
+def superres_tree() -> dict[str, Any]:
+    """latent-diffusion's bsr_sr, made small."""
+    return _small("bsr_sr")
+
+
+def _small(name: str) -> dict[str, Any]:
+    """A model of latent-diffusion that has a codebook and no text, of small sizes."""
+    path = resource("configs") / "latent-diffusion" / f"{name}.yaml"
+    tree = copy.deepcopy(read_config(path).tree)
     params = tree["model"]["params"]
-    params["unet_config"]["params"] |= {
-        "model_channels": 32,
-        "channel_mult": [1],
-        "num_res_blocks": 1,
-        "attention_resolutions": [1],
-        "num_heads": 4,
-    }
+    network = params["unet_config"]["params"]
+    network.pop("num_head_channels", None)
+    network |= {"model_channels": 32, "channel_mult": [1], "num_res_blocks": 1}
+    network |= {"attention_resolutions": [1], "num_heads": 4}
     stage = params["first_stage_config"]["params"]
     stage["n_embed"] = 64
     stage["ddconfig"] |= {"ch": 32, "ch_mult": [1, 1, 1], "num_res_blocks": 1}
@@ -70,6 +78,7 @@ TREES = {
     "depth": depth_tree,
     "upscale": upscale_tree,
     "textless": textless_tree,
+    "superres": superres_tree,
 }
 
 
