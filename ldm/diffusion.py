@@ -107,7 +107,8 @@ class DiffusionStage:
         if plan.autoencoder is not None:
             load_weights(self.model.first_stage_model, plan.autoencoder)
         self.model.first_stage_model.requires_grad_(False).eval()
-        if not config.tree["model"]["params"].get("cond_stage_trainable", False):
+        trained = config.tree["model"]["params"].get("cond_stage_trainable", False)
+        if not trained and self.model.cond_stage_model is not None:
             # Trained along, it forgets which glyph is meant long before the network could use it.
             self.model.cond_stage_model.requires_grad_(False)
         self.kept, self.captions = self._encode(data)
