@@ -82,8 +82,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 
 def _by_head(x: Tensor, heads: int) -> Tensor:
-    """[B, N, heads*d] -> [B, N, heads, d]."""
-    return x.reshape(*x.shape[:-1], heads, -1)
+    """[B, N, heads*d] -> [B, N, heads, d].
+
+    Contiguous: fused kernels refuse a feature map's transpose, and torch would then fall back to
+    one that holds all N*M scores.
+    """
+    return x.contiguous().view(*x.shape[:-1], heads, -1)
 
 
 def _xformers(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.attention
 
 from ldm.config import read_config
-from ldm.nn.autoencoder import AutoencoderKL, DiagonalGaussian
+from ldm.nn.autoencoder import AttnBlock, AutoencoderKL, DiagonalGaussian
 from tests.golden_data import GOLDEN, tensors
 
 # Outputs are of order 1; 5e-6 was the largest difference seen.
@@ -66,3 +67,11 @@ def test_a_single_z_is_refused() -> None:
             },
             4,
         )  # fmt: skip
+
+
+@torch.inference_mode()
+def test_attention_is_left_to_a_fused_kernel() -> None:
+    # The one that holds all scores takes memory that grows with the square of the pixels.
+    block = AttnBlock(32)
+    with torch.nn.attention.sdpa_kernel([torch.nn.attention.SDPBackend.FLASH_ATTENTION]):
+        assert block(torch.randn(1, 32, 8, 8)).shape == (1, 32, 8, 8)
