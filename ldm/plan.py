@@ -165,6 +165,8 @@ def _check_told_nothing(asked: Job) -> None:
 
 def _check_vocabulary(header: Header, choice: Choice) -> None:
     """Raise CheckpointError where a model's text encoder lacks its vocabulary."""
+        if table == CLASSES and asked.scale not in (None, 1):
+            raise JobError("--scale: this model was not trained without a class; use --scale 1")
     told = _part(choice.config, "cond_stage_config")
     params = _part(choice.config, "cond_stage_config", "params")
     if str(told.get("target")).endswith("BERTEmbedder") and params.get("use_tokenizer", True):
