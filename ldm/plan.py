@@ -148,6 +148,8 @@ def _check_subject(asked: Job, choice: Choice) -> None:
         wrong = [name for name in asked.classes if not int(name) < int(table)]
         if wrong:
             raise JobError(f"--class {wrong[0]}: this model has the classes 0 to {table - 1}")
+        if table == CLASSES and asked.scale not in (None, 1):
+            raise JobError("--scale: this model was not trained without a class; use --scale 1")
         return
     prompted = asked.prompt is not None or bool(asked.prompts)
     speechless = target.startswith("__") or target.endswith(".Identity")
@@ -165,8 +167,6 @@ def _check_told_nothing(asked: Job) -> None:
 
 def _check_vocabulary(header: Header, choice: Choice) -> None:
     """Raise CheckpointError where a model's text encoder lacks its vocabulary."""
-        if table == CLASSES and asked.scale not in (None, 1):
-            raise JobError("--scale: this model was not trained without a class; use --scale 1")
     told = _part(choice.config, "cond_stage_config")
     params = _part(choice.config, "cond_stage_config", "params")
     if str(told.get("target")).endswith("BERTEmbedder") and params.get("use_tokenizer", True):
