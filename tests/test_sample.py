@@ -200,3 +200,12 @@ def test_yamls_of_latent_diffusion_are_found(
 def test_a_mistyped_yaml_is_guessed(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["sample", "-m", "free", "--config", "cin256-v3.yaml"]) == 2
     assert "did you mean cin256-v2.yaml?" in error_of(capfd)
+
+
+def test_guidance_needs_a_class_for_none(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    tree = class_tree()
+    tree["model"]["params"]["cond_stage_config"]["params"]["n_classes"] = 1000
+    words = ["sample", "-m", str(place(tree, tmp_path)), "--class", "999"]
+    assert run([*words, "--scale", "2"]) == 2
+    assert "--scale: this model was not trained without a class" in error_of(capfd)
+    assert planned(capfd, *words)["scale"] == 1.0
