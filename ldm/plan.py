@@ -20,7 +20,7 @@ from ldm.families import FAMILIES
 from ldm.families.choice import NOTHING, Choice, choose, with_prediction
 from ldm.imagenet import CLASSES, class_number
 from ldm.inventory import expected_shapes
-from ldm.job import ETA_SAMPLERS, PICTURED, Defaults, Job
+from ldm.job import ETA_SAMPLERS, PICTURED, PROMPTED, Defaults, Job
 from ldm.legacy import SCRIPT_DEFAULTS
 from ldm.places import FITTING, able_models, find_checkpoint, find_config
 from ldm.weights.depth_keys import is_depth_model
@@ -82,7 +82,20 @@ def make_plan(given: Mapping[str, Any], *, script: bool = False) -> Plan:
     if plan.job.eta and plan.job.sampler not in ETA_SAMPLERS:
         note = f"--eta is ignored: {plan.job.sampler} draws no noise"
         plan = replace(plan, notes=(*plan.notes, note))
+    ignored = [flag for name, flag in _TEXTS.items() if getattr(asked, name)]
+    if ignored and _is_textless(choice) and asked.task in PROMPTED:
+        note = f"this model takes no text: {' and '.join(ignored)} will do nothing"
+        plan = replace(plan, notes=(*plan.notes, note))
     return replace(plan, given=given)
+
+
+# What says something to a model that takes text.
+_TEXTS = {
+    "prompt": "--prompt",
+    "prompts": "--from-file",
+    "negative": "--negative",
+    "scale": "--scale",
+}
 
 
 def resolve(
@@ -106,7 +119,12 @@ def resolve(
     why = dict.fromkeys(vars(asked), "the original script" if script else "the default")
     why |= {name: plan.why[name] for name in ("seed",) if name in plan.why}
     why |= dict.fromkeys(given, "asked for") | resolved.why
-    return replace(plan, asked=asked, job=resolved.job, why=why)
+    job = resolved.job
+    if asked.task in PICTURED:  # as measured, if they were
+        job = replace(job, width=plan.job.width, height=plan.job.height)
+    if asked.task in PROMPTED and _is_textless(plan.choice):
+        job, why["scale"] = replace(job, scale=1.0), "the model takes no text"
+    return replace(plan, asked=asked, job=job, why=why)
 
 
 def script_defaults(task: str, choice: Choice) -> Mapping[str, Any]:
@@ -136,8 +154,7 @@ def _for_task(defaults: Defaults, asked: Job, choice: Choice) -> Defaults:
 
 def _check_subject(asked: Job, choice: Choice) -> None:
     """Raise JobError where it is not said what to draw, or cannot be said to this model."""
-    told = _part(choice.config).get("cond_stage_config")
-    target = str(told.get("target") if isinstance(told, dict) else told)
+    target = _conditioner(choice)
     if asked.task == "sample":
         if target.endswith("ClassEmbedder") and not asked.classes:
             raise JobError("--class is missing: say what to draw, by its number or its name")
@@ -152,9 +169,20 @@ def _check_subject(asked: Job, choice: Choice) -> None:
             raise JobError("--scale: this model was not trained without a class; use --scale 1")
         return
     prompted = asked.prompt is not None or bool(asked.prompts)
-    speechless = target.startswith("__") or target.endswith(".Identity")
-    if not prompted and asked.task not in ("upscale", "variations") and not speechless:
+    if not prompted and asked.task not in ("upscale", "variations") and not _is_textless(choice):
         raise JobError("--prompt is missing: say what to draw")
+
+
+def _conditioner(choice: Choice) -> str:
+    """The target of a model's conditioner, or the word that stands for one."""
+    told = _part(choice.config).get("cond_stage_config")
+    return str(told.get("target") if isinstance(told, dict) else told)
+
+
+def _is_textless(choice: Choice) -> bool:
+    """Whether a model is shown a picture alone."""
+    target = _conditioner(choice)
+    return target.startswith("__") or target == NOTHING
 
 
 def _check_told_nothing(asked: Job) -> None:
