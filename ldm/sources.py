@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -25,7 +27,7 @@ from ldm.canvas import (
     paste,
 )
 from ldm.errors import ImageError, JobError
-from ldm.inputs import digest, parse_outpaint
+from ldm.inputs import check_file, digest, parse_outpaint
 from ldm.job import PICTURED, Job
 from ldm.pictures import Pictured, mask_of_alpha, read_depth, read_mask, read_picture
 
@@ -94,7 +96,18 @@ def read_sources(job: Job, multiple: int) -> Sources:
 
 def digests(job: Job) -> dict[str, str]:
     """A short hash of each file that the job reads, by its name."""
-    return {name: digest(name) for name in job.files()}
+    found = {}
+    for name in job.files():
+        path = check_file(name).resolve()
+        status = path.stat()
+        found[name] = _digest(path, status.st_mtime_ns, status.st_size)
+    return found
+
+
+@lru_cache(maxsize=16)
+def _digest(path: Path, changed: int, size: int) -> str:
+    """The hash of a file that many jobs read, such as an autoencoder of hundreds of megabytes."""
+    return digest(path)
 
 
 def check_unchanged(recorded: Mapping[str, str], image: str) -> None:
