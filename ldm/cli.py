@@ -17,7 +17,7 @@ from typer.main import get_command
 
 from ldm import __version__
 from ldm.errors import Interrupted, JobError, LdmError, UsageError
-from ldm.flags import is_option, make_table, normalise
+from ldm.flags import is_option, make_table, normalise, spread
 from ldm.help import GroupedCommand
 from ldm.job import Job, OutputPlan, nearest, options_of
 from ldm.legacy import ORIGINAL_FLAGS, Legacy, SampleDiffusion
@@ -111,7 +111,8 @@ def _dispatch(argv: list[str], script: bool) -> int:
             (list(p.opts), not p.is_flag) for p in command.params if p.param_type_name == "option"
         ]
         table = make_table([*options, (["--help", "-h"], False)])
-        argv = [argv[0], *normalise(argv[1:], table, ORIGINAL_FLAGS)]
+        words = spread(argv[1:], "--matrix")
+        argv = [argv[0], *normalise(words, table, ORIGINAL_FLAGS)]
     code = group.main(args=argv, prog_name="ldm", standalone_mode=False, obj=script)
     return code if isinstance(code, int) else 0
 

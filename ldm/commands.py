@@ -34,6 +34,11 @@ def draw(task: str, given: Mapping[str, Any], *, script: bool, notes: Sequence[s
     notes = [*notes, *more]
     fields.setdefault("outdir", default_outdir(task))
     outputs, fields = _split(fields)
+    if not script and given.get("indir") is None:
+        from ldm.runs import run
+
+        return run(task, fields, outputs, notes)
+    _check_plain(outputs)
     rows: list[dict[str, str]] = []
     if given.get("indir") is not None:
         rows, more = pairs(given["indir"], outputs.outdir)
@@ -61,6 +66,14 @@ def draw(task: str, given: Mapping[str, Any], *, script: bool, notes: Sequence[s
         _consume(chain.from_iterable(engine.run(job, progress) for job in jobs), sink)
     sink.close()
     return 0
+
+
+def _check_plain(outputs: OutputPlan) -> None:
+    """Raise JobError for what the scripts of the originals do not take."""
+    for name in ("format", "matrix", "expand", "skip_existing", "keep_going", "dry_run"):
+        if getattr(outputs, name):
+            flag = options_of(OutputPlan)[name].flags[0]
+            raise JobError(f"{flag} goes with the commands of ldm, not with scripts/ or --indir")
 
 
 def draw_samples(given: Mapping[str, Any]) -> int:

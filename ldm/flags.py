@@ -58,6 +58,20 @@ def normalise(
     return result
 
 
+def spread(argv: Sequence[str], flag: str) -> list[str]:
+    """The same command line with `flag` before every one of the KEY=VALUE words that follow it."""
+    result: list[str] = []
+    following = False
+    for place, word in enumerate(argv):
+        if word == "--":
+            return [*result, *argv[place:]]
+        if following and "=" in word and not is_option(word) and result[-1] != flag:
+            result.append(flag)
+        following = word == flag or (following and "=" in word and not is_option(word))
+        result.append(word)
+    return result
+
+
 def find(name: str, table: Mapping[str, Flag], preferred: Collection[str] = ()) -> Flag:
     """The option of a spelling or a prefix of one; raises UsageError."""
     key = _key(name)

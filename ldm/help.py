@@ -11,7 +11,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "What to draw": (
         "prompt", "negative", "init_img", "images", "weights", "classes", "strength", "mask",
         "mask_invert", "outpaint", "depth", "depth_invert", "depth_model", "noise_level",
-        "indir", "from_file", "repeat",
+        "indir", "from_file", "format", "repeat", "matrix", "expand", "keep_going",
     ),
     "How many, how large": (
         "width", "height", "fit", "n_samples", "n_iter", "batch_size", "seed", "tile",
@@ -25,14 +25,14 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "Where to": (
         "output", "outdir", "logdir", "overwrite", "save_depth", "skip_grid", "skip_save",
-        "n_rows", "json",
+        "n_rows", "skip_existing", "json",
     ),
     "On what": ("device", "precision", "attention", "vae_tiling"),
     "To repeat old pictures": ("noise", "rng", "schedule_compat", "fixed_code"),
     "Old flags": (
         "plms", "dpm_solver", "bf16", "laion400m", "channels", "factor", "torchscript", "ipex",
     ),
-    "Other": ("print_config", "quiet", "debug", "help"),
+    "Other": ("dry_run", "print_config", "quiet", "debug", "help"),
 }  # fmt: skip
 
 

@@ -65,6 +65,7 @@ PARTIAL = ("img2img", "inpaint", "depth2img")
 SIZED = tuple(name for name in TASK_NAMES if name != "upscale")
 FITS = ("resize", "crop", "pad", "error", "floor-32", "floor-64")
 PROMPT_SYNTAXES = ("weights", "plain")
+FILE_FORMATS = ("txt", "csv", "tsv", "json", "jsonl")
 VAE_TILINGS = ("auto", "on", "off")
 
 
@@ -540,10 +541,34 @@ class OutputPlan:
     from_file: str | None = option(
         None,
         "--from-file",
-        help="A prompt a line, n_samples of them in a batch; - is standard input.",
+        help="Prompts, n_samples of them in a batch, or jobs; - is standard input.",
         metavar="FILE",
     )
+    format: str | None = option(
+        None,
+        "--format",
+        help="What --from-file is [told by its ending].",
+        choices=FILE_FORMATS,
+    )
     repeat: int = option(1, "--repeat", help="Use each line of --from-file so many times [1].")
+    matrix: tuple[str, ...] = option(
+        (),
+        "--matrix",
+        help="A job for every combination of some values.",
+        metavar="NAME=X,Y,...",
+    )
+    expand: bool = option(
+        False, "--expand", help="Draw {a|b} and __name__ in prompts; see docs/batch.md."
+    )
+    skip_existing: bool = option(
+        False, "--resume", "--skip-existing", help="Leave out the images that are there already."
+    )
+    keep_going: bool = option(
+        False, "--keep-going", help="Go on after a job of --from-file that fails."
+    )
+    dry_run: bool = option(
+        False, "--dry-run", help="Print the images that would be made, and stop."
+    )
     save_depth: str | None = option(
         None,
         "--save-depth",

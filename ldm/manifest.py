@@ -77,11 +77,15 @@ class Manifest:
         paths = (self.folder / name for name in self._done.get(fingerprint, ()))
         return next(islice((path for path in paths if path.is_file()), taken, None), None)
 
-    def add(self, fingerprint: str, path: Path, seed: int) -> None:
-        """Note a picture that is in its place."""
+    def add(self, fingerprint: str, path: Path, seed: int, *, write: bool = True) -> None:
+        """Note a picture that is in its place; not `write`: here alone."""
         name = Path(os.path.relpath(path, self.folder)).as_posix()
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        self._append({"fingerprint": fingerprint, "path": name, "seed": seed, "sha256": digest})
+        told = {"fingerprint": fingerprint, "path": name, "seed": seed, "sha256": digest}
+        if write:
+            self._append(told)
+        else:
+            self._take(json.dumps(told).encode())
 
     def has(self, path: Path) -> bool:
         """Whether a picture has a line."""
@@ -114,7 +118,7 @@ class Manifest:
             with self.path.open("rb") as file:
                 file.seek(self._offset)
                 content = file.read()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as error:
             raise JobError(f"{self.path}: cannot be read ({error.strerror})") from None

@@ -36,6 +36,10 @@ class Numbered:
                 if _claim(temporary, path):
                     return path
 
+    def following(self) -> int:
+        """The number of the next file, as far as can be seen now."""
+        return self._highest() + 1 if self.folder.is_dir() else 0
+
     def _highest(self) -> int:
         pattern = re.compile(re.escape(self.prefix) + r"(\d+)\.\w+")
         names = [entry.name for entry in os.scandir(self.folder)]

@@ -196,7 +196,7 @@ def test_a_fault_of_our_own_is_one_line_too(
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr("ldm.commands.make_plan", fail)
+    monkeypatch.setattr("ldm.runs.make_plan", fail)
     assert run(["txt2img", "--prompt", "x"]) == 1
     assert error_of(capfd) == "ZeroDivisionError: oops (a fault of ldm; --debug shows where)"
 

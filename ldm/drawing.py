@@ -1,0 +1,330 @@
+"""The work on planned jobs: models, batches, files and the record of what is done."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from ldm.commands import Progress, Sink, _load, _settle, _shows_progress, _summary
+from ldm.errors import ImageError, Interrupted, JobError, LdmError
+from ldm.job import Job, to_record
+from ldm.manifest import Manifest, fingerprint, hash_of
+from ldm.metadata import read_record, read_texts
+from ldm.names import Template, check_names, values_of
+from ldm.output import Numbered
+from ldm.plan import Plan
+
+if TYPE_CHECKING:
+    from ldm.engine import Engine, Result
+    from ldm.runs import Run
+
+
+@dataclass(frozen=True)
+class Item:
+    """One job of a run; `number` counts the jobs and `start` the pictures before it.
+
+    `place` is where it was written, `name` its files' names in `folder`; neither need be.
+    """
+
+    plan: Plan
+    number: int
+    start: int
+    place: str = ""
+    name: Template | None = None
+    folder: Path = Path()
+
+
+class Files(Sink):
+    """A sink that tells where the last picture went."""
+
+    last: Path | None = None
+    where = ""  # the folder of names from a template
+
+    def kept(self) -> str:
+        """What an interrupted run leaves behind."""
+        if self.where and self.written:
+            return f"{self.written} of {self.count} images are in {self.where}"
+        return super().kept()
+
+    def _place(self, content: bytes, made_of: str | None) -> Path | None:
+        self.last = super()._place(content, made_of)
+        return self.last
+
+
+class Unrepeated(Numbered):
+    """Numbered files, where one that is there already is not written once more."""
+
+    def write(self, content: bytes) -> Path:
+        """The file of this content: one that is there, or a new one."""
+        for path in sorted(self.folder.glob(f"{self.prefix}*.png")):
+            if path.stat().st_size == len(content) and path.read_bytes() == content:
+                return path
+        return super().write(content)
+
+
+@dataclass
+class Models:
+    """The engine of the last job; another one is made where a job needs it."""
+
+    tell: Callable[[str], None]
+    key: tuple[Any, ...] = ()
+    engine: Engine | None = None
+    settled: Plan | None = None
+
+    def job(self, plan: Plan) -> Job:
+        """The job with what only its engine can tell; without loading it where that can be."""
+        if self.key != _model_key(plan) and plan.choice.prediction_why:
+            from ldm.device import choose
+
+            job = plan.job
+            policy = choose(job.device, job.precision, job.attention, dict(os.environ))
+            predicted = plan.choice.family.prediction
+            return replace(
+                job, device=policy.device.type, precision=policy.precision, prediction=predicted
+            )
+        self.load(plan)
+        assert self.settled is not None
+        return _settle(plan, self.settled) if plan is not self.settled else plan.job
+
+    def load(self, plan: Plan) -> Engine:
+        """The engine of a plan."""
+        if self.engine is None or self.key != _model_key(plan):
+            self.engine = None  # not two models in memory at once
+            self.engine, self.settled = _load(plan, plan.given, self.tell)
+            self.key = _model_key(plan)
+            self.tell(_summary(self.settled, self.engine))
+        return self.engine
+
+
+@dataclass
+class Drawing:
+    """The work on planned jobs."""
+
+    run: Run
+    items: list[Item]
+    models: Models = field(init=False)
+    taken: Counter[str] = field(default_factory=Counter)
+    there: int = 0
+
+    def __post_init__(self) -> None:
+        outputs, store = self.run.outputs, self.run.store
+        self.models = Models(self.run.tell)
+        self.count = sum(item.plan.job.count() for item in self.items)
+        self.named = any(item.name is not None for item in self.items)
+        if store is not None and outputs.skip_existing:
+            self.adopt(store)
+        if self.named:
+            self.check_names()
+        if not outputs.dry_run:
+            # Names of pictures are set one by one.
+            plain = replace(outputs, output=None, skip_save=True, skip_grid=True)
+            columns = self.items[0].plan.job.n_samples
+            self.sink = Files(plain if self.named else outputs, self.count, columns)
+            if self.named and store is not None:
+                self.sink.where = str(store.folder)
+            if outputs.skip_existing:
+                self.sink.grids = Unrepeated(self.sink.grids.folder, "grid-", 4)
+
+    def draw(self) -> None:
+        """Draw everything that is not there."""
+        run = self.run
+        if run.store is not None and run.drawn and run.seed is not None:
+            run.store.note(run.mark, seed=run.seed)
+        try:
+            with Progress(run.tell, shown=_shows_progress(run.outputs)) as progress:
+                for item in self.items:
+                    try:
+                        self.draw_item(item, progress)
+                    except LdmError as error:
+                        run.fail(error, item.place)
+        except KeyboardInterrupt:
+            raise Interrupted(f"stopped; {self.sink.kept()}") from None
+        if self.there:
+            run.tell(f"{self.there} of {self.count} images were there already")
+        self.sink.close()
+
+    def draw_item(self, item: Item, progress: Progress) -> None:
+        """Draw a job, batch by batch; those of a stream depend on each other."""
+        store, resume = self.run.store, self.run.outputs.skip_existing
+        job = self.models.job(item.plan)
+        stream = job.noise == "stream"
+        mark = hash_of(to_record(job))
+        if store is not None and resume and stream and store.complete(mark):
+            self.there += job.count()
+            return
+        index = item.start
+        for batch in [job] if stream else job.batches():
+            paths = self.found(item, batch) if resume and not stream else [None]
+            if all(paths):
+                for path in paths:
+                    self.keep(path)
+            else:
+                for at, result in enumerate(self.models.load(item.plan).run(batch, progress)):
+                    self.put(item, result, index + at)
+            index += batch.count()
+        if store is not None and stream:
+            store.note(mark, complete=1)
+
+    def put(self, item: Item, result: Result, index: int) -> None:
+        """Write one picture and note it, unless it is there."""
+        store, outputs, record = self.run.store, self.run.outputs, result.record
+        mark = fingerprint(record.job, record.row, record.hash, record.inputs)
+        if store is not None and outputs.skip_existing:
+            path = store.done(mark, self.taken[mark])
+            self.taken[mark] += 1
+            if path is not None:
+                self.keep(path)
+                return
+        if self.named:
+            self.sink.outputs = replace(outputs, output=None, skip_grid=True)
+        if item.name is not None:
+            path = path_of(item, record.job, record.row, index)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.sink.outputs = replace(outputs, output=str(path))
+        self.sink.write(result)
+        if store is not None and self.sink.last is not None:
+            store.add(mark, self.sink.last, result.seed)
+
+    def found(self, item: Item, batch: Job) -> list[Path | None]:
+        """The pictures of a batch that are there; with all of them it counts as drawn."""
+        store = self.run.store
+        assert store is not None
+        from ldm.sources import digests
+
+        inputs = digests(batch)
+        taken, paths = Counter(self.taken), []
+        for row in range(batch.n_samples):
+            mark = fingerprint(batch, row, item.plan.header.short_hash, inputs)
+            paths.append(store.done(mark, taken[mark]))
+            taken[mark] += 1
+        if all(paths):
+            self.taken = taken
+        return paths
+
+    def keep(self, path: Path | None) -> None:
+        """Leave a picture where it is; the grid wants it, too."""
+        self.there += 1
+        if path is not None and self.sink._has_grid():
+            import numpy as np
+            from PIL import Image
+
+            with Image.open(path) as image:
+                self.sink.pictures.append(np.asarray(image.convert("RGB")))
+            self.sink.parameters = self.sink.parameters or read_texts(path).get("parameters", "")
+
+    def adopt(self, store: Manifest) -> None:
+        """Note pictures that have no line: a run was killed between the two, or the lines lost."""
+        samples = Path(self.run.outputs.outdir) / "samples"
+        numbered = sorted(samples.glob("*.png")) if self.run.template is None else []
+        for path in (*self.names(), *numbered):
+            if store.has(path) or not path.is_file():
+                continue
+            try:
+                record = read_record(path)
+            except (ImageError, JobError):
+                continue  # made by something else
+            mark = fingerprint(record.job, record.row, record.hash, record.inputs)
+            seed = record.job.image_seeds()[record.row]
+            store.add(mark, path, seed, write=not self.run.outputs.dry_run)
+
+    def names(self) -> list[Path]:
+        """The files of all pictures, where they have names."""
+        return [
+            path_of(item, batch, row, item.start + at)
+            for item in self.items
+            if item.name is not None
+            for at, (batch, row) in enumerate(_pictures(item.plan.job))
+        ]
+
+    def check_names(self) -> None:
+        """Raise JobError where a name would be used twice, or is used."""
+        outputs, store = self.run.outputs, self.run.store
+        paths = self.names()
+        check_names(paths, overwrite=True)
+        if outputs.skip_existing and store is not None:
+            paths = [path for path in paths if not store.has(path)]
+        check_names(paths, overwrite=outputs.overwrite)
+
+    def tell_plan(self) -> None:
+        """Print every picture of the run, a line each."""
+        outputs, count = self.run.outputs, 0
+        samples = Numbered(Path(outputs.outdir) / "samples", "", 5)
+        following = samples.following()
+        for item in self.items:
+            for at, (batch, row) in enumerate(_pictures(item.plan.job)):
+                if row == 0:
+                    paths = self.done_of(item, batch)
+                path, done = paths[row], paths[row] is not None
+                if item.name is not None:
+                    path = path or path_of(item, batch, row, item.start + at)
+                elif path is None and not outputs.skip_save:
+                    path = samples.folder / f"{following:05d}.png"
+                    following += 1
+                if outputs.output is not None and item.name is None:
+                    path = Path(outputs.output)
+                told = _planned(item.plan, batch, row, path) | {"done": done}
+                typer.echo(json.dumps(told) if outputs.json else _line(told))
+                count += 1
+        self.run.tell(f"{len(self.items)} jobs, {count} images; nothing was loaded or drawn")
+
+    def done_of(self, item: Item, batch: Job) -> list[Path | None]:
+        """The pictures of a batch that a resumed run would find, as far as can be told."""
+        known = item.plan.choice.prediction_why and batch.noise == "image"
+        if self.run.outputs.skip_existing and known:
+            return self.found(item, self.models.job(replace(item.plan, job=batch)))
+        return [None] * batch.n_samples
+
+
+def _pictures(job: Job) -> Iterator[tuple[Job, int]]:
+    """The batch and row of every picture of a job."""
+    for batch in job.batches():
+        for row in range(batch.n_samples):
+            yield batch, row
+
+
+def path_of(item: Item, batch: Job, row: int, index: int) -> Path:
+    """The file of a picture that has a name; `index` is its number in the run."""
+    assert item.name is not None
+    model = item.plan.header.path.stem
+    values = values_of(batch, row, index=index, number=item.number, model=model)
+    return item.folder / item.name.name(values)
+
+
+def _planned(plan: Plan, batch: Job, row: int, path: Path | None) -> dict[str, Any]:
+    """What can be told of a picture before it is made."""
+    return {
+        "path": None if path is None else str(path),
+        "seed": batch.image_seeds()[row],
+        "prompt": batch.texts()[row],
+        "negative": batch.negative,
+        "width": batch.width,
+        "height": batch.height,
+        "steps": batch.steps,
+        "sampler": batch.sampler,
+        "scale": batch.scale,
+        "model": plan.header.path.stem,
+        "hash": plan.header.short_hash,
+    }
+
+
+def _line(told: Mapping[str, Any]) -> str:
+    where = told["path"] or "-"
+    size = f"{told['width']}x{told['height']}"
+    steps = f"{told['steps']} steps of {told['sampler']}, scale {told['scale']:g}"
+    prompt = json.dumps(told["prompt"], ensure_ascii=False)
+    done = "  (done)" if told["done"] else ""
+    return f"{where}  {size}  {steps}, seed {told['seed']}  {prompt}{done}"
+
+
+def _model_key(plan: Plan) -> tuple[Any, ...]:
+    """What two jobs must have in common to be drawn by one engine."""
+    job = plan.job
+    parts = (job.overrides, job.prediction, job.vae, job.depth_model)
+    return (plan.header.path, plan.config, *parts, job.device, job.precision, job.attention)
