@@ -22,13 +22,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from ldm.entries import FORMATS, Cell, Entry, Fault, read_entries, sniff
+from ldm.entries import Cell, Entry, Fault, read_entries, sniff
 from ldm.errors import JobError
 from ldm.grammar import LIMIT
-from ldm.job import SAMPLER_NAMES, TASK_NAMES, Job, from_record, nearest, options_of
+from ldm.job import FILE_FORMATS, SAMPLER_NAMES, TASK_NAMES, Job, from_record, nearest, options_of
 from ldm.metadata import GRID_TITLES, SAMPLER_TITLES
 
-_SUFFIXES = {f".{name}": name for name in FORMATS} | {".ndjson": "jsonl", ".tab": "tsv"}
+_SUFFIXES = {f".{name}": name for name in FILE_FORMATS} | {".ndjson": "jsonl", ".tab": "tsv"}
 # What other programs call our fields, beside the flags: the web UI, kohya's letters, diffusers.
 ALIASES: Mapping[str, str] = {
     "n": "negative",
@@ -93,8 +93,8 @@ def parse_rows(
 ) -> list[Row]:
     """The jobs in a text; `name` is what errors call it. Raises JobError where there is none."""
     kind = format or _SUFFIXES.get(Path(name).suffix.lower()) or sniff(text, _unknown)
-    if kind not in FORMATS:
-        raise JobError(f"--format {kind} is not known (known: {', '.join(FORMATS)})")
+    if kind not in FILE_FORMATS:
+        raise JobError(f"--format {kind} is not known (known: {', '.join(FILE_FORMATS)})")
     rows: list[Row] = []
     faults = 0
     entries = read_entries(kind, text, _unknown)

@@ -48,6 +48,7 @@ EXAMPLES = {
     "sample_diffusion": "python scripts/sample_diffusion.py -r models/ldm/celeba256 -n 20 -c 100",
     "rerun": "ldm rerun outputs/txt2img-samples/samples/00000.png -o again.png",
     "tokens": 'ldm tokens "a (red:1.3) apple on a [blue] background"',
+    "schema": "ldm schema",
     "info": "ldm info models/sd-v1-4.ckpt",
     "convert": "ldm convert sd-v1-4.ckpt sd-v1-4.safetensors --precision fp16 --ema drop",
     "train": "ldm train --config configs/train/emoji-128.yaml train.steps=2000",
@@ -327,6 +328,19 @@ def tokens(
     from ldm.tokens import tokens as body
 
     return body(prompt, model=model, config=config, syntax=syntax, as_json=json)
+
+
+@app.command(epilog=f"Example: {EXAMPLES['schema']}")
+def schema(
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+) -> int:
+    """Print what a job of --from-file may say, as a JSON schema."""
+    from json import dumps
+
+    from ldm.schema import job_schema
+
+    typer.echo(dumps(job_schema(), indent=2))
+    return 0
 
 
 @app.command(epilog=f"Example: {EXAMPLES['info']}")

@@ -13,7 +13,6 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, NoReturn
 
-FORMATS = ("txt", "csv", "tsv", "json", "jsonl")
 _NEWLINE = re.compile(r"\r\n|\r|\n")
 _FLAG = re.compile(r"(?:^|(?<=\s))--(?=[A-Za-z])([\w-]+)(=|\s+|$)")
 _QUOTED = re.compile(r"""(?s)("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')\s*(?=$|\s--[A-Za-z])""")

@@ -10,6 +10,8 @@ Every message is one line that says what is wrong, where, and what to do.
     │   └── JobError          a flag or a field of a job
     ├── NonFiniteError  1   NaN or infinity in a stage that was tried again in float32
     └── Interrupted   130   stopped by the user; what was finished is kept
+
+A run that went on after a job of it failed ends with 3.
 """
 
 from __future__ import annotations

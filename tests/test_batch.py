@@ -342,7 +342,7 @@ def test_axes() -> None:
     ]
     assert read_axes(words, "txt2img") == [
         [{"steps": 20}, {"steps": 30}],
-        [{"scale": 5.0}, {"scale": 7.0}],
+        [{"scale": 5.0}, {"scale": 7.5}],
         [{"prompt": "a, b"}, {"prompt": "c"}],
         [{"seed": 3}, {"seed": 4}, {"seed": 5}, {"seed": 9}],
         [{"sampler": "euler_ancestral"}],

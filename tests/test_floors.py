@@ -70,6 +70,7 @@ FLOORS: dict[int, set[str]] = {
         "ldm.config",
         "ldm.inputs",
         "ldm.entries",
+        "ldm.schema",
         "ldm.grammar",
         "ldm.manifest",
         "ldm.names",

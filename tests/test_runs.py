@@ -1,0 +1,231 @@
+"""Runs of many jobs: files, matrices, names; killed at any moment and gone on with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from golden_data import GOLDEN
+from tiny_models import v1_tree, write
+
+from ldm.cli import run
+from ldm.flags import spread
+from ldm.metadata import read_record
+
+TINY = GOLDEN / "e2e" / "sd-v1-tiny"
+QUICK = ["--model", "tiny", "--H", "16", "--W", "16", "--device", "cpu", "--steps", "1"]
+SAMPLES = Path("outputs/txt2img-samples/samples")
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a tiny model."""
+    place(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LDM_MODELS", raising=False)
+    return tmp_path
+
+
+def place(folder: Path) -> None:
+    models = folder / "models"
+    models.mkdir()
+    (models / "tiny.ckpt").write_bytes((TINY / "model.ckpt").read_bytes())
+    write(v1_tree(), models / "tiny.yaml")
+
+
+def draw(*words: str) -> int:
+    return run(["txt2img", *QUICK, *words])
+
+
+def jobs_of(folder: Path) -> list[tuple[str, int | None, int | None]]:
+    records = [read_record(path) for path in sorted(folder.glob("*.png"))]
+    return [(r.job.texts()[r.row], r.job.image_seeds()[r.row], r.job.steps) for r in records]
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*.png"))
+    }
+
+
+def planned(capfd: pytest.CaptureFixture[str], *words: str) -> list[dict[str, Any]]:
+    capfd.readouterr()
+    assert draw("--dry-run", "--json", *words) == 0
+    return [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+
+
+def test_every_row_is_a_job(home: Path) -> None:
+    (home / "jobs.txt").write_text("a\nb --s 2 --d 9\n# no\n--prompt c --f named\nd --n_iter 2\n")
+    assert draw("--from-file", "jobs.txt", "--seed", "5") == 0
+    assert jobs_of(home / SAMPLES) == [("a", 5, 1), ("b", 9, 2), ("d", 8, 1), ("d", 9, 1)]
+    assert (home / "outputs/txt2img-samples/named.png").is_file()
+    lines = (home / "outputs/txt2img-samples/manifest.jsonl").read_text().splitlines()
+    told = [json.loads(line) for line in lines]
+    assert [line["path"] for line in told][2] == "named.png"
+    digest = hashlib.sha256((home / SAMPLES / "00000.png").read_bytes()).hexdigest()
+    assert told[0]["sha256"] == digest
+
+
+def test_bare_prompts_are_one_job(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (home / "a.csv").write_text("prompt\na\nb\nc\n")
+    assert draw("--from-file", "a.csv", "--seed", "5", "--n_samples", "2", "--prompt", "x") == 0
+    assert "--prompt is ignored" in capfd.readouterr().err
+    records = [read_record(path) for path in sorted((home / SAMPLES).glob("*.png"))]
+    assert [record.job.prompts for record in records] == [("a", "b"), ("a", "b"), ("c",)]
+
+
+def test_a_matrix(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    plan = planned(capfd, "--prompt", "x", "--matrix", "steps=1,2", "scale=1,3", "--seed", "4")
+    assert [(row["steps"], row["scale"], row["seed"]) for row in plan] == [
+        (1, 1.0, 4),
+        (1, 3.0, 4),
+        (2, 1.0, 4),
+        (2, 3.0, 4),
+    ]
+    assert [row["path"] for row in plan] == [f"{SAMPLES}/0000{n}.png" for n in range(4)]
+    assert not (home / "outputs").exists()
+    assert draw("--prompt", "x", "--matrix", "stps=1") == 2
+    assert "did you mean steps?" in capfd.readouterr().err
+
+
+def test_choices_in_prompts(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["--prompt", "{a|b} {e$$1|2}", "--n_samples", "3", "--seed", "7"]
+    prompts = [row["prompt"] for row in planned(capfd, *words, "--expand")]
+    assert [prompt[2] for prompt in prompts] == ["1", "2"] * 3
+    assert [row["prompt"] for row in planned(capfd, *words)] == ["{a|b} {e$$1|2}"] * 3
+
+
+def test_names(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["--prompt", "a/b", "--n_samples", "2", "--seed", "3", "-o", "out/{seed}-{prompt}.png"]
+    assert draw(*words) == 0
+    assert capfd.readouterr().out.splitlines() == ["out/3-a_b.png", "out/4-a_b.png"]
+    before = contents(home)
+    assert draw(*words) == 2
+    assert "the file exists" in capfd.readouterr().err
+    assert draw(*words, "--resume") == 0
+    assert "2 of 2 images were there already" in capfd.readouterr().err
+    assert contents(home) == before
+    assert draw("--prompt", "x", "--n_samples", "2", "-o", "{prompt}.png") == 2
+    assert "put {index} into the name" in capfd.readouterr().err
+    assert draw("--prompt", "x", "-o", "{sed}.png") == 2
+    assert "did you mean seed?" in capfd.readouterr().err
+
+
+def test_bad_rows(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (home / "a.csv").write_text("prompt,steps,width\na,1,\nb,many,\nc,2,17\nd,2,\n")
+    assert draw("--from-file", "a.csv") == 2
+    assert "a.csv, line 3, column 2: steps must be a whole number" in capfd.readouterr().err
+    assert not (home / "outputs").exists()
+    assert draw("--from-file", "a.csv", "--keep-going") == 3
+    told = capfd.readouterr()
+    assert len(told.out.splitlines()) == 3  # two pictures and their grid
+    assert "a.csv, line 4: --width must be a multiple of" in told.err
+
+
+def test_a_drawn_seed_is_that_of_the_resumed_run(
+    home: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--prompt", "x", "--n_iter", "2", "--skip_grid"]
+    assert draw(*words) == 0
+    before = contents(home)
+    (home / SAMPLES / "00001.png").unlink()
+    assert draw(*words, "--resume") == 0
+    assert contents(home) == before
+
+
+def test_a_stream_goes_on(home: Path) -> None:
+    words = ["--prompt", "x", "--n_iter", "3", "--noise", "stream", "--seed", "2", "--eta", "1"]
+    assert draw(*words) == 0
+    before = contents(home)
+    assert draw(*words, "--resume") == 0
+    for name in ("samples/00002.png", "grid-0000.png"):
+        (home / "outputs/txt2img-samples" / name).unlink()
+    (home / "outputs/txt2img-samples/manifest.jsonl").unlink()
+    assert draw(*words, "--resume") == 0
+    assert contents(home) == before
+
+
+def test_scripts_take_none_of_it(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["txt2img", *QUICK, "--prompt", "x", "--dry-run"], script=True) == 2
+    assert "--dry-run goes with the commands of ldm" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "spread_out"),
+    [
+        (["--m", "a=1", "b=2", "-q"], ["--m", "a=1", "--m", "b=2", "-q"]),
+        (["--m", "a=1", "b", "c=1"], ["--m", "a=1", "b", "c=1"]),
+        (["a=1", "--m", "a=1", "--m", "b=1"], ["a=1", "--m", "a=1", "--m", "b=1"]),
+        (["--m", "a=1", "--", "b=1"], ["--m", "a=1", "--", "b=1"]),
+    ],
+)
+def test_words_of_a_matrix(words: list[str], spread_out: list[str]) -> None:
+    assert spread(words, "--m") == spread_out
+
+
+# --- killed ---------------------------------------------------------------------------------------
+
+# One process imports torch and forks a run for each word: the number of the write, the naming or
+# the sync at which it kills itself, after half of what it was to write; or 0 for a whole run.
+FORKS = """
+import os, signal, sys
+import torch
+import ldm.engine, ldm.load, ldm.runs
+from ldm.cli import run
+
+def deadly(call, left):
+    def dies(*arguments, **options):
+        left[0] -= 1
+        if left[0] == 0:
+            if call is write:
+                write(arguments[0], arguments[1][: len(arguments[1]) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+        return call(*arguments, **options)
+    return dies
+
+write = os.write
+for moment in map(int, sys.argv[1].split(",")):
+    pid = os.fork()
+    if pid == 0:
+        left = [moment]
+        for name in ("write", "link", "fsync", "unlink"):
+            setattr(os, name, deadly(getattr(os, name), left))
+        code = run(sys.argv[2:])
+        sys.stdout.flush()
+        os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), file=sys.stderr)
+"""
+
+
+def forks(folder: Path, moments: list[int], words: list[str]) -> list[int]:
+    folder.mkdir()
+    place(folder)
+    (folder / "jobs.txt").write_text("a\nb --s 2\nc --n_samples 2\nc --d 6\n")
+    argv = ["txt2img", *QUICK, "--from-file", "jobs.txt", "--seed", "3", "-q", *words]
+    done = subprocess.run(
+        [sys.executable, "-c", FORKS, ",".join(map(str, moments)), *argv],
+        cwd=folder,
+        env={"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return [int(line) for line in done.stderr.splitlines()]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_killed_at_any_moment_and_gone_on_with(tmp_path: Path) -> None:
+    assert forks(tmp_path / "whole", [0], []) == [0]
+    moments = random.Random(1).sample(range(1, 16), 3)
+    assert forks(tmp_path / "killed", [*moments, 0], ["--resume"]) == [-9, -9, -9, 0]
+    whole = contents(tmp_path / "whole" / "outputs")
+    assert len(whole) == 6  # five pictures and their grid
+    assert contents(tmp_path / "killed" / "outputs") == whole
