@@ -48,7 +48,7 @@ EXAMPLES = {
     "sample_diffusion": "python scripts/sample_diffusion.py -r models/ldm/celeba256 -n 20 -c 100",
     "rerun": "ldm rerun outputs/txt2img-samples/samples/00000.png -o again.png",
     "tokens": 'ldm tokens "a (red:1.3) apple on a [blue] background"',
-    "schema": "ldm schema",
+    "schema": "ldm schema  # the fields of a job of --from-file",
     "info": "ldm info models/sd-v1-4.ckpt",
     "convert": "ldm convert sd-v1-4.ckpt sd-v1-4.safetensors --precision fp16 --ema drop",
     "train": "ldm train --config configs/train/emoji-128.yaml train.steps=2000",
