@@ -166,9 +166,7 @@ class DiffusionStage:
                 part |= self.hint.keep(pictures, data.layers(start, count), start, encode)
             parts.append(part)
             captions += some
-        kept = {
-            name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]
-        }
+        kept = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
         save_file(kept, cache)
         words.write_text(json.dumps(captions), encoding="utf-8")
         return kept, captions

@@ -107,9 +107,7 @@ def parse(text: str) -> Template:
             hint = nearest(field, FIELDS)
             raise JobError(f"--output {text}: unknown field {{{field}}}{hint} (known: {known})")
         if conversion or "{" in (spec or ""):
-            raise JobError(
-                f"--output {text}: {{{field}}} takes a plain format, as {{seed:08d}}"
-            )
+            raise JobError(f"--output {text}: {{{field}}} takes a plain format, as {{seed:08d}}")
         piece = Piece(words, field, spec or "")
         sample = "x" if field in _TEXTS else 1.0 if field in ("scale", "strength") else 1
         _formatted(text, piece, sample)

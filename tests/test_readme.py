@@ -14,7 +14,7 @@ from ldm.cli import EXAMPLES, SCRIPT_COMMANDS, app
 from ldm.config import read_config
 from ldm.families import FAMILIES
 from ldm.families.choice import _prediction, _task
-from ldm.flags import make_table, normalise
+from ldm.flags import make_table, normalise, spread
 from ldm.job import GRID_NAMES, SAMPLER_ALIASES
 from ldm.legacy import ORIGINAL_FLAGS
 from ldm.places import FITTING
@@ -66,7 +66,7 @@ def parsed(command: str, words: list[str]) -> None:
     table = make_table(
         [*((list(p.opts), not p.is_flag) for p in params), (["--help", "-h"], False)]
     )
-    words = normalise(words, table, ORIGINAL_FLAGS)
+    words = normalise(spread(words, "--matrix"), table, ORIGINAL_FLAGS)
     COMMANDS[command].make_context(command, words)
 
 

@@ -15,8 +15,8 @@ from benchmarks.demo_model import DemoModel
 from benchmarks.demo_quality import single_prompts
 from ldm.config import override, read_config, resource
 from ldm.data import Scenes
-from ldm.registry import build
 from ldm.diffusion import start_text
+from ldm.registry import build
 
 SMALLER = (
     "model.params.unet_config.params.model_channels=32",
