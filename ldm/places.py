@@ -43,7 +43,7 @@ def find_checkpoint(
         if script and usual.is_file():
             return usual, ()
         path = _bundled(task)
-        note = f"no --model given: using the bundled model {path.stem}, a small stand-in"
+        note = f"no --model given: using the bundled model {path.stem}, which is small"
         if script:
             note = f"no --ckpt, and no {usual}: using the bundled model {path.stem}"
         return path, (note,)
