@@ -130,13 +130,14 @@ class DiffusionStage:
         if self.hint is None:
             return captions, {}
         pictures, layers = data.batch(_PROBES, 16)[0], data.layers(_PROBES, 16)
+        return captions, self.hint.keep(pictures, layers, _PROBES, self._moments)
+
+    def _moments(self, images: Tensor) -> Tensor:
+        """Images [B,3,H,W] in [-1,1] -> moments [B,2*C,h,w], float16 on the CPU."""
         encoder = self.model.first_stage_model.to(device())
-
-        def encode(images: Tensor) -> Tensor:
-            with torch.no_grad():
-                return encoder.moments(images.to(device())).cpu()
-
-        return captions, self.hint.keep(pictures, layers, _PROBES, encode)
+        there = images.to(device(), memory_format=torch.channels_last)
+        with torch.no_grad(), torch.autocast(device().type, torch.bfloat16, hardware_bf16()):
+            return encoder.moments(there).half().cpu()
 
     def _encode(self, data: Data) -> tuple[Kept, list[str]]:
         """Moments [N, 2*C, h, w] float16, hints and captions of the first N scenes, in a file."""
@@ -149,21 +150,14 @@ class DiffusionStage:
             captions: list[str] = json.loads(words.read_text(encoding="utf-8"))
             return load_file(cache), captions
         outdir.mkdir(parents=True, exist_ok=True)
-        encoder, captions = self.model.first_stage_model.to(device()), []
+        captions = []
         parts: list[Kept] = []
-        autocast = torch.autocast(device().type, torch.bfloat16, enabled=hardware_bf16())
-
-        def encode(images: Tensor) -> Tensor:
-            there = images.to(device(), memory_format=torch.channels_last)
-            with torch.no_grad(), autocast:
-                return encoder.moments(there).half().cpu()
-
         for start in trange(0, self.plan.scenes, 64, desc="encoding", disable=None):
             count = min(64, self.plan.scenes - start)
             pictures, some = data.batch(start, count)
-            part = {"moments": encode(to_tensor(pictures))}
+            part = {"moments": self._moments(to_tensor(pictures))}
             if self.hint is not None:
-                part |= self.hint.keep(pictures, data.layers(start, count), start, encode)
+                part |= self.hint.keep(pictures, data.layers(start, count), start, self._moments)
             parts.append(part)
             captions += some
         kept = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}

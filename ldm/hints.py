@@ -21,6 +21,7 @@ from ldm.depth import depth_concat, depth_from_map
 from ldm.errors import ConfigError
 from ldm.model import Model
 from ldm.nn.autoencoder import DiagonalGaussian
+from ldm.stages import to_tensor
 from ldm.tasks import mask_place
 
 Pictures = NDArray[np.uint8]
@@ -55,8 +56,7 @@ class MaskHint:
 
     def keep(self, pictures: Pictures, layers: Pictures, first: int, encode: Encode) -> Kept:
         masks = np.stack([hole(plane, first + row) for row, plane in enumerate(layers)])
-        images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
-        moments = encode(images * torch.from_numpy(1 - masks)[:, None])
+        moments = encode(to_tensor(pictures) * torch.from_numpy(1 - masks)[:, None])
         small = np.stack([latent_mask(mask, *moments.shape[-2:]) for mask in masks])
         return {"mask": torch.from_numpy(small)[:, None].to(torch.uint8), "hidden": moments}
 

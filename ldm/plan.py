@@ -8,12 +8,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import secrets
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ldm.batch import read_text
 from ldm.config import Config, resource
 from ldm.errors import CheckpointError, JobError
 from ldm.families import FAMILIES
@@ -208,17 +208,7 @@ def _check_vocabulary(header: Header, choice: Choice) -> None:
 
 def read_prompts(name: str, repeat: int) -> tuple[str, ...]:
     """The prompts of a text file, a line each; blank lines are skipped. `-` is standard input."""
-    try:
-        content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise JobError(f"--from-file {name}: cannot be read ({reason})") from None
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise JobError(f"--from-file {name}, line {line}: not UTF-8 text") from None
-    prompts = [line for line in text.splitlines() if line.strip()]
+    prompts = [line for line in read_text(name).splitlines() if line.strip()]
     if not prompts:
         raise JobError(f"--from-file {name}: no prompt in it")
     return tuple(prompt for prompt in prompts for _ in range(repeat))
