@@ -30,7 +30,7 @@ _SIZES_ONE = range(72, 105, 4)  # steps of four pixels keep the cache of scaled 
 _SIZES_TWO = range(48, 61, 4)
 
 Pixels = NDArray[np.uint8]
-Axis = Literal["horizontal", "vertical", "diagonal"]
+Axis = Literal["horizontal", "vertical"]
 
 
 @dataclass(frozen=True)
@@ -80,24 +80,26 @@ _TWO_ENDS = (
     (" on {b}", 5),
     ("", 1),
 )
+# Side by side, in the order of the words: what is not said is left to no chance.
 _TWO = (
-    ("{x} and {y}", 6),
+    ("{x} and {y}", 7),
     ("{n} and {m}", 3),
+    ("{x} next to {y}", 2),
+    ("{n} next to {m}", 1),
+    ("a picture of {x} and {y}", 1),
+)
+_TWO_RELATED = (
     ("{x} {r} {y}", 12),
     ("{n} {r} {m}", 3),
-    ("a picture of {x} and {y}", 1),
     ("a picture of {x} {r} {y}", 1),
 )
-_TWO_AND = tuple((text, weight) for text, weight in _TWO if "{r}" not in text)
 _RELATIONS: dict[Axis, tuple[str, ...]] = {
-    "horizontal": ("left of", "to the left of", "next to"),
+    "horizontal": ("left of", "to the left of"),
     "vertical": ("above", "over"),
-    "diagonal": (),
 }
 _INVERSE: dict[Axis, tuple[str, ...]] = {
-    "horizontal": ("right of", "to the right of", "next to"),
+    "horizontal": ("right of", "to the right of"),
     "vertical": ("below", "under"),
-    "diagonal": (),
 }
 _SIZE_WORDS = ("small", "big")
 _COLUMNS = ("left", "", "right")
@@ -218,20 +220,13 @@ def _across(rng: random.Random, first: int, second: int, spread: float) -> tuple
     return round(centre + shift - first / 2), round(centre - shift - second / 2)
 
 
-def _layout(
-    rng: random.Random, sizes: tuple[int, int], spread: float
-) -> tuple[Axis, list[tuple[int, int]]]:
+def _corners(
+    rng: random.Random, axis: Axis, sizes: tuple[int, int], spread: float
+) -> list[tuple[int, int]]:
     """Corners for two squares, the first left of or above the second."""
-    axis: Axis = rng.choices(get_args(Axis), (45, 45, 10))[0]
-    along = _along(rng, *sizes, spread)
-    if axis == "horizontal":
-        return axis, list(zip(along, _across(rng, *sizes, spread), strict=True))
-    if axis == "vertical":
-        return axis, list(zip(_across(rng, *sizes, spread), along, strict=True))
-    corners = list(zip(along, _along(rng, *sizes, spread), strict=True))
-    if rng.random() < 0.5:  # the other diagonal
-        corners = [(CANVAS - x - size, y) for (x, y), size in zip(corners, sizes, strict=True)]
-    return axis, corners
+    along, across = _along(rng, *sizes, spread), _across(rng, *sizes, spread)
+    sides = (along, across) if axis == "horizontal" else (across, along)
+    return list(zip(*sides, strict=True))
 
 
 def _scene_two(rng: random.Random, split: Split, among: Sequence[Glyph], spread: float) -> Scene:
@@ -243,23 +238,25 @@ def _scene_two(rng: random.Random, split: Split, among: Sequence[Glyph], spread:
     ]
     background = rng.choice(allowed)
     sizes = (_size(rng, _SIZES_TWO, spread), _size(rng, _SIZES_TWO, spread))
-    axis, corners = _layout(rng, sizes, spread)
+    related = rng.random() < 0.6
+    axis: Axis = rng.choices(get_args(Axis), (3, 7))[0] if related else "horizontal"
+    corners = _corners(rng, axis, sizes, spread)
     placed = tuple(
         Placed(glyph, x, y, size)
         for glyph, (x, y), size in zip(glyphs, corners, sizes, strict=True)
     )
-    swap = rng.random() < 0.5  # speak of the second one first
+    swap = related and rng.random() < 0.5  # speak of the second one first
     spoken = placed[::-1] if swap else placed
     nouns = [_noun(rng, p, size_words=False) for p in spoken]
     relations = (_INVERSE if swap else _RELATIONS)[axis]
-    text = _pick(rng, _TWO if relations else _TWO_AND) + _pick(rng, _TWO_ENDS)
+    text = _pick(rng, _TWO_RELATED if related else _TWO) + _pick(rng, _TWO_ENDS)
     word = _background_word(rng, background)
     caption = text.format(
         x=with_article(spoken[0].glyph, nouns[0]),
         y=with_article(spoken[1].glyph, nouns[1]),
         n=nouns[0],
         m=nouns[1],
-        r=rng.choice(relations) if relations else "",
+        r=rng.choice(relations),
         b=word,
         c=_a(word),
     )
@@ -297,8 +294,20 @@ def facts(what: Scene) -> tuple[int, int, int, int]:
     axis = 0
     for other in others:
         right, down = (b - a for a, b in zip(first.centre, other.centre, strict=True))
-        axis = 1 if abs(right) > 2 * abs(down) else 2 if abs(down) > 2 * abs(right) else 3
+        axis = 1 if abs(right) > abs(down) else 2
     return GLYPHS.index(first.glyph), second, BACKGROUNDS.index(what.background), axis
+
+
+def glyph_plan(what: Scene, cells: int) -> NDArray[np.int64]:
+    """Which of GLYPHS covers each cell: [cells, cells], rows from the top; len(GLYPHS) is none."""
+    middles = (np.arange(cells) + 0.5) * (CANVAS / cells)
+    plan = np.full((cells, cells), len(GLYPHS), dtype=np.int64)
+    for placed in what.glyphs:
+        across, down = (
+            (middles >= start) & (middles < start + placed.size) for start in (placed.x, placed.y)
+        )
+        plan[np.ix_(down, across)] = GLYPHS.index(placed.glyph)
+    return plan
 
 
 class GlyphSheet:
@@ -456,7 +465,7 @@ def all_captions_vocabulary(among: Sequence[Glyph] = GLYPHS) -> Iterator[str]:
         for name in (glyph.name, *glyph.synonyms):
             noun = f"{glyph.colour} {name}" if glyph.colour else name
             yield f"{with_article(glyph, name)}, {with_article(glyph, noun)}"
-    for text in (text for table in (_ONE, _TWO, _TWO_ENDS) for text, _ in table):
+    for text in (text for table in (_ONE, _TWO, _TWO_RELATED, _TWO_ENDS) for text, _ in table):
         yield text.format(x="a", y="an", n="", m="", b="blue", c="an blue", r="next to")
     yield from (r for table in (_RELATIONS, _INVERSE) for row in table.values() for r in row)
     for row in _ROWS:

@@ -21,6 +21,7 @@ from ldm.data import (
     Scenes,
     all_captions_vocabulary,
     facts,
+    glyph_plan,
     named_glyphs,
     place_words,
     render,
@@ -37,7 +38,7 @@ SPLITS: tuple[Split, ...] = ("train", "test")
 MANY = 3000
 CAPTIONS = [
     "a dinosaur above a dog on an orange background",
-    "a volcano right of an alien on white",
+    "a volcano below an alien on a white background",
     "a picture of a green snake on a gray background",
     "a camera on a green background",
 ]
@@ -125,6 +126,29 @@ def test_facts_are_those_of_the_scene() -> None:
             assert axis == 1
         if " above " in what.caption or " below " in what.caption:
             assert axis == 2
+
+
+def test_what_is_not_said_follows_the_words() -> None:
+    """Side by side in the order of the words, so that no caption leaves the places open."""
+    said = (" of ", " above ", " over ", " below ", " under ")
+    plain = 0
+    for what in many("train"):
+        if len(what.glyphs) == 2 and not any(word in what.caption for word in said):
+            first, second = what.glyphs
+            names = [(p.glyph.name, *p.glyph.synonyms) for p in what.glyphs]
+            at = [min(what.caption.find(n) % 1000 for n in each) for each in names]
+            assert first.centre[0] + 20 < second.centre[0]
+            plain += at[0] < at[1]
+    assert plain > 300
+
+
+def test_the_plan_of_a_scene_shows_every_glyph_where_it_is() -> None:
+    for what in many("train")[:200]:
+        plan = glyph_plan(what, 8)
+        assert set(plan.flat) == {*(GLYPHS.index(p.glyph) for p in what.glyphs), len(GLYPHS)}
+        for placed in what.glyphs:
+            column, row = (int(c // 16) for c in placed.centre)
+            assert plan[row, column] == GLYPHS.index(placed.glyph)
 
 
 def test_glyphs_lie_on_the_canvas_and_apart() -> None:
