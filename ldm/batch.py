@@ -25,8 +25,9 @@ from typing import Any, get_type_hints
 from ldm.entries import Cell, Entry, Fault, read_entries, sniff
 from ldm.errors import JobError
 from ldm.grammar import LIMIT
-from ldm.job import FILE_FORMATS, SAMPLER_NAMES, TASK_NAMES, Job, from_record, nearest, options_of
+from ldm.job import FILE_FORMATS, SAMPLER_NAMES, TASK_NAMES, Job, from_record
 from ldm.metadata import GRID_TITLES, SAMPLER_TITLES
+from ldm.options import nearest, options_of
 
 _SUFFIXES = {f".{name}": name for name in FILE_FORMATS} | {".ndjson": "jsonl", ".tab": "tsv"}
 # What other programs call our fields, beside the flags: the web UI, kohya's letters, diffusers.

@@ -1,6 +1,6 @@
 """The command line: words in, a job out, errors to exit codes. Nothing here imports torch.
 
-The options of a command are made from the fields of the dataclasses in `ldm.job`.
+The options of a command are made from the fields of `Job` and `OutputPlan`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from ldm import __version__
 from ldm.errors import Interrupted, JobError, LdmError, UsageError
 from ldm.flags import is_option, make_table, normalise, spread
 from ldm.help import GroupedCommand
-from ldm.job import Job, OutputPlan, nearest, options_of
+from ldm.job import Job
 from ldm.legacy import ORIGINAL_FLAGS, Legacy, SampleDiffusion
+from ldm.options import nearest, options_of
+from ldm.outputs import OutputPlan
 
 app = typer.Typer(
     add_completion=False,

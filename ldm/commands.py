@@ -15,10 +15,12 @@ import typer
 
 from ldm.errors import CheckpointError, Interrupted, JobError
 from ldm.inputs import expand_inputs
-from ldm.job import Job, OutputPlan, default_outdir, options_of
+from ldm.job import Job
 from ldm.legacy import pairs, sample_fields, translate
 from ldm.metadata import Record, encode_png, parse_infotext, read_record, read_texts
+from ldm.options import options_of
 from ldm.output import Numbered, check_folder, check_output, write_file
+from ldm.outputs import OutputPlan, default_outdir
 from ldm.plan import Plan, explain, make_plan, read_prompts, resolve
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ldm.errors import UsageError
-from ldm.job import nearest
+from ldm.options import nearest
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.errors import JobError
-from ldm.job import nearest
+from ldm.options import nearest
 
 LIMIT = 10_000
 MAX_DEPTH = 40

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from ldm.errors import JobError, LdmError
-from ldm.job import nearest
+from ldm.options import nearest
 
 CLASSES = 1000
 

@@ -1,22 +1,22 @@
 """What is wanted: the only parameter list of the project.
 
-Flags, records in images and messages are all made from the fields of the dataclasses here; each
-field carries an `Option` in its metadata. Nothing here needs a model, or torch.
+Flags, records in images and messages are all made from the fields of `Job`; each carries an
+`Option` in its metadata. Nothing here needs a model, or torch.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, get_type_hints
 
 from ldm.errors import JobError
+from ldm.options import check_choices, check_range, option
+from ldm.options import nearest as nearest  # ldm.data has it from here
 
 MAX_STEPS = 1000
 MAX_SEED = 2**64 - 1
@@ -67,41 +67,6 @@ FITS = ("resize", "crop", "pad", "error", "floor-32", "floor-64")
 PROMPT_SYNTAXES = ("weights", "plain")
 FILE_FORMATS = ("txt", "csv", "tsv", "json", "jsonl")
 VAE_TILINGS = ("auto", "on", "off")
-
-
-@dataclass(frozen=True)
-class Option:
-    """How a field is written on a command line, and what it means; no `tasks` are all of them."""
-
-    flags: tuple[str, ...] = ()
-    help: str = ""
-    choices: tuple[str, ...] = ()
-    metavar: str = ""
-    note: str = ""  # what to say when an old flag is used that no longer does anything
-    tasks: tuple[str, ...] = ()
-
-    def fits(self, task: str) -> bool:
-        """Whether the option means anything for a task."""
-        return not self.tasks or task in self.tasks
-
-
-def option(
-    default: Any,
-    *flags: str,
-    help: str = "",
-    choices: Iterable[str] = (),
-    metavar: str = "",
-    note: str = "",
-    tasks: Iterable[str] = (),
-) -> Any:
-    """A dataclass field with an `Option`; one without flags cannot be set from a command line."""
-    detail = Option(flags, help, tuple(choices), metavar, note, tuple(tasks))
-    return field(default=default, metadata={"option": detail})
-
-
-def options_of(kind: type) -> dict[str, Option]:
-    """The options of a dataclass by field name."""
-    return {entry.name: entry.metadata["option"] for entry in dataclasses.fields(kind)}
 
 
 @dataclass(frozen=True)
@@ -357,16 +322,16 @@ class Job:
     def validate(self) -> None:
         """Raise JobError for what can be seen to be wrong without a model."""
         check_choices(self)
-        _check_range("--steps", self.steps, 1, MAX_STEPS)
+        check_range("--steps", self.steps, 1, MAX_STEPS)
         for flag, value in (
             ("--width", self.width),
             ("--height", self.height),
             ("--n_samples", self.n_samples),
             ("--n_iter", self.n_iter),
         ):
-            _check_range(flag, value, 1, None)
-        _check_range("--seed", self.seed, None, MAX_SEED)
-        _check_range("--clip-skip", self.clip_skip, 1, None)
+            check_range(flag, value, 1, None)
+        check_range("--seed", self.seed, None, MAX_SEED)
+        check_range("--clip-skip", self.clip_skip, 1, None)
         if self.scale is not None and not math.isfinite(self.scale):
             raise JobError(f"--scale must be a number, not {self.scale}")
         if self.eta is not None and not 0 <= self.eta <= 1:
@@ -385,10 +350,10 @@ class Job:
         """The fields about pictures and classes."""
         if self.strength is not None and not 0 <= self.strength <= 1:
             raise JobError(f"--strength must be 0 to 1, not {self.strength:g}")
-        _check_range("--feather", self.feather, 0, None)
-        _check_range("--tile", self.tile, 32, None)
+        check_range("--feather", self.feather, 0, None)
+        check_range("--tile", self.tile, 32, None)
         most = 350 if self.task == "upscale" else 999
-        _check_range("--noise-level", self.noise_level, 0, most)
+        check_range("--noise-level", self.noise_level, 0, most)
         if self.task in PICTURED and self.init_img is None:
             raise JobError(f"--init-img is missing: name the picture to {_VERBS[self.task]}")
         if self.task == "variations" and not self.images:
@@ -517,109 +482,12 @@ class Resolved:
     why: dict[str, str]
 
 
-@dataclass(frozen=True)
-class OutputPlan:
-    """Where the pictures go and what is told about them; no field changes a pixel of a sample."""
-
-    outdir: str = option(
-        "outputs",
-        "--outdir",
-        help="Folder for samples/00000.png and grid-0000.png [outputs/TASK-samples].",
-        metavar="FOLDER",
-    )
-    output: str | None = option(
-        None,
-        "--output",
-        "-o",
-        help="Write the one image to this PNG file instead; - is standard output.",
-        metavar="NAME.png",
-    )
-    overwrite: bool = option(False, "--overwrite", help="Let --output replace a file.")
-    skip_grid: bool = option(False, "--skip_grid", help="No grid of all images.")
-    skip_save: bool = option(False, "--skip_save", help="No single images.")
-    n_rows: int = option(0, "--n_rows", help="Images in a row of the grid [n_samples].")
-    from_file: str | None = option(
-        None,
-        "--from-file",
-        help="Prompts, n_samples of them in a batch, or jobs; - is standard input.",
-        metavar="FILE",
-    )
-    format: str | None = option(
-        None,
-        "--format",
-        help="What --from-file is [told by its ending].",
-        choices=FILE_FORMATS,
-    )
-    repeat: int = option(1, "--repeat", help="Use each line of --from-file so many times [1].")
-    matrix: tuple[str, ...] = option(
-        (),
-        "--matrix",
-        help="A job for every combination of some values.",
-        metavar="NAME=X,Y,...",
-    )
-    expand: bool = option(
-        False, "--expand", help="Draw {a|b} and __name__ in prompts; see docs/batch.md."
-    )
-    skip_existing: bool = option(
-        False, "--resume", "--skip-existing", help="Leave out the images that are there already."
-    )
-    keep_going: bool = option(
-        False, "--keep-going", help="Go on after a job of --from-file that fails."
-    )
-    dry_run: bool = option(
-        False, "--dry-run", help="Print the images that would be made, and stop."
-    )
-    save_depth: str | None = option(
-        None,
-        "--save-depth",
-        help="Write the depth that was used to this PNG file, 16 bits.",
-        metavar="NAME.png",
-        tasks=("depth2img",),
-    )
-    json: bool = option(False, "--json", help="Tell each image as one JSON object a line.")
-    print_config: bool = option(
-        False, "--print-config", help="Print what would apply and why, and stop."
-    )
-    quiet: bool = option(False, "--quiet", "-q", help="No progress and no notes.")
-    debug: bool = option(False, "--debug", help="Show the traceback of an error.")
-
-    def validate(self) -> None:
-        """Raise JobError for what contradicts itself."""
-        check_choices(self)
-        _check_range("--repeat", self.repeat, 1, None)
-        _check_range("--n_rows", self.n_rows, 0, None)
-        if self.output == "-" and self.json:
-            raise JobError("--json and --output - both want standard output; choose one")
-
-
-def default_outdir(task: str) -> str:
-    """The folder for a task's pictures where none is named: the originals' own names."""
-    return f"outputs/{task}-samples"
-
-
 _VERBS = {
     "img2img": "change",
     "inpaint": "repaint",
     "depth2img": "take the depth of",
     "upscale": "enlarge",
 }
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the known one most like it, if any is."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def check_choices(values: Job | OutputPlan) -> None:
-    """Raise JobError for a value that is none of its field's choices."""
-    for name, detail in options_of(type(values)).items():
-        value = vars(values)[name]
-        if detail.choices and value is not None and value not in detail.choices:
-            flag = detail.flags[0] if detail.flags else name
-            known = ", ".join(detail.choices)
-            hint = nearest(str(value), detail.choices)
-            raise JobError(f"{flag} {value!r} is not known{hint} (known: {known})")
 
 
 def to_record(job: Job) -> dict[str, Any]:
@@ -660,14 +528,3 @@ def _value(name: str, value: Any, hint: Any) -> Any:
 
 def _kinds(hint: Any) -> tuple[type, ...]:
     return (hint,) if isinstance(hint, type) else tuple(hint.__args__)
-
-
-def _check_range(flag: str, value: int | None, low: int | None, high: int | None) -> None:
-    if value is None:
-        return
-    if low is not None and value < low:
-        span = f"{low} to {high}" if high is not None else f"{low} or more"
-        raise JobError(f"{flag} must be {span}, not {value}")
-    if high is not None and value > high:
-        span = f"{low} to {high}" if low is not None else f"at most {high}"
-        raise JobError(f"{flag} must be {span}, not {value}")

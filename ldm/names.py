@@ -17,7 +17,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from ldm.errors import JobError
-from ldm.job import Job, nearest
+from ldm.job import Job
+from ldm.options import nearest
 
 # What a template may name, and what it is.
 FIELDS: Mapping[str, str] = {

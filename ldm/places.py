@@ -9,8 +9,8 @@ from pathlib import Path
 from ldm.config import resource
 from ldm.errors import CheckpointError, ConfigError, UsageError
 from ldm.families.choice import choose
-from ldm.job import nearest
 from ldm.legacy import SCRIPT_CHECKPOINTS
+from ldm.options import nearest
 from ldm.weights.header import read_header
 
 # The bundled models by what they can do; the first one is the whole list where one will do.

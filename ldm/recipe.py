@@ -7,7 +7,7 @@ from typing import get_args, get_type_hints
 
 from ldm.config import Config
 from ldm.errors import ConfigError
-from ldm.job import nearest
+from ldm.options import nearest
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from ldm.drawing import Drawing, Item
 from ldm.errors import JobError, LdmError, UsageError
 from ldm.grammar import LIMIT, expand, expand_matrix
 from ldm.inputs import expand_inputs
-from ldm.job import PICTURED, PROMPTED, OutputPlan
+from ldm.job import PICTURED, PROMPTED
 from ldm.manifest import Manifest, hash_of
 from ldm.names import Template, parse
+from ldm.outputs import OutputPlan
 from ldm.plan import Plan, explain, make_plan
 
 SOME_FAILED = 3

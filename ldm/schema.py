@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, get_type_hints
 
-from ldm.job import Job, options_of
+from ldm.job import Job
+from ldm.options import options_of
 
 _TYPES = {str: "string", int: "integer", float: "number", bool: "boolean"}
 

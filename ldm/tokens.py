@@ -11,7 +11,8 @@ import typer
 
 from ldm.errors import ConfigError, JobError
 from ldm.families.choice import Choice, choose
-from ldm.job import Job, check_choices
+from ldm.job import Job
+from ldm.options import check_choices
 from ldm.places import find_checkpoint, find_config
 from ldm.text.chunks import Chunked, Token, chunked
 from ldm.text.tokenizer import LENGTH, Tokenizer, clip_tokenizer, open_clip_tokenizer

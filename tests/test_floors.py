@@ -66,6 +66,8 @@ FLOORS: dict[int, set[str]] = {
     0: {
         "ldm.errors",
         "ldm.job",
+        "ldm.options",
+        "ldm.outputs",
         "ldm.legacy",
         "ldm.config",
         "ldm.inputs",

@@ -17,12 +17,12 @@ from ldm.job import (
     TASK_NAMES,
     Defaults,
     Job,
-    OutputPlan,
     from_record,
-    options_of,
     to_record,
 )
 from ldm.legacy import Legacy, translate
+from ldm.options import options_of
+from ldm.outputs import OutputPlan
 
 FAMILY = Defaults(512, 768, 7.5, 50, "ddim", "default of v1")
 

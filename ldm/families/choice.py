@@ -11,7 +11,8 @@ from ldm.config import Config, override, read_config
 from ldm.errors import CheckpointError, ConfigError
 from ldm.families import FAMILIES, candidates, detect, yaml_beside, yaml_of
 from ldm.families.family import Family
-from ldm.job import Defaults, nearest
+from ldm.job import Defaults
+from ldm.options import nearest
 from ldm.weights.header import Header
 
 # ModelSpec's field in a .safetensors header, and its words for a prediction.

@@ -1,0 +1,78 @@
+"""Options: what a field of a dataclass is called on a command line, and what it may be.
+
+Flags, columns of job files, the schema and messages are all made from them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ldm.errors import JobError
+
+
+@dataclass(frozen=True)
+class Option:
+    """How a field is written on a command line, and what it means; no `tasks` are all of them."""
+
+    flags: tuple[str, ...] = ()
+    help: str = ""
+    choices: tuple[str, ...] = ()
+    metavar: str = ""
+    note: str = ""  # what to say when an old flag is used that no longer does anything
+    tasks: tuple[str, ...] = ()
+
+    def fits(self, task: str) -> bool:
+        """Whether the option means anything for a task."""
+        return not self.tasks or task in self.tasks
+
+
+def option(
+    default: Any,
+    *flags: str,
+    help: str = "",
+    choices: Iterable[str] = (),
+    metavar: str = "",
+    note: str = "",
+    tasks: Iterable[str] = (),
+) -> Any:
+    """A dataclass field with an `Option`; one without flags cannot be set from a command line."""
+    detail = Option(flags, help, tuple(choices), metavar, note, tuple(tasks))
+    return field(default=default, metadata={"option": detail})
+
+
+def options_of(kind: type) -> dict[str, Option]:
+    """The options of a dataclass by field name."""
+    return {entry.name: entry.metadata["option"] for entry in dataclasses.fields(kind)}
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the known one most like it, if any is."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def check_choices(values: Any) -> None:
+    """Raise JobError for a value of a dataclass that is none of its field's choices."""
+    for name, detail in options_of(type(values)).items():
+        value = vars(values)[name]
+        if detail.choices and value is not None and value not in detail.choices:
+            flag = detail.flags[0] if detail.flags else name
+            known = ", ".join(detail.choices)
+            hint = nearest(str(value), detail.choices)
+            raise JobError(f"{flag} {value!r} is not known{hint} (known: {known})")
+
+
+def check_range(flag: str, value: int | None, low: int | None, high: int | None) -> None:
+    """Raise JobError for a number outside a range, whose ends may be open; None is in any."""
+    if value is None:
+        return
+    if low is not None and value < low:
+        span = f"{low} to {high}" if high is not None else f"{low} or more"
+        raise JobError(f"{flag} must be {span}, not {value}")
+    if high is not None and value > high:
+        span = f"{low} to {high}" if low is not None else f"at most {high}"
+        raise JobError(f"{flag} must be {span}, not {value}")

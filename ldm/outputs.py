@@ -1,0 +1,89 @@
+"""Where the pictures of a run go, and what is told about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ldm.errors import JobError
+from ldm.job import FILE_FORMATS
+from ldm.options import check_choices, check_range, option
+
+
+@dataclass(frozen=True)
+class OutputPlan:
+    """Where the pictures go and what is told about them; no field changes a pixel of a sample."""
+
+    outdir: str = option(
+        "outputs",
+        "--outdir",
+        help="Folder for samples/00000.png and grid-0000.png [outputs/TASK-samples].",
+        metavar="FOLDER",
+    )
+    output: str | None = option(
+        None,
+        "--output",
+        "-o",
+        help="Write the one image to this PNG file instead; - is standard output.",
+        metavar="NAME.png",
+    )
+    overwrite: bool = option(False, "--overwrite", help="Let --output replace a file.")
+    skip_grid: bool = option(False, "--skip_grid", help="No grid of all images.")
+    skip_save: bool = option(False, "--skip_save", help="No single images.")
+    n_rows: int = option(0, "--n_rows", help="Images in a row of the grid [n_samples].")
+    from_file: str | None = option(
+        None,
+        "--from-file",
+        help="Prompts, n_samples of them in a batch, or jobs; - is standard input.",
+        metavar="FILE",
+    )
+    format: str | None = option(
+        None,
+        "--format",
+        help="What --from-file is [told by its ending].",
+        choices=FILE_FORMATS,
+    )
+    repeat: int = option(1, "--repeat", help="Use each line of --from-file so many times [1].")
+    matrix: tuple[str, ...] = option(
+        (),
+        "--matrix",
+        help="A job for every combination of some values.",
+        metavar="NAME=X,Y,...",
+    )
+    expand: bool = option(
+        False, "--expand", help="Draw {a|b} and __name__ in prompts; see docs/batch.md."
+    )
+    skip_existing: bool = option(
+        False, "--resume", "--skip-existing", help="Leave out the images that are there already."
+    )
+    keep_going: bool = option(
+        False, "--keep-going", help="Go on after a job of --from-file that fails."
+    )
+    dry_run: bool = option(
+        False, "--dry-run", help="Print the images that would be made, and stop."
+    )
+    save_depth: str | None = option(
+        None,
+        "--save-depth",
+        help="Write the depth that was used to this PNG file, 16 bits.",
+        metavar="NAME.png",
+        tasks=("depth2img",),
+    )
+    json: bool = option(False, "--json", help="Tell each image as one JSON object a line.")
+    print_config: bool = option(
+        False, "--print-config", help="Print what would apply and why, and stop."
+    )
+    quiet: bool = option(False, "--quiet", "-q", help="No progress and no notes.")
+    debug: bool = option(False, "--debug", help="Show the traceback of an error.")
+
+    def validate(self) -> None:
+        """Raise JobError for what contradicts itself."""
+        check_choices(self)
+        check_range("--repeat", self.repeat, 1, None)
+        check_range("--n_rows", self.n_rows, 0, None)
+        if self.output == "-" and self.json:
+            raise JobError("--json and --output - both want standard output; choose one")
+
+
+def default_outdir(task: str) -> str:
+    """The folder for a task's pictures where none is named: the originals' own names."""
+    return f"outputs/{task}-samples"
