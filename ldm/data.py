@@ -298,16 +298,16 @@ def facts(what: Scene) -> tuple[int, int, int, int]:
     return GLYPHS.index(first.glyph), second, BACKGROUNDS.index(what.background), axis
 
 
-def glyph_plan(what: Scene, cells: int) -> NDArray[np.int64]:
+def glyph_layout(what: Scene, cells: int) -> NDArray[np.int64]:
     """Which of GLYPHS covers each cell: [cells, cells], rows from the top; len(GLYPHS) is none."""
     middles = (np.arange(cells) + 0.5) * (CANVAS / cells)
-    plan = np.full((cells, cells), len(GLYPHS), dtype=np.int64)
+    layout = np.full((cells, cells), len(GLYPHS), dtype=np.int64)
     for placed in what.glyphs:
         across, down = (
             (middles >= start) & (middles < start + placed.size) for start in (placed.x, placed.y)
         )
-        plan[np.ix_(down, across)] = GLYPHS.index(placed.glyph)
-    return plan
+        layout[np.ix_(down, across)] = GLYPHS.index(placed.glyph)
+    return layout
 
 
 class GlyphSheet:
@@ -441,6 +441,15 @@ class Scenes:
         """Which glyph shows where in scenes start .. start + n - 1: uint8 [n, size, size]."""
         scenes = (self.scene(start + row) for row in range(n))
         return np.stack([layers(what, self.sheet, self.size) for what in scenes])
+
+    def layouts(self, start: int, n: int, cells: int) -> NDArray[np.int64]:
+        """What covers each cell of scenes start .. start + n - 1, by `kinds`: [n, cells, cells]."""
+        return np.stack([glyph_layout(self.scene(start + row), cells) for row in range(n)])
+
+    @property
+    def kinds(self) -> int:
+        """What a cell can be covered with: a glyph, by its number, or at last nothing."""
+        return len(GLYPHS) + 1
 
 
 def named_glyphs(names: Sequence[str] | None) -> tuple[Glyph, ...]:

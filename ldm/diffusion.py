@@ -21,6 +21,7 @@ from ldm.conditioning import Conditioning, FrozenCLIPEmbedder, kept_token_ids
 from ldm.config import Config
 from ldm.errors import ConfigError
 from ldm.hints import Kept, find_hint
+from ldm.layout import LayoutLoss
 from ldm.model import Model, TextEmbedder
 from ldm.nn.attention import SpatialTransformer
 from ldm.nn.autoencoder import DiagonalGaussian
@@ -49,17 +50,19 @@ class DiffusionLoss(nn.Module):
     """Mean squared error of what the network must put out for the sampler's denoiser to be right.
 
     denoised = c_skip * x + c_out * network(c_in * x), so the target is (z - c_skip * x) / c_out.
+    With `layout`, that much (`weight`) of its loss is added.
     """
 
     network: UNetModel
     conditioner: TextEmbedder
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, layout: LayoutLoss | None = None, weight: float = 0.0) -> None:
         super().__init__()
         assert model.cond_stage_model is not None
         self.network = model.network
         self.conditioner = model.cond_stage_model
         self.schedule, self.prediction = model.schedule, model.prediction
+        self.layout, self.layout_weight = layout, weight
 
     def forward(
         self,
@@ -69,6 +72,7 @@ class DiffusionLoss(nn.Module):
         captions: list[str],
         concat: Tensor | None = None,
         vector: Tensor | None = None,
+        layout: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         context, _ = self.conditioner.encode(captions)
         if vector is None and getattr(self.conditioner, "pooled", False):
@@ -80,7 +84,10 @@ class DiffusionLoss(nn.Module):
         x_in = c_in * x if concat is None else torch.cat([c_in * x, concat], dim=1)
         output = self.network(x_in, t, context, vector).float()
         loss = F.mse_loss(output, (z - c_skip * x) / c_out)
-        return loss, {}
+        if self.layout is None or layout is None:
+            return loss, {}
+        asked = self.layout(layout)
+        return loss + self.layout_weight * asked, {"layout": asked.detach()}
 
 
 class DiffusionStage:
@@ -119,10 +126,13 @@ class DiffusionStage:
             variance = mean.var() + logvar.exp().mean()
             self.model.scale_factor = round(float(variance.rsqrt()), 5)
         self.config = config
-        self.module = DiffusionLoss(self.model)
+        self.module = DiffusionLoss(self.model, self._layout_loss(data), plan.layout_weight)
         self.shown = build(config)
         self.shown.first_stage_model = self.model.first_stage_model
         self.shown.scale_factor = self.model.scale_factor
+
+    def _layout_loss(self, data: Data) -> LayoutLoss | None:
+        return LayoutLoss(self.model.network, data.kinds) if self.plan.layout_weight else None
 
     def _probe(self, data: Data) -> tuple[list[str], Kept]:
         """Captions that the pictures of progress are made from, and their hints."""
@@ -158,6 +168,9 @@ class DiffusionStage:
             part = {"moments": self._moments(to_tensor(pictures))}
             if self.hint is not None:
                 part |= self.hint.keep(pictures, data.layers(start, count), start, self._moments)
+            if self.plan.layout_weight:
+                layouts = data.layouts(start, count, part["moments"].shape[-1])
+                part["layout"] = torch.from_numpy(layouts.astype(np.uint8))
             parts.append(part)
             captions += some
         kept = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
@@ -191,6 +204,7 @@ class DiffusionStage:
             "t": self._times(size, generator),
             "captions": ["" if dropped[i] else self.captions[row] for i, row in enumerate(rows)],
             **self._shown({name: values[rows] for name, values in self.kept.items()}, generator),
+            **({"layout": self.kept["layout"][rows]} if "layout" in self.kept else {}),
         }
 
     def _shown(self, kept: Kept, generator: torch.Generator) -> Batch:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.data import FACT_SIZES, Scene, facts, glyph_plan
+from ldm.data import FACT_SIZES, Scene, facts, glyph_layout
 from ldm.glyphs import GLYPHS
 from ldm.model import TextEmbedder
 from ldm.nn.attention import CrossAttention
@@ -25,7 +25,7 @@ CELLS = 8  # places along a side: as many as where the bundled network attends t
 HEADS = 4
 
 
-class PlanHead(nn.Module):
+class LayoutHead(nn.Module):
     """Tells which glyph covers each cell of a scene, by attention from the cell to the text.
 
     A network asks the text in this way; told so beforehand, a thing's words know where it goes.
@@ -46,16 +46,16 @@ class PlanHead(nn.Module):
 def teach(embedder: TextEmbedder, scene: Callable[[int], Scene], steps: int, seed: int) -> float:
     """Train a conditioner to tell the facts of scenes 0, 1, 2, ... from their captions.
 
-    Gives the last loss, in nats summed over the facts and the plan. A caption may leave facts out,
-    so that it does not go to zero.
+    Gives the last loss, in nats summed over the facts and the layout. A caption may leave facts
+    out, so that it does not go to zero.
     """
     from tqdm import trange
 
     torch.manual_seed(seed)
     width = embedder.encode([""])[0].shape[-1]
     heads = nn.ModuleList(nn.Linear(width, size) for size in FACT_SIZES)
-    plan_head = PlanHead(width)
-    taught = nn.ModuleList([heads, plan_head]).to(next(embedder.parameters()).device)
+    layout_head = LayoutHead(width)
+    taught = nn.ModuleList([heads, layout_head]).to(next(embedder.parameters()).device)
     weights = [*embedder.parameters(), *taught.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=LEARNING_RATE, weight_decay=1e-3)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
@@ -63,7 +63,7 @@ def teach(embedder: TextEmbedder, scene: Callable[[int], Scene], steps: int, see
     for step in (bar := trange(steps, desc="captions", disable=None)):
         scenes = [scene(step * BATCH + row) for row in range(BATCH)]
         hidden, _ = embedder.encode([what.caption for what in scenes])
-        loss = _fact_loss(heads, hidden, scenes) + _plan_loss(plan_head, hidden, scenes)
+        loss = _fact_loss(heads, hidden, scenes) + _layout_loss(layout_head, hidden, scenes)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -85,8 +85,8 @@ def _fact_loss(heads: nn.ModuleList, hidden: Tensor, scenes: Sequence[Scene]) ->
     return loss
 
 
-def _plan_loss(head: PlanHead, hidden: Tensor, scenes: Sequence[Scene]) -> Tensor:
+def _layout_loss(head: LayoutHead, hidden: Tensor, scenes: Sequence[Scene]) -> Tensor:
     """Cross entropy of what each cell shows, in the mean over cells."""
-    plans = np.stack([glyph_plan(what, CELLS) for what in scenes])
-    targets = torch.from_numpy(plans).flatten(1).to(hidden.device)
+    layouts = np.stack([glyph_layout(what, CELLS) for what in scenes])
+    targets = torch.from_numpy(layouts).flatten(1).to(hidden.device)
     return F.cross_entropy(head(hidden).transpose(1, 2), targets)

@@ -33,6 +33,7 @@ class Plan:
     kl_weight: float = 1e-6  # autoencoder: per value of the picture, as the original loss has it
     scenes: int = 20000  # diffusion: pictures encoded beforehand
     noise_bias: float = 1.0  # diffusion: density of t rises as t**(noise_bias - 1); words act late
+    layout_weight: float = 0.0  # diffusion: of telling what is where, from the text (`ldm.layout`)
     drop_caption: float = 0.1  # diffusion: share trained without text, for guidance
     sample_every: int = 500
     save_every: int = 500

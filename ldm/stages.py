@@ -46,6 +46,15 @@ class Data(Protocol):
         """What shows where in them, uint8 [n,H,W]: 0 the background, then things back to front."""
         ...
 
+    def layouts(self, start: int, n: int, cells: int) -> NDArray[np.int64]:
+        """Which kind of thing covers each cell of them, [n,cells,cells] below `kinds`."""
+        ...
+
+    @property
+    def kinds(self) -> int:
+        """How many kinds of things there are, nothing among them."""
+        ...
+
 
 class Stage(Protocol):
     """What is trained: a module whose forward gives the loss, and where its batches come from."""

@@ -21,7 +21,7 @@ from ldm.data import (
     Scenes,
     all_captions_vocabulary,
     facts,
-    glyph_plan,
+    glyph_layout,
     named_glyphs,
     place_words,
     render,
@@ -142,13 +142,13 @@ def test_what_is_not_said_follows_the_words() -> None:
     assert plain > 300
 
 
-def test_the_plan_of_a_scene_shows_every_glyph_where_it_is() -> None:
+def test_the_layout_of_a_scene_shows_every_glyph_where_it_is() -> None:
     for what in many("train")[:200]:
-        plan = glyph_plan(what, 8)
-        assert set(plan.flat) == {*(GLYPHS.index(p.glyph) for p in what.glyphs), len(GLYPHS)}
+        layout = glyph_layout(what, 8)
+        assert set(layout.flat) == {*(GLYPHS.index(p.glyph) for p in what.glyphs), len(GLYPHS)}
         for placed in what.glyphs:
             column, row = (int(c // 16) for c in placed.centre)
-            assert plan[row, column] == GLYPHS.index(placed.glyph)
+            assert layout[row, column] == GLYPHS.index(placed.glyph)
 
 
 def test_glyphs_lie_on_the_canvas_and_apart() -> None:

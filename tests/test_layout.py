@@ -1,0 +1,73 @@
+"""A network in training can be asked what is to be where."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_train import AUTOENCODER, DIFFUSION, Squares, plan
+
+from ldm.config import Config
+from ldm.diffusion import DiffusionStage
+from ldm.errors import ConfigError
+from ldm.layout import LayoutLoss
+from ldm.nn.unet import UNetModel
+from ldm.registry import build
+from ldm.stages import AutoencoderStage
+from ldm.train import fit
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> DiffusionStage:
+    """A stage that asks, with a network that has not learnt anything yet."""
+    folder = tmp_path_factory.mktemp("layout")
+    first = plan(folder / "first", steps=1)
+    autoencoder = AutoencoderStage(Config("test", {"model": AUTOENCODER}), first, Squares())
+    weights = fit(autoencoder, first, resume=False)
+    wanted = plan(folder / "asked", layout_weight=1.0, autoencoder=str(weights))
+    return DiffusionStage(Config("test", {"model": DIFFUSION}), wanted, Squares())
+
+
+def test_the_answer_is_part_of_the_loss(stage: DiffusionStage) -> None:
+    batch = stage.batch(0)
+    assert batch["layout"].shape == (4, 8, 8)
+    loss, figures = stage.module(**batch)
+    del batch["layout"]
+    without, none = stage.module(**batch)
+    assert not none
+    assert loss.item() == pytest.approx(without.item() + figures["layout"].item(), rel=1e-5)
+    assert figures["layout"].item() == pytest.approx(1.1, abs=0.5)  # log 3: it is guessed
+
+
+def test_the_answer_is_learnt_and_teaches_the_network(stage: DiffusionStage) -> None:
+    module = stage.module
+    optimizer = torch.optim.AdamW(module.parameters(), lr=3e-3)
+    told = []
+    for _ in range(25):
+        optimizer.zero_grad()
+        loss, figures = module(**stage.batch(0))
+        loss.backward()
+        told.append(figures["layout"].item())
+        if len(told) == 1:
+            assert module.network.input_blocks[0][0].weight.grad is not None
+        optimizer.step()
+    assert told[-1] < 0.5 * told[0]
+
+
+def test_the_weights_that_are_kept_know_nothing_of_it(stage: DiffusionStage) -> None:
+    own = set(build(stage.config).state_dict())
+    assert set(stage.weights(stage.module)) == own
+
+
+def test_a_network_that_sees_no_text_is_refused() -> None:
+    with torch.device("meta"):
+        network = UNetModel(
+            in_channels=4,
+            out_channels=4,
+            model_channels=32,
+            attention_resolutions=(),
+            num_res_blocks=1,
+            channel_mult=(1,),
+            num_heads=1,
+        )
+    with pytest.raises(ConfigError, match=r"layout_weight: the network attends to no text"):
+        LayoutLoss(network, 3)
