@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ldm.commands import Progress, Sink, _load, _settle, _shows_progress, _summary
+from ldm.engines import Engines
 from ldm.errors import ImageError, Interrupted, JobError, LdmError
 from ldm.job import Job, to_record
 from ldm.manifest import Manifest, fingerprint, hash_of
@@ -20,9 +19,11 @@ from ldm.metadata import read_record, read_texts
 from ldm.names import Template, check_names, values_of
 from ldm.output import Numbered
 from ldm.plan import Plan
+from ldm.progress import Progress, shows_progress
+from ldm.sink import Sink
 
 if TYPE_CHECKING:
-    from ldm.engine import Engine, Result
+    from ldm.engine import Result
     from ldm.runs import Run
 
 
@@ -41,23 +42,6 @@ class Item:
     folder: Path = Path()
 
 
-class Files(Sink):
-    """A sink that tells where the last picture went."""
-
-    last: Path | None = None
-    where = ""  # the folder of names from a template
-
-    def kept(self) -> str:
-        """What an interrupted run leaves behind."""
-        if self.where and self.written:
-            return f"{self.written} of {self.count} images are in {self.where}"
-        return super().kept()
-
-    def _place(self, content: bytes, made_of: str | None) -> Path | None:
-        self.last = super()._place(content, made_of)
-        return self.last
-
-
 class Unrepeated(Numbered):
     """Numbered files, where one that is there already is not written once more."""
 
@@ -70,52 +54,18 @@ class Unrepeated(Numbered):
 
 
 @dataclass
-class Models:
-    """The engine of the last job; another one is made where a job needs it."""
-
-    tell: Callable[[str], None]
-    key: tuple[Any, ...] = ()
-    engine: Engine | None = None
-    settled: Plan | None = None
-
-    def job(self, plan: Plan) -> Job:
-        """The job with what only its engine can tell; without loading it where that can be."""
-        if self.key != _model_key(plan) and plan.choice.prediction_why:
-            from ldm.device import choose
-
-            job = plan.job
-            policy = choose(job.device, job.precision, job.attention, dict(os.environ))
-            predicted = plan.choice.family.prediction
-            return replace(
-                job, device=policy.device.type, precision=policy.precision, prediction=predicted
-            )
-        self.load(plan)
-        assert self.settled is not None
-        return _settle(plan, self.settled) if plan is not self.settled else plan.job
-
-    def load(self, plan: Plan) -> Engine:
-        """The engine of a plan."""
-        if self.engine is None or self.key != _model_key(plan):
-            self.engine = None  # not two models in memory at once
-            self.engine, self.settled = _load(plan, plan.given, self.tell)
-            self.key = _model_key(plan)
-            self.tell(_summary(self.settled, self.engine))
-        return self.engine
-
-
-@dataclass
 class Drawing:
     """The work on planned jobs."""
 
     run: Run
     items: list[Item]
-    models: Models = field(init=False)
+    engines: Engines = field(init=False)
     taken: Counter[str] = field(default_factory=Counter)
     there: int = 0
 
     def __post_init__(self) -> None:
         outputs, store = self.run.outputs, self.run.store
-        self.models = Models(self.run.tell)
+        self.engines = Engines(self.run.tell, self.run.script)
         self.count = sum(item.plan.job.count() for item in self.items)
         self.named = any(item.name is not None for item in self.items)
         if store is not None and outputs.skip_existing:
@@ -126,7 +76,7 @@ class Drawing:
             # Names of pictures are set one by one.
             plain = replace(outputs, output=None, skip_save=True, skip_grid=True)
             columns = self.items[0].plan.job.n_samples
-            self.sink = Files(plain if self.named else outputs, self.count, columns)
+            self.sink = Sink(plain if self.named else outputs, self.count, columns, self.run.names)
             if self.named and store is not None:
                 self.sink.where = str(store.folder)
             if outputs.skip_existing:
@@ -138,7 +88,7 @@ class Drawing:
         if run.store is not None and run.drawn and run.seed is not None:
             run.store.note(run.mark, seed=run.seed)
         try:
-            with Progress(run.tell, shown=_shows_progress(run.outputs)) as progress:
+            with Progress(run.tell, shown=shows_progress(run.outputs)) as progress:
                 for item in self.items:
                     try:
                         self.draw_item(item, progress)
@@ -153,7 +103,7 @@ class Drawing:
     def draw_item(self, item: Item, progress: Progress) -> None:
         """Draw a job, batch by batch; those of a stream depend on each other."""
         store, resume = self.run.store, self.run.outputs.skip_existing
-        job = self.models.job(item.plan)
+        job = self.engines.job(item.plan)
         stream = job.noise == "stream"
         mark = hash_of(to_record(job))
         if store is not None and resume and stream and store.complete(mark):
@@ -166,7 +116,7 @@ class Drawing:
                 for path in paths:
                     self.keep(path)
             else:
-                for at, result in enumerate(self.models.load(item.plan).run(batch, progress)):
+                for at, result in enumerate(self.engines.load(item.plan).run(batch, progress)):
                     self.put(item, result, index + at)
             index += batch.count()
         if store is not None and stream:
@@ -211,7 +161,7 @@ class Drawing:
     def keep(self, path: Path | None) -> None:
         """Leave a picture where it is; the grid wants it, too."""
         self.there += 1
-        if path is not None and self.sink._has_grid():
+        if path is not None and self.sink.has_grid():
             import numpy as np
             from PIL import Image
 
@@ -278,7 +228,7 @@ class Drawing:
         """The pictures of a batch that a resumed run would find, as far as can be told."""
         known = item.plan.choice.prediction_why and batch.noise == "image"
         if self.run.outputs.skip_existing and known:
-            return self.found(item, self.models.job(replace(item.plan, job=batch)))
+            return self.found(item, self.engines.job(replace(item.plan, job=batch)))
         return [None] * batch.n_samples
 
 
@@ -321,10 +271,3 @@ def _line(told: Mapping[str, Any]) -> str:
     prompt = json.dumps(told["prompt"], ensure_ascii=False)
     done = "  (done)" if told["done"] else ""
     return f"{where}  {size}  {steps}, seed {told['seed']}  {prompt}{done}"
-
-
-def _model_key(plan: Plan) -> tuple[Any, ...]:
-    """What two jobs must have in common to be drawn by one engine."""
-    job = plan.job
-    parts = (job.overrides, job.prediction, job.vae, job.depth_model)
-    return (plan.header.path, plan.config, *parts, job.device, job.precision, job.attention)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ldm.errors import JobError
 from ldm.job import FILE_FORMATS
-from ldm.options import check_choices, check_range, option
+from ldm.options import check_choices, check_range, option, options_of
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,14 @@ class OutputPlan:
         check_range("--n_rows", self.n_rows, 0, None)
         if self.output == "-" and self.json:
             raise JobError("--json and --output - both want standard output; choose one")
+
+
+def split(fields: Mapping[str, Any]) -> tuple[OutputPlan, dict[str, Any]]:
+    """The fields of OutputPlan as one, and the others; raises JobError."""
+    names = options_of(OutputPlan)
+    outputs = OutputPlan(**{name: value for name, value in fields.items() if name in names})
+    outputs.validate()
+    return outputs, {name: value for name, value in fields.items() if name not in names}
 
 
 def default_outdir(task: str) -> str:

@@ -21,7 +21,7 @@ from ldm.families.choice import NOTHING, Choice, choose, with_prediction
 from ldm.imagenet import CLASSES, class_number
 from ldm.inventory import expected_shapes
 from ldm.job import ETA_SAMPLERS, PICTURED, PROMPTED, Defaults, Job
-from ldm.legacy import SCRIPT_DEFAULTS
+from ldm.legacy import SCRIPT_CHECKPOINTS, SCRIPT_DEFAULTS
 from ldm.places import FITTING, able_models, find_checkpoint, find_config
 from ldm.weights.depth_keys import is_depth_model
 from ldm.weights.header import Header, read_header
@@ -61,6 +61,8 @@ def make_plan(given: Mapping[str, Any], *, script: bool = False) -> Plan:
             "pip install 'ldm-cli[xformers]', or use --attention sdpa"
         )
     checkpoint, notes = find_checkpoint(asked.model, asked.task, script=script)
+    if script and asked.model is None and asked.task == "inpaint" and asked.prompt is None:
+        _check_usual(checkpoint)
     config, config_notes = find_config(asked.config)
     header = read_header(checkpoint)
     choice = choose(header, config, asked.overrides)
@@ -87,6 +89,16 @@ def make_plan(given: Mapping[str, Any], *, script: bool = False) -> Plan:
         note = f"this model takes no text: {' and '.join(ignored)} will do nothing"
         plan = replace(plan, notes=(*plan.notes, note))
     return replace(plan, given=given)
+
+
+def _check_usual(checkpoint: Path) -> None:
+    """Raise CheckpointError where it is another than a script without prompts was made for."""
+    usual = Path(SCRIPT_CHECKPOINTS["inpaint"])
+    if checkpoint != usual:
+        raise CheckpointError(
+            f"{usual}: no such file; put the checkpoint of latent diffusion's inpainting there, "
+            "or name one with --ckpt"
+        )
 
 
 # What says something to a model that takes text.
@@ -117,8 +129,8 @@ def resolve(
         asked = replace(asked, seed=plan.job.seed)
     resolved = asked.resolve(defaults, draw_seed)
     why = dict.fromkeys(vars(asked), "the original script" if script else "the default")
-    why |= {name: plan.why[name] for name in ("seed",) if name in plan.why}
     why |= dict.fromkeys(given, "asked for") | resolved.why
+    why |= {name: plan.why[name] for name in ("seed",) if name in plan.why}
     job = resolved.job
     if asked.task in PICTURED:  # as measured, if they were
         job = replace(job, width=plan.job.width, height=plan.job.height)

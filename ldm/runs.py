@@ -10,47 +10,88 @@ from typing import Any
 import typer
 
 from ldm.batch import Row, read_axes, read_rows
-from ldm.commands import _load, _teller
 from ldm.drawing import Drawing, Item
+from ldm.engines import load_engine
 from ldm.errors import JobError, LdmError, UsageError
 from ldm.grammar import LIMIT, expand, expand_matrix
 from ldm.inputs import expand_inputs
 from ldm.job import PICTURED, PROMPTED
+from ldm.legacy import pairs
 from ldm.manifest import Manifest, hash_of
 from ldm.names import Template, parse
+from ldm.options import options_of
 from ldm.outputs import OutputPlan
-from ldm.plan import Plan, explain, make_plan
+from ldm.plan import Plan, explain, make_plan, read_prompts
+from ldm.progress import teller
 
 SOME_FAILED = 3
 
 
-def run(task: str, fields: Mapping[str, Any], outputs: OutputPlan, notes: list[str]) -> int:
-    """Do a task as asked; `fields` are of Job. Returns 3 where some jobs failed."""
-    return Run(outputs, {**fields, "task": task}, notes).do()
+def run(
+    task: str,
+    fields: Mapping[str, Any],
+    outputs: OutputPlan,
+    notes: list[str],
+    *,
+    script: bool = False,
+    indir: str | None = None,
+) -> int:
+    """Do a task as asked; `fields` are of Job. Returns 3 where some jobs failed.
+
+    `script` is as for `make_plan`; `indir` is a folder of pictures and their masks.
+    """
+    return Run(outputs, {**fields, "task": task}, notes, script=script, indir=indir).do()
 
 
 class Run:
-    """The jobs of one command, in the order of their pictures."""
+    """The jobs of one command, in the order of their pictures.
 
-    def __init__(self, outputs: OutputPlan, fields: Mapping[str, Any], notes: list[str]) -> None:
+    A plain one, of a script of the originals or of --indir, has prompts in its file, not jobs, and
+    keeps no record of what is done. `names` are the files of pictures made of other pictures.
+    """
+
+    def __init__(
+        self,
+        outputs: OutputPlan,
+        fields: Mapping[str, Any],
+        notes: list[str],
+        *,
+        script: bool = False,
+        indir: str | None = None,
+    ) -> None:
         self.outputs, self.fields, self.notes = outputs, fields, notes
-        self.tell = _teller(outputs)
+        self.script, self.plain = script, script or indir is not None
+        self.tell = teller(outputs)
         self.failed = 0
         self.drawn = False  # whether the seed was drawn here, or in an earlier run of the same
         words = {name: value for name, value in fields.items() if name != "seed"}
         self.mark = hash_of([words, outputs.from_file, outputs.matrix, outputs.expand])
-        self.template = _template(outputs)
+        self.pairs: list[dict[str, str]] = []
+        self.template: Template | None = None
         self.store: Manifest | None = None
+        if self.plain:
+            _check_plain(outputs)
+        else:
+            self.open_store()
+        if indir is not None:
+            self.pairs, more = pairs(indir, outputs.outdir)
+            notes += more
+        self.names = {row["init_img"]: row.pop("output") for row in self.pairs}
+        seed = fields.get("seed")
+        self.seed = seed if seed is not None and seed >= 0 else None
+        if self.seed is None and outputs.skip_existing and self.store is not None:
+            self.seed = self.store.seed(self.mark)
+
+    def open_store(self) -> None:
+        """Find out what the pictures are called, and which are there."""
+        outputs = self.outputs
+        self.template = _template(outputs)
         if self.template is not None and (self.template.fields or outputs.skip_existing):
             self.store = Manifest.open(self.template.folder)
         elif outputs.output is None and not outputs.skip_save:
             self.store = Manifest.open(Path(outputs.outdir))
         if outputs.skip_existing and self.store is None:
             raise JobError("--resume needs pictures in files; leave --skip_save and --output - out")
-        seed = fields.get("seed")
-        self.seed = seed if seed is not None and seed >= 0 else None
-        if self.seed is None and outputs.skip_existing and self.store is not None:
-            self.seed = self.store.seed(self.mark)
 
     def do(self) -> int:
         """Plan everything, then draw it; returns the exit code."""
@@ -63,7 +104,7 @@ class Run:
         if self.outputs.print_config:
             plan = items[0].plan
             if not plan.choice.prediction_why:
-                _, plan = _load(plan, plan.given, self.tell)
+                _, plan = load_engine(plan, plan.given, self.tell, script=self.script)
             typer.echo(explain(plan, as_json=self.outputs.json))
             return 0
         drawing = Drawing(self, items)
@@ -113,6 +154,9 @@ class Run:
         name = self.outputs.from_file
         if name is None:
             return [Row(dict(self.fields), "")]
+        if self.plain:
+            prompts = read_prompts(name, self.outputs.repeat)
+            return [self.bare(self.fields, prompts)]
         shared = {key: value for key, value in self.fields.items() if key != "seed"}
 
         def pass_over(error: JobError) -> None:
@@ -123,11 +167,15 @@ class Run:
         rest = {key: value for key, value in shared.items() if key != "prompt"}
         bare = all({**row.fields, "prompt": ""} == {**rest, "prompt": ""} for row in rows)
         if rows and bare and not keep_prompts and shared["task"] in PROMPTED:
-            if "prompt" in shared:
-                self.notes.append("--prompt is ignored: the prompts are those of --from-file")
-            prompts = tuple(row.fields["prompt"] for row in rows)
-            return [Row({**rest, "prompts": prompts}, "")]
+            return [self.bare(shared, tuple(row.fields["prompt"] for row in rows))]
         return rows
+
+    def bare(self, fields: Mapping[str, Any], prompts: tuple[str, ...]) -> Row:
+        """The one job of a file of prompts."""
+        if "prompt" in fields:
+            self.notes.append("--prompt is ignored: the prompts are those of --from-file")
+        rest = {key: value for key, value in fields.items() if key != "prompt"}
+        return Row({**rest, "prompts": prompts}, "")
 
     def plans(self, asked: Mapping[str, Any], before: int | None) -> list[Plan]:
         """The plans of a job, one for each picture it begins with; all of one seed.
@@ -135,7 +183,7 @@ class Run:
         Its own seed, or that of the run and as many more as there are pictures `before`.
         """
         given = {key: value for key, value in asked.items() if key != "output"}
-        own = given.pop("seed", None)
+        own = given.get("seed")
         if own is None or own < 0:
             if self.seed is None and (before or self.outputs.expand):
                 self.seed, self.drawn = secrets.randbelow(2**32), True
@@ -146,10 +194,11 @@ class Run:
             if self.outputs.expand:
                 given = _expanded(given, own)
         plans: list[Plan] = []
-        named = given.get("init_img") if given["task"] in PICTURED else None
-        for path in expand_inputs([named]) if named is not None else [None]:
-            here = {**given, "init_img": str(path)} if path is not None else given
-            plans.append(make_plan({**here, "seed": plans[0].job.seed} if plans else here))
+        for row in self.pairs or _pictures(given):
+            here = {**given, **row}
+            if plans:
+                here["seed"] = plans[0].job.seed
+            plans.append(make_plan(here, script=self.script))
         if self.seed is None and own is None:
             self.seed, self.drawn = plans[0].job.seed, True
         return plans
@@ -160,6 +209,21 @@ class Run:
             return self.template
         name = str(asked["output"])
         return parse(name if name.lower().endswith(".png") else f"{name}.png")
+
+
+def _check_plain(outputs: OutputPlan) -> None:
+    """Raise JobError for what the scripts of the originals do not take."""
+    for name in ("format", "matrix", "expand", "skip_existing", "keep_going", "dry_run"):
+        if getattr(outputs, name):
+            flag = options_of(OutputPlan)[name].flags[0]
+            raise JobError(f"{flag} goes with the commands of ldm, not with scripts/ or --indir")
+
+
+def _pictures(given: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The fields that name each picture of a job to begin with; nothing where it has none."""
+    if given["task"] not in PICTURED or given.get("init_img") is None:
+        return [{}]
+    return [{"init_img": str(path)} for path in expand_inputs([given["init_img"]])]
 
 
 def _template(outputs: OutputPlan) -> Template | None:

@@ -21,9 +21,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from ldm.cli import main_script, run
-from ldm.commands import Sink
 from ldm.engine import Result
 from ldm.metadata import read_record
+from ldm.sink import Sink
 
 E2E = GOLDEN / "e2e"
 ROOT = Path(__file__).parents[1]

@@ -22,9 +22,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from ldm.cli import main_script, run
-from ldm.commands import Sink
 from ldm.engine import Result
 from ldm.metadata import read_record
+from ldm.sink import Sink
 from ldm.targets import DEPTH_MODELS
 
 E2E = GOLDEN / "e2e"

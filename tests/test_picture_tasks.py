@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 
 from ldm.canvas import latent_mask
 from ldm.cli import main_script, run
-from ldm.commands import Sink
 from ldm.depth import load_depth_model
 from ldm.engine import Result
 from ldm.images import to_picture
@@ -25,6 +24,7 @@ from ldm.load import load_model
 from ldm.metadata import read_record
 from ldm.model import Model
 from ldm.nn.dpt import MiDaSInference
+from ldm.sink import Sink
 from ldm.sources import read_sources
 from ldm.targets import DEPTH_MODELS
 from ldm.tasks import Given, inpaint

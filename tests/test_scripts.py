@@ -18,13 +18,13 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.cli import main_script
-from ldm.commands import Sink
 from ldm.engine import Result
 from ldm.legacy import SCRIPT_CHECKPOINTS
 from ldm.metadata import read_record
 from ldm.noise import Noise
 from ldm.samplers import final_latent, find_sampler, start_latent
 from ldm.schedule import NoiseSchedule, make_grid
+from ldm.sink import Sink
 from tests.test_sample import free_tree
 from tests.tiny_models import make, state, write
 from tests.tiny_pictures import place, textless_tree
@@ -259,6 +259,16 @@ def test_what_is_wrong_with_a_folder_is_said(
 ) -> None:
     assert script("inpaint", *words) == 2
     assert message in error_of(capfd)
+
+
+def test_a_missing_checkpoint_is_said(holes: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The bundled models take prompts, which inpaint.py has not: they are no stand-in for it."""
+    Path(SCRIPT_CHECKPOINTS["inpaint"]).unlink()
+    assert script("inpaint", "--indir", "in", "--outdir", "out") == 2
+    error = error_of(capfd)
+    assert f"{SCRIPT_CHECKPOINTS['inpaint']}: no such file" in error
+    assert "--ckpt" in error
+    assert not Path("out").exists()
 
 
 def test_a_mask_without_its_picture(holes: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ldm.cli import run
-from ldm.commands import Sink
 from ldm.conditioning import Conditioning
 from ldm.config import read_config, resource
 from ldm.engine import Draws, Result
@@ -22,6 +21,7 @@ from ldm.metadata import read_record
 from ldm.model import Model
 from ldm.plan import make_plan
 from ldm.registry import build
+from ldm.sink import Sink
 from tests.golden_data import GOLDEN, case, tensors, text_tower
 
 IMAGES = GOLDEN / "modules" / "clip-image-unclip"

@@ -1,0 +1,126 @@
+"""Engines of plans: loaded where a job needs one, kept as long as jobs can share it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ldm.families.choice import Choice
+from ldm.job import Job
+from ldm.plan import Plan, resolve
+from ldm.progress import summary
+
+if TYPE_CHECKING:
+    from ldm.device import Policy
+    from ldm.engine import Engine
+    from ldm.model import Model
+
+
+@dataclass
+class Engines:
+    """The engine of the last job; another one is made where a job needs it."""
+
+    tell: Callable[[str], None]
+    script: bool = False
+    key: tuple[Any, ...] = ()
+    engine: Engine | None = None
+    settled: Plan | None = None
+
+    def job(self, plan: Plan) -> Job:
+        """The job with what only its engine can tell; without loading it where that can be."""
+        if self.key != _model_key(plan) and plan.choice.prediction_why:
+            from ldm.device import choose
+
+            job = plan.job
+            policy = choose(job.device, job.precision, job.attention, dict(os.environ))
+            predicted = plan.choice.family.prediction
+            return replace(
+                job, device=policy.device.type, precision=policy.precision, prediction=predicted
+            )
+        self.load(plan)
+        assert self.settled is not None
+        return settle(plan, self.settled, script=self.script)
+
+    def load(self, plan: Plan) -> Engine:
+        """The engine of a plan."""
+        if self.engine is None or self.key != _model_key(plan):
+            self.engine = None  # not two models in memory at once
+            self.engine, self.settled = load_engine(plan, plan.given, self.tell, script=self.script)
+            self.key = _model_key(plan)
+            self.tell(summary(self.settled, self.engine))
+        return self.engine
+
+
+def load_engine(
+    plan: Plan,
+    given: Mapping[str, Any],
+    tell: Callable[[str], None],
+    *,
+    script: bool = False,
+) -> tuple[Engine, Plan]:
+    """The engine for a plan, and the plan with what only loading could tell.
+
+    `given` are the fields that were asked for; `script` is as for `make_plan`.
+    """
+    from ldm.device import choose
+    from ldm.engine import Engine
+    from ldm.load import load_model
+
+    job = plan.job
+    policy = choose(job.device, job.precision, job.attention, dict(os.environ))
+    for note in policy.notes if "precision" in given else ():
+        tell(note)
+    loaded = load_model(
+        plan.header.path, plan.config, job.overrides, job.prediction, policy.dtype, policy.device
+    )
+    _swap_parts(loaded.model, job, policy)
+    for note in loaded.notes:
+        tell(note)
+    if not plan.choice.prediction_why:
+        tell(f"the network predicts {loaded.family.prediction} ({loaded.prediction_why})")
+        choice = replace(plan.choice, family=loaded.family, prediction_why=loaded.prediction_why)
+        plan = _with_choice(plan, choice, given, script=script)
+    settled = replace(
+        plan.job,
+        device=policy.device.type,
+        precision=policy.precision,
+        prediction=loaded.family.prediction,
+    )
+    engine = Engine(loaded.model, policy, loaded.name, loaded.digest)
+    return engine, replace(plan, job=settled)
+
+
+def _swap_parts(model: Model, job: Job, policy: Policy) -> None:
+    """Put another autoencoder or depth network in the model's place of them, where asked."""
+    if job.vae is not None:
+        from ldm.load import swap_autoencoder
+
+        swap_autoencoder(model, Path(job.vae))
+    if job.depth_model is not None:
+        from ldm.depth import load_depth_model
+
+        model.depth_model = load_depth_model(job.depth_model, policy.dtype, policy.device)
+
+
+def settle(plan: Plan, settled: Plan, *, script: bool = False) -> Job:
+    """The job of a plan, with what loading told of another one of the same model."""
+    if not plan.choice.prediction_why:
+        plan = _with_choice(plan, settled.choice, plan.given, script=script)
+    names = ("device", "precision", "prediction")
+    return replace(plan.job, **{name: getattr(settled.job, name) for name in names})
+
+
+def _with_choice(plan: Plan, choice: Choice, given: Mapping[str, Any], *, script: bool) -> Plan:
+    """The plan resolved again, now that it is known what the network predicts."""
+    plan = replace(plan, choice=choice)
+    return resolve(plan, choice.family.defaults, given, script=script)
+
+
+def _model_key(plan: Plan) -> tuple[Any, ...]:
+    """What two jobs must have in common to be drawn by one engine."""
+    job = plan.job
+    parts = (job.overrides, job.prediction, job.vae, job.depth_model)
+    return (plan.header.path, plan.config, *parts, job.device, job.precision, job.attention)
