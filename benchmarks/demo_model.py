@@ -1,11 +1,11 @@
-"""The model side of demo_quality: prompts to pictures by the engine, as `ldm txt2img` does it."""
+"""The model side of demo_quality: jobs to pictures by the engine, as the commands of ldm do it."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,16 +18,19 @@ from ldm.engine import Engine
 from ldm.images import to_picture
 from ldm.job import Job
 from ldm.load import load_model
+from ldm.places import BUNDLED
 
 if TYPE_CHECKING:
     from benchmarks.demo_quality import Draw, Prompt
+    from benchmarks.demo_tasks import Solve
 
 
 class DemoModel:
-    """A checkpoint on a device; the bundled one by default."""
+    """A checkpoint on a device; by default the one that is bundled for a task."""
 
-    def __init__(self, checkpoint: str | None, device: str) -> None:
-        path = Path(checkpoint) if checkpoint else resource("models") / "emoji-128.safetensors"
+    def __init__(self, checkpoint: str | None, device: str, task: str = "txt2img") -> None:
+        bundled = resource("models") / f"{BUNDLED[task][0]}.safetensors"
+        path = Path(checkpoint) if checkpoint else bundled
         policy = choose(device, "auto", "auto")
         loaded = load_model(path, dtype=policy.dtype, device=policy.device)
         self.defaults = loaded.family.defaults
@@ -50,6 +53,18 @@ class DemoModel:
             resolved = job.resolve(self.defaults, lambda: 0).job
             results = tqdm(self.engine.run(resolved), total=len(prompts), disable=None)
             return np.stack([result.picture for result in results])
+
+        return pictures
+
+    def solve(self, wanted: argparse.Namespace) -> Solve:
+        """A function from fields of jobs to pictures; job i has seed `seed` + i."""
+
+        def pictures(jobs: Sequence[dict[str, Any]]) -> Iterator[Pixels]:
+            shared = {"steps": wanted.steps, "sampler": wanted.sampler, "scale": wanted.scale}
+            for row, fields in enumerate(tqdm(jobs, disable=None)):
+                job = Job(**fields, **shared, seed=wanted.seed + row)
+                resolved = job.resolve(self.defaults, lambda: 0).job
+                yield from (result.picture for result in self.engine.run(resolved))
 
         return pictures
 

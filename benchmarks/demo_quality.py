@@ -1,6 +1,7 @@
-"""Does the bundled model draw what the prompt says? Exits 1 if a bar is missed.
+"""Do the bundled models draw what the prompt says? Exits 1 if a bar is missed.
 
     python benchmarks/demo_quality.py [--model NAME] [--n 200] [--json FILE] [--grid FILE.png]
+    python benchmarks/demo_quality.py --task inpaint|depth2img|upscale [...]
 
 Every prompt is held out: single prompts ask for a glyph on a background that training never put it
 on, two-glyph prompts for a pair that training never showed. `--truth` measures the data's own
@@ -26,19 +27,21 @@ from PIL import Image, ImageDraw, ImageFont
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a bare checkout, too
 
+from benchmarks import demo_tasks
 from benchmarks.retrieval import Finder, Match, background_of, psnr
 from ldm.data import CANVAS, FONT, GlyphSheet, Pixels, Placed, Scene, Scenes, render, with_article
 from ldm.errors import LdmError
 from ldm.glyphs import BACKGROUNDS, GLYPHS, Background, Glyph, backgrounds_of, pair_split
 
-BARS = {
+BARS = demo_tasks.BARS | {
     "single glyph, nearest of all is the right one": 0.90,
     "single glyph, background colour right": 0.95,
     "two glyphs, both found": 0.70,
     "autoencoder PSNR on held-out scenes, dB": 27.0,
 }
-SINGLE, BACKGROUND, PAIR, PSNR = BARS
+SINGLE, BACKGROUND, PAIR, PSNR = list(BARS)[-4:]
 PSNR_SCENES = 256
+TASKS = ("txt2img", "inpaint", "depth2img", "upscale")
 _ONE = ("{x} on {c} background", "{x} on {b}", "{n}, {b} background", "a picture of {x} on {b}")
 _TWO = (
     ("{x} and {y} on {c} background", ""),
@@ -216,9 +219,23 @@ def truth(sheet: GlyphSheet, seed: int) -> Draw:
 
 def run(args: argparse.Namespace) -> int:
     """Draw, judge, and write; 0 if every bar is reached."""
-    started = time.perf_counter()
     sheet = GlyphSheet(args.font)
     report = Report()
+    draw = run_prompts if args.task == "txt2img" else run_task
+    grid = draw(args, sheet, report)
+    sys.stdout.write(report.table() + "\n")
+    if args.json:
+        settings = {k: v for k, v in vars(args).items() if k not in ("json", "grid", "font")}
+        record = {"settings": settings, **vars(report)}
+        Path(args.json).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    if args.grid:
+        grid.save(args.grid)
+    return 1 if report.missed() else 0
+
+
+def run_prompts(args: argparse.Namespace, sheet: GlyphSheet, report: Report) -> Image.Image:
+    """The figures of pictures from prompts; gives a sheet of some."""
+    started = time.perf_counter()
     if args.truth:
         draw, among = truth(sheet, args.seed), GLYPHS
     else:
@@ -238,22 +255,31 @@ def run(args: argparse.Namespace) -> int:
         true, _ = Scenes(args.font, seed=args.seed, split="test").batch(0, PSNR_SCENES)
         report.figures[PSNR] = float(psnr(true, model.through_autoencoder(true)).mean())
     report.extra["seconds to draw one picture"] = drawn / (len(singles) + len(pairs))
-    sys.stdout.write(report.table() + "\n")
-    if args.json:
-        settings = {k: v for k, v in vars(args).items() if k not in ("json", "grid", "font")}
-        record = {"settings": settings, **vars(report)}
-        Path(args.json).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    if args.grid:
-        shown = [*pictures_of_one[:24], *pictures_of_two[:12]]
-        captions = [prompt.text for prompt in (*singles[:24], *pairs[:12])]
-        contact_sheet(shown, captions).save(args.grid)
-    return 1 if report.missed() else 0
+    shown = [*pictures_of_one[:24], *pictures_of_two[:12]]
+    return contact_sheet(shown, [prompt.text for prompt in (*singles[:24], *pairs[:12])])
+
+
+def run_task(args: argparse.Namespace, sheet: GlyphSheet, report: Report) -> Image.Image:
+    """The figures of a model for pictures; gives a sheet of some, with what they are of."""
+    from benchmarks.demo_model import DemoModel
+
+    model = DemoModel(args.model, args.device, args.task)
+    solve = model.solve(args)
+    if args.task == "upscale":
+        told = demo_tasks.upscaling(args.n, args.seed, sheet, solve)
+    else:
+        judge = demo_tasks.inpainting if args.task == "inpaint" else demo_tasks.depth
+        told = judge(args.n, args.seed, sheet, Finder(sheet), solve)
+    report.figures, report.extra, report.failures = told.figures, told.extra, told.failures
+    pictures = [picture for before, after, _ in told.shown for picture in (before, after)]
+    return contact_sheet(pictures, [text for *_, prompt in told.shown for text in ("", prompt)])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and run; 2 for what the user can mend."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--model", help="checkpoint (default: the bundled model)")
+    parser.add_argument("--model", help="checkpoint (default: the bundled model of the task)")
+    parser.add_argument("--task", default="txt2img", choices=TASKS, help="what to judge")
     parser.add_argument("--n", type=int, default=200, help="single prompts, and twice the pairs")
     parser.add_argument("--seed", type=int, default=2022)
     parser.add_argument("--steps", type=int, help="default: the model's own")
@@ -268,6 +294,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.n < 2:
         parser.error("--n must be 2 or more")
+    if args.truth and args.task != "txt2img":
+        parser.error("--truth is for pictures from prompts")
     try:
         return run(args)
     except LdmError as error:

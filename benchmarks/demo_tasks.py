@@ -1,0 +1,194 @@
+"""Do the bundled models for pictures do what they are for? The figures of the inpainter, the depth
+model and the upscaler, beside those of `demo_quality`; all scenes are held out of the training.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from benchmarks.retrieval import Finder, background_of, border_colour, psnr
+from ldm.data import CANVAS, GlyphSheet, Pixels, Placed, Scene, layers, render, with_article
+from ldm.glyphs import GLYPHS, Glyph, backgrounds_of
+
+BARS = {
+    "inpainting, the glyph of the prompt is the nearest": 0.85,
+    "inpainting, pictures the same byte for byte outside": 1.0,
+    "depth, the silhouette's intersection over union": 0.75,
+    "depth, the glyph of the prompt is the nearest": 0.80,
+    "upscaling, dB of PSNR more than bicubic": 2.0,
+}
+INPAINTED, OUTSIDE, SILHOUETTE, SHAPED, GAIN = BARS
+_MARGIN = 3  # pixels by which a mask is larger than what it covers
+_DIFFERENT = 40  # of 255, in RGB: what counts as part of a silhouette
+_SIZES = range(76, 101, 4)
+
+Solve = Callable[[Sequence[dict[str, Any]]], Iterator[Pixels]]
+"""From fields of jobs (without seeds) to their pictures, in order."""
+
+
+@dataclass
+class Figures:
+    """What was measured, by name, and what else there is to tell."""
+
+    figures: dict[str, float] = field(default_factory=dict)
+    extra: dict[str, float] = field(default_factory=dict)
+    failures: list[dict[str, str]] = field(default_factory=list)
+    shown: list[tuple[Pixels, Pixels, str]] = field(default_factory=list)
+    """Some of what was given, what came of it, and the prompt."""
+
+
+def held_out(n: int, seed: int, purpose: str) -> list[Scene]:
+    """Scenes of one glyph, each on a background that training never shows it on."""
+    rng = random.Random(f"{seed}/{purpose}")
+    pairs = [(glyph, ground) for glyph in GLYPHS for ground in backgrounds_of(glyph, "test")]
+    scenes = []
+    for glyph, ground in rng.sample(pairs, n):
+        size = rng.choice(_SIZES)
+        x, y = (rng.randint(8, CANVAS - 8 - size) for _ in range(2))
+        text = f"{with_article(glyph, glyph.name)} on {ground.name}"
+        scenes.append(Scene((Placed(glyph, x, y, size),), ground, text))
+    return scenes
+
+
+def inpainting(n: int, seed: int, sheet: GlyphSheet, finder: Finder, solve: Solve) -> Figures:
+    """Another glyph is in the picture; it is masked, and the prompt's is to take its place."""
+    rng = random.Random(f"{seed}/others")
+    scenes = held_out(n, seed, "inpainting")
+    told = Figures()
+    with TemporaryDirectory() as folder:
+        jobs, given, masks = [], [], []
+        for row, scene in enumerate(scenes):
+            (placed,) = scene.glyphs
+            other = replace(placed, glyph=_another(rng, placed.glyph))
+            given.append(render(replace(scene, glyphs=(other,)), sheet))
+            mask = np.zeros((CANVAS, CANVAS), np.uint8)
+            top, left = placed.y - _MARGIN, placed.x - _MARGIN
+            side = placed.size + 2 * _MARGIN
+            mask[top : top + side, left : left + side] = 255
+            masks.append(mask)
+            picture = _write(Path(folder) / f"{row}.png", given[-1])
+            hole = _write(Path(folder) / f"{row}_mask.png", mask)
+            jobs.append(
+                {"task": "inpaint", "prompt": scene.caption, "init_img": picture, "mask": hole}
+            )
+        pictures = list(solve(jobs))
+    _found(INPAINTED, scenes, pictures, finder, told)
+    same = [
+        bool((picture == before)[mask == 0].all())
+        for picture, before, mask in zip(pictures, given, masks, strict=True)
+    ]
+    told.figures[OUTSIDE] = float(np.mean(same))
+    covered = (
+        np.where(mask[..., None] > 0, 128, picture)
+        for picture, mask in zip(given, masks, strict=True)
+    )
+    told.shown = _some(covered, pictures, scenes)
+    return told
+
+
+def depth(n: int, seed: int, sheet: GlyphSheet, finder: Finder, solve: Solve) -> Figures:
+    """From noise alone, to the depths of a scene that the prompt tells."""
+    scenes = held_out(n, seed, "depth")
+    told = Figures()
+    with TemporaryDirectory() as folder:
+        empty = _write(Path(folder) / "empty.png", np.full((CANVAS, CANVAS, 3), 128, np.uint8))
+        planes = [layers(scene, sheet) for scene in scenes]
+        jobs = [
+            {
+                "task": "depth2img",
+                "prompt": scene.caption,
+                "init_img": empty,
+                "strength": 1.0,
+                "depth": _write(Path(folder) / f"{row}.png", plane * 255),
+            }
+            for row, (scene, plane) in enumerate(zip(scenes, planes, strict=True))
+        ]
+        pictures = list(solve(jobs))
+    _found(SHAPED, scenes, pictures, finder, told)
+    overlaps = [
+        _overlap(silhouette(picture), plane > 0)
+        for picture, plane in zip(pictures, planes, strict=True)
+    ]
+    true = [
+        _overlap(silhouette(render(scene, sheet)), plane > 0)
+        for scene, plane in zip(scenes, planes, strict=True)
+    ]
+    told.figures[SILHOUETTE] = float(np.mean(overlaps))
+    told.extra["depth, the same of the data's own drawings"] = float(np.mean(true))
+    shapes = (np.repeat(plane[..., None] * 255, 3, axis=2) for plane in planes)
+    told.shown = _some(shapes, pictures, scenes)
+    return told
+
+
+def upscaling(n: int, seed: int, sheet: GlyphSheet, solve: Solve) -> Figures:
+    """Small copies of scenes, without a prompt, beside bicubic interpolation of the same."""
+    scenes = held_out(n, seed, "upscaling")
+    true = np.stack([render(scene, sheet) for scene in scenes])
+    told = Figures()
+    small = [_scaled(picture, CANVAS // 4) for picture in true]
+    with TemporaryDirectory() as folder:
+        jobs = [
+            {"task": "upscale", "init_img": _write(Path(folder) / f"{row}.png", picture)}
+            for row, picture in enumerate(small)
+        ]
+        pictures = list(solve(jobs))
+    bicubic = np.stack([_scaled(picture, CANVAS) for picture in small])
+    ours, theirs = (float(psnr(true, made).mean()) for made in (np.stack(pictures), bicubic))
+    told.figures[GAIN] = ours - theirs
+    told.extra |= {"upscaling, PSNR in dB": ours, "upscaling, PSNR of bicubic": theirs}
+    told.shown = _some(bicubic, pictures, scenes)
+    return told
+
+
+def silhouette(picture: Pixels) -> NDArray[np.bool_]:
+    """Where a picture differs from its own background: [H, W]."""
+    difference = picture.astype(np.float32) - border_colour(picture)
+    return np.asarray(np.sqrt(np.square(difference).sum(axis=2)) > _DIFFERENT)
+
+
+def _overlap(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
+    return float((one & other).sum() / max(1, (one | other).sum()))
+
+
+def _another(rng: random.Random, glyph: Glyph) -> Glyph:
+    return rng.choice([other for other in GLYPHS if other != glyph])
+
+
+def _found(
+    name: str, scenes: Sequence[Scene], pictures: Sequence[Pixels], finder: Finder, told: Figures
+) -> None:
+    """Retrieval of the glyph of each scene, into the figures."""
+    right = []
+    for scene, picture in zip(scenes, pictures, strict=True):
+        found = finder.one(picture).glyph
+        right.append(found == scene.glyphs[0].glyph)
+        if not right[-1]:
+            shown = f"{found.name} on {background_of(picture).name}"
+            told.failures.append({"prompt": scene.caption, "found": shown})
+    told.figures[name] = float(np.mean(right))
+
+
+def _some(
+    given: Sequence[Pixels] | Iterator[Pixels], made: Sequence[Pixels], scenes: Sequence[Scene]
+) -> list[tuple[Pixels, Pixels, str]]:
+    rows = zip(given, made, scenes, strict=True)
+    return [(before, after, scene.caption) for before, after, scene in rows][:6]
+
+
+def _write(path: Path, pixels: NDArray[np.uint8]) -> str:
+    Image.fromarray(pixels).save(path)
+    return str(path)
+
+
+def _scaled(picture: Pixels, side: int) -> Pixels:
+    scaled = Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC)
+    return np.asarray(scaled, dtype=np.uint8)
