@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 
 from ldm.config import resource
 from ldm.errors import CheckpointError, ConfigError, UsageError
-from ldm.families.choice import choose
+from ldm.families import yaml_beside
+from ldm.families.choice import Choice, choose
 from ldm.legacy import SCRIPT_CHECKPOINTS
 from ldm.options import nearest
-from ldm.weights.header import read_header
+from ldm.weights.header import Header, read_header
 
 # The bundled models by what they can do; the first one is the whole list where one will do.
 BUNDLED: Mapping[str, tuple[str, ...]] = {
@@ -26,6 +28,7 @@ FITTING: Mapping[str, tuple[str, ...]] = {
     "img2img": ("txt2img",),
     "inpaint": ("inpaint", "txt2img"),
 }
+Stamp = tuple[Path, int, int, int]
 SUFFIXES = ("", ".safetensors", ".ckpt")
 CONFIG_FOLDERS = ("stable-diffusion/", "latent-diffusion/")
 
@@ -89,6 +92,48 @@ def find_config(name: str | None) -> tuple[Path | None, tuple[str, ...]]:
     known = [path.name for path in sorted(found)]
     hint = nearest(Path(name).name, known)
     raise ConfigError(f"--config {name}: no such file{hint} (packaged: {', '.join(known)})")
+
+
+def chosen(
+    checkpoint: Path, config: Path | None, overrides: tuple[str, ...]
+) -> tuple[Header, Choice]:
+    """The header of a checkpoint and what it is loaded with: read once for many jobs.
+
+    Raises CheckpointError and ConfigError.
+    """
+    yaml = yaml_beside(checkpoint) if config is None else config
+    stamps = _stamp(checkpoint), None if yaml is None else _stamp(yaml)
+    return _choice_of(checkpoint, config, overrides, stamps)
+
+
+@lru_cache(maxsize=8)
+def _choice_of(
+    checkpoint: Path,
+    config: Path | None,
+    overrides: tuple[str, ...],
+    stamps: tuple[Stamp, Stamp | None],
+) -> tuple[Header, Choice]:
+    header = _header(checkpoint, stamps[0])
+    return header, choose(header, config, overrides)
+
+
+@lru_cache(maxsize=8)
+def _header(path: Path, stamp: Stamp) -> Header:
+    return read_header(path)
+
+
+def header_of(path: Path) -> Header:
+    """The header of a checkpoint: read once as long as the file stays as it is."""
+    return _header(path, _stamp(path))
+
+
+def _stamp(path: Path) -> Stamp:
+    """What changes where a file does, or where a name means another one."""
+    try:
+        status = path.stat()
+    except OSError:  # whoever reads it will say so
+        return path, 0, 0, 0
+    return path.resolve(), status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _bundled(task: str) -> Path:

@@ -17,14 +17,14 @@ from ldm.batch import read_text
 from ldm.config import Config, resource
 from ldm.errors import CheckpointError, JobError
 from ldm.families import FAMILIES
-from ldm.families.choice import NOTHING, Choice, choose, with_prediction
+from ldm.families.choice import NOTHING, Choice, with_prediction
 from ldm.imagenet import CLASSES, class_number
 from ldm.inventory import expected_shapes
 from ldm.job import ETA_SAMPLERS, PICTURED, PROMPTED, Defaults, Job
 from ldm.legacy import SCRIPT_CHECKPOINTS, SCRIPT_DEFAULTS
-from ldm.places import FITTING, able_models, find_checkpoint, find_config
+from ldm.places import FITTING, able_models, chosen, find_checkpoint, find_config, header_of
 from ldm.weights.depth_keys import is_depth_model
-from ldm.weights.header import Header, read_header
+from ldm.weights.header import Header
 from ldm.weights.vae_keys import FIRST_STAGE, autoencoder_keys, autoencoder_sources
 
 
@@ -64,8 +64,7 @@ def make_plan(given: Mapping[str, Any], *, script: bool = False) -> Plan:
     if script and asked.model is None and asked.task == "inpaint" and asked.prompt is None:
         _check_usual(checkpoint)
     config, config_notes = find_config(asked.config)
-    header = read_header(checkpoint)
-    choice = choose(header, config, asked.overrides)
+    header, choice = chosen(checkpoint, config, asked.overrides)
     if asked.prediction is not None:
         choice = with_prediction(choice, asked.prediction, "asked for")
     if script:
@@ -316,7 +315,7 @@ def check_depth_model(name: str) -> None:
 def _header_of(flag: str, name: str) -> Header:
     if not Path(name).is_file():
         raise CheckpointError(f"{flag} {name}: no such file; check the path")
-    return read_header(name)
+    return header_of(Path(name))
 
 
 def most_noise(task: str, config: Config) -> int:

@@ -18,6 +18,7 @@ from tiny_models import v1_tree, write
 from ldm.cli import run
 from ldm.flags import spread
 from ldm.metadata import read_record
+from ldm.weights.header import Header, read_header
 
 TINY = GOLDEN / "e2e" / "sd-v1-tiny"
 QUICK = ["--model", "tiny", "--H", "16", "--W", "16", "--device", "cpu", "--steps", "1"]
@@ -80,6 +81,25 @@ def test_bare_prompts_are_one_job(home: Path, capfd: pytest.CaptureFixture[str])
     assert "--prompt is ignored" in capfd.readouterr().err
     records = [read_record(path) for path in sorted((home / SAMPLES).glob("*.png"))]
     assert [record.job.prompts for record in records] == [("a", "b"), ("a", "b"), ("c",)]
+
+
+def test_what_jobs_share_is_read_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+
+    def count(path: Path) -> Header:
+        read.append(path)
+        return read_header(path)
+
+    monkeypatch.setattr("ldm.places.read_header", count)
+    (home / "a.csv").write_text("prompt,steps\na,1\nb,2\nc,1\n")
+    assert draw("--from-file", "a.csv", "--dry-run") == 0
+    assert len(read) == 1
+    yaml = home / "models/tiny.yaml"
+    yaml.write_text(yaml.read_text().replace("model:", "modell:", 1))
+    assert draw("--from-file", "a.csv", "--dry-run") == 2
+    (home / "models/tiny.ckpt").write_bytes(b"something else")
+    assert draw("--from-file", "a.csv", "--dry-run") == 2
+    assert len(read) == 2
 
 
 def test_a_matrix(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
