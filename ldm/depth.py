@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ldm.errors import CheckpointError, ImageError
 from ldm.nn.dpt import DPT_HYBRID, MULTIPLE, DPTSizes, MiDaSInference
+from ldm.nn.outline import outline
 from ldm.weights.depth_keys import depth_sources, left_over, may_be_absent
 from ldm.weights.files import open_weights
 from ldm.weights.header import Header, read_header
@@ -127,7 +128,7 @@ def load_depth_model(
     if not path.is_file():
         raise CheckpointError(f"{path}: no such depth model file; check --depth-model")
     header = read_header(path)
-    with torch.device("meta"):
+    with outline():
         network = MiDaSInference(sizes)
     expected = {key: tuple(own.shape) for key, own in network.model.state_dict().items()}
     sources = depth_sources(expected, header.tensors)

@@ -32,11 +32,10 @@ def fingerprint(config: Config) -> str:
 
 def shapes_of(config: Config) -> dict[str, tuple[int, ...]]:
     """Key -> shape, by building the model on the meta device."""
-    import torch
-
+    from ldm.nn.outline import outline
     from ldm.registry import build
 
-    with torch.device("meta"):
+    with outline():
         model = build(config)
     return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
 

@@ -17,6 +17,7 @@ from ldm.families.choice import choose, fitting_yamls, with_prediction
 from ldm.families.family import Family
 from ldm.inventory import expected_shapes
 from ldm.model import Model
+from ldm.nn.outline import outline
 from ldm.registry import build
 from ldm.schedule import NoiseSchedule
 from ldm.weights.files import Weights, open_weights
@@ -72,7 +73,7 @@ def load_model(
     choice = choose(header, config, overrides)
     if prediction is not None:
         choice = with_prediction(choice, prediction, "asked for")
-    with torch.device("meta"):
+    with outline():
         model = build(choice.config)
     sources = key_sources(header, model.use_ema)
     check_fit(header, choice.config, model, sources)
