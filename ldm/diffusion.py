@@ -73,10 +73,13 @@ class DiffusionLoss(nn.Module):
         concat: Tensor | None = None,
         vector: Tensor | None = None,
         layout: Tensor | None = None,
+        pooled: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         context, _ = self.conditioner.encode(captions)
         if vector is None and getattr(self.conditioner, "pooled", False):
             vector = context[:, -1]
+            if pooled is not None:  # in which rows it is shown
+                vector = vector * pooled[:, None]
         sigma = self.schedule.sigma(t).to(z)
         axes = (-1, 1, 1, 1)
         c_skip, c_out, c_in = (c.view(axes) for c in self.prediction.scalings(sigma))
@@ -205,7 +208,13 @@ class DiffusionStage:
             "captions": ["" if dropped[i] else self.captions[row] for i, row in enumerate(rows)],
             **self._shown({name: values[rows] for name, values in self.kept.items()}, generator),
             **({"layout": self.kept["layout"][rows]} if "layout" in self.kept else {}),
+            **self._pooled(size, generator),
         }
+
+    def _pooled(self, size: int, generator: torch.Generator) -> Batch:
+        """Which rows of a step are shown the pooled text, where some are not."""
+        share = self.plan.drop_vector
+        return {"pooled": torch.rand(size, generator=generator) >= share} if share else {}
 
     def _shown(self, kept: Kept, generator: torch.Generator) -> Batch:
         """What a step's network is shown, by the loss's parameter."""

@@ -34,6 +34,7 @@ class Plan:
     scenes: int = 20000  # diffusion: pictures encoded beforehand
     noise_bias: float = 1.0  # diffusion: density of t rises as t**(noise_bias - 1); words act late
     layout_weight: float = 0.0  # diffusion: of telling what is where, from the text (`ldm.layout`)
+    drop_vector: float = 0.0  # diffusion: share without the pooled text, left to the words
     drop_caption: float = 0.1  # diffusion: share trained without text, for guidance
     sample_every: int = 500
     save_every: int = 500

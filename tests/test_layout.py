@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from test_train import AUTOENCODER, DIFFUSION, Squares, plan
+from torch import Tensor
 
 from ldm.config import Config
 from ldm.diffusion import DiffusionStage
@@ -23,8 +26,11 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> DiffusionStage:
     first = plan(folder / "first", steps=1)
     autoencoder = AutoencoderStage(Config("test", {"model": AUTOENCODER}), first, Squares())
     weights = fit(autoencoder, first, resume=False)
-    wanted = plan(folder / "asked", layout_weight=1.0, autoencoder=str(weights))
-    return DiffusionStage(Config("test", {"model": DIFFUSION}), wanted, Squares())
+    wanted = plan(folder / "asked", layout_weight=1.0, drop_vector=0.5, autoencoder=str(weights))
+    tree = copy.deepcopy(DIFFUSION)
+    tree["params"]["cond_stage_config"]["params"]["pooled"] = True
+    tree["params"]["unet_config"]["params"] |= {"num_classes": "sequential", "adm_in_channels": 16}
+    return DiffusionStage(Config("test", {"model": tree}), wanted, Squares())
 
 
 def test_the_answer_is_part_of_the_loss(stage: DiffusionStage) -> None:
@@ -36,6 +42,25 @@ def test_the_answer_is_part_of_the_loss(stage: DiffusionStage) -> None:
     assert not none
     assert loss.item() == pytest.approx(without.item() + figures["layout"].item(), rel=1e-5)
     assert figures["layout"].item() == pytest.approx(1.1, abs=0.5)  # log 3: it is guessed
+
+
+def test_some_rows_are_not_shown_the_pooled_text(
+    stage: DiffusionStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = torch.stack([stage.batch(step)["pooled"] for step in range(50)])
+    assert 0.3 < shown.float().mean() < 0.7
+    seen = []
+    network = stage.module.network.forward
+
+    def spy(x: Tensor, t: Tensor, context: Tensor, y: Tensor) -> Tensor:
+        seen.append((context[:, -1], y))
+        return network(x, t, context, y)
+
+    monkeypatch.setattr(stage.module.network, "forward", spy)
+    stage.module(**stage.batch(0) | {"pooled": torch.tensor([True, False, True, False])})
+    ((last, vector),) = seen
+    assert torch.equal(vector[::2], last[::2])
+    assert not vector[1::2].any()
 
 
 def test_the_answer_is_learnt_and_teaches_the_network(stage: DiffusionStage) -> None:
