@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ldm.errors import JobError
+from ldm.nn.packing import can_pack
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,7 @@ class Policy:
 
     `autocast`: weights in float32, arithmetic in `torch.autocast` of fp16, as in the originals.
     `upcast`: attention scores in float32 whatever the weights are (ATTN_PRECISION=fp32).
+    `channels_last` and `packed`: how feature maps and weights lie in memory (see `load_model`).
     """
 
     device: torch.device
@@ -24,6 +26,8 @@ class Policy:
     autocast: bool = False
     attention: str = "auto"
     upcast: bool = False
+    channels_last: bool = False
+    packed: bool = False
     notes: tuple[str, ...] = ()
 
     def arithmetic(self) -> AbstractContextManager[object]:
@@ -40,13 +44,16 @@ def choose(
     where = choose_device(device)
     resolved, notes = choose_precision(precision, where)
     dtypes = {"full": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    dtype = dtypes.get(resolved, torch.float32)
     return Policy(
         device=where,
-        dtype=dtypes.get(resolved, torch.float32),
+        dtype=dtype,
         precision=resolved,
         autocast=resolved == "autocast",
         attention=attention,
         upcast=(environment or {}).get("ATTN_PRECISION", "").lower() in ("fp32", "full"),
+        channels_last=where.type in ("cpu", "cuda"),
+        packed=can_pack(dtype, where),
         notes=notes,
     )
 

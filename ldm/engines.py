@@ -74,7 +74,14 @@ def load_engine(
     for note in policy.notes if "precision" in given else ():
         tell(note)
     loaded = load_model(
-        plan.header.path, plan.config, job.overrides, job.prediction, policy.dtype, policy.device
+        plan.header.path,
+        plan.config,
+        job.overrides,
+        job.prediction,
+        policy.dtype,
+        policy.device,
+        channels_last=policy.channels_last,
+        packed=policy.packed,
     )
     _swap_parts(loaded.model, job, policy)
     for note in loaded.notes:

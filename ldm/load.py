@@ -18,11 +18,13 @@ from ldm.families.family import Family
 from ldm.inventory import expected_shapes
 from ldm.model import Model
 from ldm.nn.outline import outline
+from ldm.nn.packing import pack
 from ldm.registry import build
 from ldm.schedule import NoiseSchedule
 from ldm.weights.files import Weights, open_weights
 from ldm.weights.header import Header, read_header
 from ldm.weights.keys import (
+    NETWORK,
     Shapes,
     compare,
     ema_copies,
@@ -62,12 +64,17 @@ def load_model(
     prediction: str | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
+    *,
+    channels_last: bool = False,
+    packed: bool = False,
 ) -> Loaded:
     """Load a checkpoint, strictly: each key of the model is in it, and no other one that matters.
 
     `prediction` (eps or v) overrides the YAML. `dtype` None keeps the file's own precision; where
-    neither precision nor device changes, the weights stay mapped and are copied nowhere. Raises
-    ConfigError and CheckpointError, before a tensor is read.
+    neither precision nor device changes, the weights stay mapped and are copied nowhere, but for
+    those of the network where they are `packed` (see `ldm.nn.packing`: on the CPU, in float32).
+    With `channels_last` feature maps lie so in memory. Raises ConfigError and CheckpointError,
+    before a tensor is read.
     """
     header = read_header(checkpoint)
     choice = choose(header, config, overrides)
@@ -79,7 +86,12 @@ def load_model(
     check_fit(header, choice.config, model, sources)
     if isinstance(model.cond_stage_model, BERTEmbedder):
         model.cond_stage_model.look_in(header.path.parent)
-    _assign(model, open_weights(header), sources, dtype, torch.device(device))
+    weights = open_weights(header)
+    _assign(model, weights, sources, dtype, torch.device(device))
+    if channels_last:
+        model.lay_channels_last()
+    if packed:
+        pack(model.network, lambda name: weights.release(sources[f"{NETWORK}{name}"]))
     if not choice.prediction_why:
         choice = with_prediction(choice, *measure_prediction(model))
     model.prediction = Prediction(choice.family.prediction)

@@ -77,6 +77,7 @@ class Model(nn.Module):
     """
 
     schedule: NoiseSchedule
+    memory_format = torch.contiguous_format  # of feature maps
     model: DiffusionWrapper
     first_stage_model: Autoencoder
     cond_stage_model: TextEmbedder | None
@@ -148,6 +149,17 @@ class Model(nn.Module):
         for name, values in buffers.items():
             self.register_buffer(name, values)
 
+    def lay_channels_last(self) -> None:
+        """Let feature maps have their channels last in memory, as convolutions like them best.
+
+        On the CPU the weights stay as they are (they may be mapped from a file): the kernels bring
+        them into an order of their own anyway.
+        """
+        self.memory_format = torch.channels_last
+        if next(self.network.parameters()).device.type != "cpu":
+            self.network.to(memory_format=torch.channels_last)
+            self.first_stage_model.to(memory_format=torch.channels_last)
+
     def condition(
         self, texts: Sequence[str], wording: Wording = PLAIN, beside: Sequence[str] = ()
     ) -> tuple[Conditioning, list[str]]:
@@ -177,7 +189,7 @@ class Model(nn.Module):
         y = cond.vector
         if y is not None:
             y = y.to(x) if y.is_floating_point() else y.to(x.device)
-        out: Tensor = self.network(x, t, context, y)
+        out: Tensor = self.network(x.to(memory_format=self.memory_format), t, context, y)
         return out
 
     def denoiser(
@@ -201,7 +213,7 @@ class Model(nn.Module):
         The posterior's mode, or with `noise` (standard normal, of the latents' shape) a sample.
         `tiling` is on, off or auto, which bounds the memory of large pictures.
         """
-        images = images.to(_dtype(self.first_stage_model))
+        images = images.to(_dtype(self.first_stage_model), memory_format=self.memory_format)
         if wants_tiling(tiling, images.shape[-2], images.shape[-1], images.device):
             posterior = encode_tiled(self.first_stage_model, images)
         else:
@@ -211,7 +223,8 @@ class Model(nn.Module):
 
     def decode(self, z: Tensor, tiling: str = "auto") -> Tensor:
         """Scaled latents [B,C,h,w] -> images [B,3,H,W], float32, near [-1,1] but not clamped."""
-        unscaled = (z / self.scale_factor).to(_dtype(self.first_stage_model))
+        dtype = _dtype(self.first_stage_model)
+        unscaled = (z / self.scale_factor).to(dtype, memory_format=self.memory_format)
         height, width = (side * self.factor for side in z.shape[-2:])
         if wants_tiling(tiling, height, width, z.device):
             return decode_tiled(self.first_stage_model, unscaled).float()

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from ldm.nn.packing import PackedConv2d, PackedLinear, can_pack, pack
+from ldm.nn.unet import UNetModel
+
+pytestmark = pytest.mark.skipif(
+    not can_pack(torch.float32, torch.device("cpu")), reason="this torch packs no weights"
+)
+
+
+def network() -> UNetModel:
+    torch.manual_seed(0)
+    net = UNetModel(
+        in_channels=4,
+        model_channels=64,
+        out_channels=4,
+        num_res_blocks=1,
+        attention_resolutions=(2,),
+        channel_mult=(1, 2),
+        num_head_channels=32,
+        use_spatial_transformer=True,
+        context_dim=128,
+    )
+    with torch.no_grad():
+        for parameter in net.parameters():  # what training begins with is zero in places
+            parameter.normal_(0, 0.05)
+    return net.requires_grad_(False).eval()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("batch", "height", "width"), [(1, 8, 8), (3, 6, 10)])
+def test_a_packed_network_gives_the_same(
+    layout: torch.memory_format, batch: int, height: int, width: int
+) -> None:
+    net = network()
+    x = torch.randn(batch, 4, height, width).to(memory_format=layout)
+    t, context = torch.full((batch,), 300.0), torch.randn(batch, 7, 128)
+    plain = net(x, t, context)
+    pack(net)
+    kinds = [type(module) for module in net.modules()]
+    assert PackedConv2d in kinds
+    assert PackedLinear in kinds
+    assert (net(x, t, context) - plain).abs().max() < 1e-5 * plain.abs().max()
+
+
+def test_what_is_packed_is_told_and_gone() -> None:
+    net, told = network(), list[str]()
+    small, large = {"out.2.weight", "input_blocks.0.0.weight"}, "middle_block.0.in_layers.2.weight"
+    pack(net, told.append)
+    assert large in told
+    assert not small & set(told)
+    left = net.state_dict()
+    assert large not in left
+    assert small <= set(left)
+    assert net.dtype is torch.float32
+
+
+def test_strides_and_padding_are_kept() -> None:
+    layer = nn.Sequential(nn.Conv2d(64, 64, 3, stride=2, padding=1, bias=False))
+    x = torch.randn(1, 64, 9, 9)
+    with torch.inference_mode():
+        plain = layer(x)
+        pack(layer)
+        assert isinstance(layer[0], PackedConv2d)
+        torch.testing.assert_close(layer(x), plain, rtol=1e-4, atol=1e-5)
