@@ -1,6 +1,6 @@
 # make demo    draw a picture with the bundled model (installs into .venv first)
 # make test    run the tests               make check   lint, types, import floors
-# make fmt     format the code             make bench   start-up, load, seconds per step
+# make fmt     format the code             make bench   time and memory beside diffusers and others
 #
 # PYTHON=python3.12 picks the interpreter, VENV=elsewhere the virtual environment.
 
@@ -34,9 +34,8 @@ fmt: $(VENV)/.test
 	'$(BIN)/python' -m ruff check --fix .
 	'$(BIN)/python' -m ruff format .
 
-bench: $(VENV)/.run
-	'$(BIN)/python' -m benchmarks.startup
-	'$(BIN)/python' -m benchmarks.step
+bench: $(VENV)/.test
+	'$(BIN)/python' -m benchmarks
 
 $(VENV)/.place:
 	@for python in $(CANDIDATES); do \

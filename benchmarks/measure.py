@@ -1,7 +1,8 @@
-"""Time and peak memory of one Python program in a process of its own."""
+"""Time and peak memory of Python programs in processes of their own."""
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import subprocess
@@ -9,22 +10,13 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-# Linux counts a child's ru_maxrss from its parent's memory at the fork; its own VmHWM does not.
+# Put before a program, so that it tells at its end what it took.
 _REPORT = """
-import resource, sys
-def _peak():
-    try:
-        with open("/proc/self/status", encoding="ascii") as status:
-            return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM"))
-    except OSError:
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 import atexit
-@atexit.register
-def _report():
-    own = resource.getrusage(resource.RUSAGE_SELF)
-    print("measured", own.ru_utime + own.ru_stime, _peak(), file=sys.stderr)
+from benchmarks.own import report
+atexit.register(report)
 """
 
 
@@ -40,7 +32,7 @@ class Cost:
 
 def run(program: str, arguments: Sequence[str] = (), times: int = 1) -> Cost:
     """Run `python -c program arguments` and give the medians; raises CalledProcessError."""
-    costs = [_once(program, arguments) for _ in range(times)]
+    costs = [run_once(program, arguments) for _ in range(times)]
     return Cost(
         statistics.median(cost.wall for cost in costs),
         statistics.median(cost.cpu for cost in costs),
@@ -49,16 +41,58 @@ def run(program: str, arguments: Sequence[str] = (), times: int = 1) -> Cost:
     )
 
 
-def _once(program: str, arguments: Sequence[str]) -> Cost:
-    command = [sys.executable, "-c", _REPORT + program, *arguments]
+def run_once(program: str, arguments: Sequence[str] = ()) -> Cost:
+    """The cost of one process from its start to its end; raises CalledProcessError."""
     start = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", _REPORT + program, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
     wall = time.perf_counter() - start
     if done.returncode:
         sys.stderr.write(done.stderr)
         done.check_returncode()
     words = next(line for line in done.stderr.splitlines() if line.startswith("measured")).split()
     return Cost(wall, float(words[1]), int(words[2]), done.stdout)
+
+
+class Worker:
+    """A process that holds a peer's part and runs it when it is told to (`benchmarks.work`)."""
+
+    def __init__(self, peer: str, row: str, folder: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "benchmarks.work", peer, row, folder],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        )
+        self.ready = self._answer()
+
+    def ask(self, words: str) -> dict[str, Any]:
+        """What it says to "run" or "save PATH"; raises RuntimeError where it has ended."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{words}\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        """End it."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                told: dict[str, Any] = json.loads(line)
+                return told
+        raise RuntimeError(f"{' '.join(self.process.args[3:])} has ended")  # type: ignore[arg-type]
 
 
 def machine() -> str:

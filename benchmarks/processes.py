@@ -1,0 +1,151 @@
+"""Whole processes to be measured: what each peer does from its start to its end.
+
+A program tells seconds since it was started by `told`, with names for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.weights import checkpoint, diffusers_folder
+
+PROMPT = "a red apple on a blue background"
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program for `python -c` with its arguments, or a command of its own."""
+
+    text: str = ""
+    arguments: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+
+
+CLI = "from ldm.cli import main\nmain()"
+
+# Everything that a first step needs, loaded, and then that step at the smallest size there is: what
+# is left is the time before it. The step at full size is a row of its own.
+LDM_LOAD = """
+import sys, time
+start = time.time()
+import ldm.plan, ldm.engines
+kind = sys.argv[1]
+fields = {"task": "txt2img", "model": kind, "prompt": "an apple", "steps": 1, "device": "cpu"}
+plan = ldm.plan.make_plan({**fields, "width": 64, "height": 64, "scale": 7.5, "seed": 1})
+from ldm.engines import load_engine
+engine, plan = load_engine(plan, plan.given, lambda text: None)
+print("loaded", time.time() - start)
+if sys.argv[2:]:
+    for result in engine.run(plan.job): pass
+    print("drawn", time.time() - start)
+"""
+DIFFUSERS_LOAD = """
+import sys, time
+start = time.time()
+import torch
+from diffusers import StableDiffusionPipeline
+pipeline = StableDiffusionPipeline.from_single_file(
+    sys.argv[1], config=sys.argv[2], local_files_only=True, torch_dtype=torch.float32)
+print("loaded", time.time() - start)
+if sys.argv[3:]:
+    pipeline.set_progress_bar_config(disable=True)
+    side, steps = map(int, sys.argv[3:])
+    pipeline("an apple", width=side, height=side, num_inference_steps=steps, guidance_scale=7.5)
+    print("drawn", time.time() - start)
+"""
+# The bundled model's arithmetic alone, in a process that has everything.
+COMPUTE = """
+import sys, time
+import ldm.plan, ldm.engines
+fields = {"task": "txt2img", "prompt": sys.argv[1], "seed": 1}
+plan = ldm.plan.make_plan(fields)
+from ldm.engines import load_engine
+engine, plan = load_engine(plan, plan.given, lambda text: None)
+for result in engine.run(plan.job): pass
+start = time.time()
+for result in engine.run(plan.job): pass
+print("drawn", time.time() - start)
+"""
+
+Programs = dict[str, Program]
+
+
+def helped(folder: Path, sdcpp: str | None) -> Programs:
+    """How soon help is there."""
+    return {"ldm": Program(CLI, ("txt2img", "--help")), "python alone": Program("")}
+
+
+def imported(folder: Path, sdcpp: str | None) -> Programs:
+    """What a program that draws imports."""
+    return {
+        "ldm": Program("import ldm.plan, ldm.engines, ldm.engine, ldm.load, ldm.device"),
+        "torch alone": Program("import torch"),
+        "diffusers": Program("from diffusers import StableDiffusionPipeline"),
+    }
+
+
+def _loading(kind: str) -> Callable[[Path, str | None], Programs]:
+    def programs(folder: Path, sdcpp: str | None) -> Programs:
+        path = str(checkpoint(folder, kind))
+        config = str(diffusers_folder(folder))
+        return {
+            "ldm": Program(LDM_LOAD, (path,)),
+            "diffusers": Program(DIFFUSERS_LOAD, (path, config)),
+        }
+
+    return programs
+
+
+def first_step(folder: Path, sdcpp: str | None) -> Programs:
+    """From the start of a process to a picture of 64x64 in one step."""
+    path = str(checkpoint(folder, "fp16.safetensors"))
+    config = str(diffusers_folder(folder))
+    return {
+        "ldm": Program(LDM_LOAD, (path, "draw")),
+        "torch alone": Program("import torch"),
+        "diffusers": Program(DIFFUSERS_LOAD, (path, config, "64", "1")),
+        **_sdcpp(sdcpp, path, 64, 1),
+    }
+
+
+def end_to_end(folder: Path, sdcpp: str | None) -> Programs:
+    """A picture of 512x512 in two steps, from the shell."""
+    path = str(checkpoint(folder, "fp16.safetensors"))
+    words = ("txt2img", "--model", path, "--prompt", PROMPT, "--steps", "2", "--n_samples", "1")
+    more = ("--n_iter", "1", "--skip_save", "--skip_grid", "--device", "cpu", "--quiet")
+    return {
+        "ldm": Program(CLI, (*words, *more)),
+        "diffusers": Program(DIFFUSERS_LOAD, (path, str(diffusers_folder(folder)), "512", "2")),
+        **_sdcpp(sdcpp, path, 512, 2),
+    }
+
+
+def bundled(folder: Path, sdcpp: str | None) -> Programs:
+    """What `make demo` runs, and what it is made of."""
+    return {
+        "ldm": Program(CLI, ("txt2img", "--prompt", PROMPT, "--skip_save", "--skip_grid")),
+        "torch alone": Program("import torch"),
+        "ldm, its arithmetic alone": Program(COMPUTE, (PROMPT,)),
+    }
+
+
+def _sdcpp(path: str | None, weights: str, side: int, steps: int) -> Programs:
+    if path is None:
+        return {}
+    options = {"-m": weights, "-p": PROMPT, "-H": side, "-W": side, "--steps": steps}
+    words = tuple(str(word) for pair in options.items() for word in pair)
+    return {"sd.cpp": Program(command=(path, *words, "-o", "/dev/null"))}
+
+
+PROCESSES: dict[str, Callable[[Path, str | None], Programs]] = {
+    "help": helped,
+    "import": imported,
+    "load-fp16": _loading("fp16.safetensors"),
+    "load-fp32": _loading("fp32.safetensors"),
+    "load-ckpt": _loading("fp32.ckpt"),
+    "first-step": first_step,
+    "end-to-end": end_to_end,
+    "bundled": bundled,
+}
