@@ -27,6 +27,7 @@ from ldm.errors import JobError
 from ldm.grammar import LIMIT
 from ldm.job import FILE_FORMATS, SAMPLER_NAMES, TASK_NAMES, Job, from_record
 from ldm.metadata import GRID_TITLES, SAMPLER_TITLES
+from ldm.names import is_inside
 from ldm.options import nearest, options_of
 
 _SUFFIXES = {f".{name}": name for name in FILE_FORMATS} | {".ndjson": "jsonl", ".tab": "tsv"}
@@ -191,9 +192,12 @@ def _typed(field: str, cell: Cell) -> dict[str, Any]:
     """The fields that a cell sets; raises Fault for a value of the wrong kind."""
     value = cell.value if cell.typed else _read(field, cell)
     if field == "output":
-        if isinstance(value, str) and value:
-            return {field: value}
-        raise Fault(cell.line, cell.column, f"a name for the file is wanted, not {value!r}")
+        if not isinstance(value, str) or not value:
+            raise Fault(cell.line, cell.column, f"a name for the file is wanted, not {value!r}")
+        if not is_inside(value):
+            wrong = f"{value!r} leads out of --outdir; give a name in it, without '..'"
+            raise Fault(cell.line, cell.column, wrong)
+        return {field: value}
     if field == "sampler" and isinstance(value, str):
         return sampler_fields(value)
     if field == "seed" and isinstance(value, list) and not cell.typed:
@@ -218,7 +222,7 @@ def _read(field: str, cell: Cell) -> Any:
             return int(words)
         if kind is float:
             return float(words)
-    except ValueError:
+    except (ValueError, RecursionError):
         wanted = {int: "a whole number", float: "a number"}.get(kind, "a text, or a JSON list")
         text = f"{cell.name} must be {wanted}, not {text!r}"
         raise Fault(cell.line, cell.column, text) from None

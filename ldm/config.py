@@ -12,6 +12,12 @@ from typing import Any, Literal
 
 from ldm.errors import ConfigError
 
+# What a YAML may cost. Those of models have 3,000 characters and 100 values, and refer to nothing.
+LONGEST = 1_000_000  # characters of the text
+MOST_VALUES = 100_000  # with everything counted as often as `*name` repeats it
+DEEPEST = 100  # values in values; the reader in C has no bounds of its own, and would crash
+MOST_REFERENCES = 16  # `${name}`: n of them can make one thing 3 ** (n / 3) times as large
+
 
 @dataclass(frozen=True)
 class Config:
@@ -39,6 +45,7 @@ def parse_config(text: str, source: str) -> Config:
     from yaml import YAMLError
 
     try:
+        _check_cost(text, source)
         node = OmegaConf.create(text)
         tree = OmegaConf.to_container(node, resolve=True)
     except (OmegaConfBaseException, YAMLError, ValueError, RecursionError) as error:
@@ -79,6 +86,71 @@ def resource(kind: Literal["configs", "models"]) -> Path:
     package = Path(__file__).resolve().parent
     inside = package / kind
     return inside if inside.is_dir() else package.parent / kind
+
+
+def _check_cost(text: str, source: str) -> None:
+    """Raise ConfigError for a text that is small and stands for something enormous."""
+    if len(text) > LONGEST:
+        raise ConfigError(f"{source}: has more than {LONGEST} characters; no YAML of a model has")
+    _check_depth(text, source)
+    values, references = 0, text.count("${")
+    if "*" in text and "&" in text:  # without both, nothing is there more often than it is written
+        values, references = _Measure(source).measure(text)
+    if values > MOST_VALUES:
+        raise ConfigError(
+            f"{source}: its aliases (*name) make more than {MOST_VALUES} values of it"
+        )
+    if references > MOST_REFERENCES:
+        raise ConfigError(
+            f"{source}: has more than {MOST_REFERENCES} references (${{name}}); write values out"
+        )
+
+
+def _check_depth(text: str, source: str) -> None:
+    """Raise ConfigError where values are nested deeper than in any YAML of a model."""
+    opened = text.count("[") + text.count("{")
+    lines = (len(line) - len(line.lstrip()) + line.count("- ") for line in text.splitlines())
+    if opened + text.count("?") + max(lines, default=0) < DEEPEST:
+        return  # it cannot be that deep
+    import yaml
+
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise ConfigError(f"{source}: values are nested deeper than {DEEPEST} times")
+
+
+class _Measure:
+    """How many values and references a YAML stands for, without making them."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.known: dict[int, tuple[int, int]] = {}
+        self.open: set[int] = set()
+
+    def measure(self, text: str) -> tuple[int, int]:
+        """Values and references of a text; raises YAMLError, ConfigError and RecursionError."""
+        import yaml
+
+        return self._of(yaml.compose(text, Loader=yaml.SafeLoader))
+
+    def _of(self, node: Any) -> tuple[int, int]:
+        if isinstance(getattr(node, "value", None), str):
+            return 1, node.value.count("${")
+        if id(node) in self.open:
+            raise ConfigError(f"{self.source}: an alias (*name) stands in what it is the name of")
+        if id(node) not in self.known:
+            self.open.add(id(node))
+            parts = [] if node is None else node.value
+            flat = [
+                part for entry in parts for part in (entry if type(entry) is tuple else (entry,))
+            ]
+            counts = [self._of(part) for part in flat]
+            self.open.remove(id(node))
+            self.known[id(node)] = (1 + sum(c[0] for c in counts), sum(c[1] for c in counts))
+        return self.known[id(node)]
 
 
 def _mapping(tree: object, source: str) -> dict[str, Any]:

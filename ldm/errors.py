@@ -16,11 +16,23 @@ A run that went on after a job of it failed ends with 3.
 
 from __future__ import annotations
 
+import re
+
+LONGEST = 2000  # characters of a message
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
 
 class LdmError(Exception):
-    """Root of all errors that this package raises on purpose."""
+    """Root of all errors that this package raises on purpose.
+
+    What a file brought into the message stays one line of it: signs that would end the line, or
+    that a terminal would obey, are written as escapes.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(one_line(message))
 
 
 class UsageError(LdmError):
@@ -57,3 +69,14 @@ class Interrupted(LdmError):
     """The user stopped the run."""
 
     exit_code = 130
+
+
+def one_line(text: str) -> str:
+    """A text as one line that can be shown: control signs as escapes, the middle of a long one cut.
+
+    LONGEST characters at most.
+    """
+    shown = _CONTROL.sub(lambda sign: sign[0].encode("unicode_escape").decode(), text)
+    if len(shown) <= LONGEST:
+        return shown
+    return f"{shown[: LONGEST * 3 // 4 - 5]} ... {shown[-LONGEST // 4 :]}"

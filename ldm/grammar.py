@@ -20,17 +20,20 @@ import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ldm.errors import JobError
+from ldm.job import LONGEST_PROMPT
 from ldm.options import nearest
 
 LIMIT = 10_000
 MAX_DEPTH = 40
-_WILDCARD = re.compile(r"__([^\W_](?:[\w./-]*?[^\W_])?)__(?!_)")
+MOST_WORK = 1_000_000  # parts looked at for one text, each as often as its place is deep
+MOST_CHARACTERS = 10_000_000  # of all prompts of one text
+_WILDCARD = re.compile(r"__([^\W_](?:[\w./-]{0,200}?[^\W_])?)__(?!_)")
 _WEIGHT = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)::")
 _AMOUNT = re.compile(r"\s*(?:(e)|(\d+)(?:-(\d+))?)\s*\$\$")
 _ESCAPABLE = "{}|_$"
@@ -63,9 +66,15 @@ def expand(text: str, seed: int, *, limit: int = LIMIT) -> list[str]:
     Raises JobError for a brace without its partner, a wildcard without a file, and more prompts
     than the limit.
     """
-    found = list(itertools.islice(_sequence(_parse(text), (str(seed),)), limit + 1))
-    if len(found) > limit:
-        raise JobError(f"{_short(text)} stands for more than {limit} prompts; take some out")
+    if len(text) > LONGEST_PROMPT:
+        raise JobError(f"{_short(text)} has more than {LONGEST_PROMPT} characters; shorten it")
+    found: list[str] = []
+    left = MOST_CHARACTERS
+    for made in _Drawing(text).sequence(_parse(text), (str(seed),)):
+        left -= len(made)
+        if len(found) == limit or left < 0:
+            raise JobError(f"{_short(text)} stands for more than {limit} prompts; take some out")
+        found.append(made)
     return found
 
 
@@ -146,8 +155,8 @@ class _Reader:
         self.at += 1
         made = Choice(())
         if match := _AMOUNT.match(self.text, self.at):
-            least = int(match[2] or 1)
-            most = None if match[1] else int(match[3] or least)
+            least = self.amount(match[2] or "1")
+            most = None if match[1] else self.amount(match[3]) if match[3] else least
             made = Choice((), least, most, listed=True)
             self.at = match.end()
             end = self.text.find("$$", self.at)
@@ -165,6 +174,12 @@ class _Reader:
         if not any(weight for weight, _ in options):
             raise self.fault("every weight of the choice is 0", start)
         return replace(made, options=tuple(options))
+
+    def amount(self, digits: str) -> int:
+        """How many options are wanted."""
+        if len(digits) > 20 or int(digits) > LIMIT:
+            raise self.fault(f"more than {LIMIT} options are never there", self.at)
+        return int(digits)
 
     def option(self) -> tuple[float, Parts]:
         """An option with its weight."""
@@ -191,65 +206,86 @@ def _parse(text: str) -> Parts:
 Place = tuple[str, ...]  # the seed, then the way to a place in the prompt
 
 
-def _sequence(parts: Parts, place: Place) -> Iterator[str]:
-    """Every text of a sequence: the product of its parts, the last changing fastest."""
-    if not parts:
-        yield ""
-        return
-    texts = [""] * len(parts)
-    open_parts = [_texts(parts[0], (*place, "0"))]
-    while open_parts:
-        depth = len(open_parts)
-        text = next(open_parts[-1], None)
-        if text is None:
-            open_parts.pop()
-            continue
-        texts[depth - 1] = text
-        if depth == len(parts):
+@dataclass
+class _Drawing:
+    """The choices made in one text; how much there is to do in all is bounded."""
+
+    text: str
+    left: int = MOST_WORK
+    known: dict[str, list[tuple[float, Parts]]] = field(default_factory=dict)  # lines by wildcard
+
+    def sequence(self, parts: Parts, place: Place) -> Iterator[str]:
+        """Every text of a sequence: the product of its parts, the last changing fastest."""
+        if not parts:
+            yield ""
+            return
+        texts = [""] * len(parts)
+        open_parts = [self.texts(parts[0], (*place, "0"))]
+        while open_parts:
+            depth = len(open_parts)
+            text = next(open_parts[-1], None)
+            if text is None:
+                open_parts.pop()
+                continue
+            texts[depth - 1] = text
+            if depth < len(parts):
+                open_parts.append(self.texts(parts[depth], (*place, str(depth))))
+                continue
+            if sum(map(len, texts)) > LONGEST_PROMPT:
+                raise JobError(
+                    f"{_short(self.text)} becomes longer than {LONGEST_PROMPT} characters"
+                )
             yield "".join(texts)
+
+    def texts(self, part: str | Wildcard | Choice, place: Place) -> Iterator[str]:
+        """Every text of a part."""
+        self.left -= len(place)
+        if self.left < 0:
+            raise JobError(f"{_short(self.text)} stands for too much; take some of it out")
+        if isinstance(part, str):
+            yield part
+        elif isinstance(part, Wildcard):
+            lines = self.lines(part.name, place)
+            index = _draw(place, [weight for weight, _ in lines])
+            yield from self.sequence(lines[index][1], (*place, part.name, str(index)))
         else:
-            open_parts.append(_texts(parts[depth], (*place, str(depth))))
+            yield from self.chosen(part, place)
 
+    def chosen(self, choice: Choice, place: Place) -> Iterator[str]:
+        """Every text of a choice."""
+        options = self.listed(choice, place) if choice.listed else list(choice.options)
+        if choice.most is None:
+            for index, (_, option) in enumerate(options):
+                yield from self.sequence(option, (*place, str(index)))
+            return
+        low, high = sorted((choice.least, choice.most))
+        span = high - low + 1
+        amount = low + (_draw((*place, "amount"), [1.0] * span) if span > 1 else 0)
+        weights = [weight for weight, _ in options]
+        parts: list[str | Wildcard | Choice] = []
+        for turn in range(min(amount, sum(weight > 0 for weight in weights))):
+            index = _draw((*place, f"turn {turn}"), weights)
+            weights[index] = 0  # nothing is taken twice
+            parts += [choice.separator, *options[index][1]] if turn else options[index][1]
+        yield from self.sequence(tuple(parts), place)
 
-def _texts(part: str | Wildcard | Choice, place: Place) -> Iterator[str]:
-    """Every text of a part."""
-    if isinstance(part, str):
-        yield part
-    elif isinstance(part, Wildcard):
-        lines = _lines(part.name, place)
-        index = _draw(place, [weight for weight, _ in lines])
-        yield from _sequence(lines[index][1], (*place, part.name, str(index)))
-    else:
-        yield from _chosen(part, place)
+    def listed(self, choice: Choice, place: Place) -> list[tuple[float, Parts]]:
+        """The options, where a wildcard alone stands for all of its lines."""
+        found: list[tuple[float, Parts]] = []
+        for weight, option in choice.options:
+            if len(option) == 1 and isinstance(option[0], Wildcard):
+                found += [(weight * w, line) for w, line in self.lines(option[0].name, place)]
+            else:
+                found.append((weight, option))
+        return found
 
-
-def _chosen(choice: Choice, place: Place) -> Iterator[str]:
-    options = _listed(choice, place) if choice.listed else list(choice.options)
-    if choice.most is None:
-        for index, (_, option) in enumerate(options):
-            yield from _sequence(option, (*place, str(index)))
-        return
-    low, high = sorted((choice.least, choice.most))
-    span = high - low + 1
-    amount = low + (_draw((*place, "amount"), [1.0] * span) if span > 1 else 0)
-    weights = [weight for weight, _ in options]
-    parts: list[str | Wildcard | Choice] = []
-    for turn in range(min(amount, sum(weight > 0 for weight in weights))):
-        index = _draw((*place, f"turn {turn}"), weights)
-        weights[index] = 0  # nothing is taken twice
-        parts += [choice.separator, *options[index][1]] if turn else options[index][1]
-    yield from _sequence(tuple(parts), place)
-
-
-def _listed(choice: Choice, place: Place) -> list[tuple[float, Parts]]:
-    """The options, where a wildcard alone stands for all of its lines."""
-    found: list[tuple[float, Parts]] = []
-    for weight, option in choice.options:
-        if len(option) == 1 and isinstance(option[0], Wildcard):
-            found += [(weight * w, line) for w, line in _lines(option[0].name, place)]
-        else:
-            found.append((weight, option))
-    return found
+    def lines(self, name: str, place: Place) -> list[tuple[float, Parts]]:
+        """The lines of a wildcard, each with its weight."""
+        if len(place) > 4 * MAX_DEPTH:
+            raise JobError(f"wildcard __{name}__: it stands in itself, over and over")
+        if name not in self.known:
+            self.known[name] = _lines(name)
+        return self.known[name]
 
 
 def _draw(place: Place, weights: Sequence[float]) -> int:
@@ -266,10 +302,8 @@ def _draw(place: Place, weights: Sequence[float]) -> int:
 # --- wildcards ------------------------------------------------------------------------------------
 
 
-def _lines(name: str, place: Place) -> list[tuple[float, Parts]]:
+def _lines(name: str) -> list[tuple[float, Parts]]:
     """The lines of a wildcard, each with its weight (`2::red`); `#` lines are skipped."""
-    if len(place) > 4 * MAX_DEPTH:
-        raise JobError(f"wildcard __{name}__: it stands in itself, over and over")
     file = _find(name)
     return _read(file, file.stat().st_mtime_ns)
 

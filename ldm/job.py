@@ -20,6 +20,9 @@ from ldm.options import nearest as nearest  # ldm.data has it from here
 
 MAX_STEPS = 1000
 MAX_SEED = 2**64 - 1
+MAX_ROWS = 65_536  # images in a batch, far beyond any memory
+MAX_BATCHES = 1_000_000
+LONGEST_PROMPT = 65_536  # characters
 
 # Samplers and their other names; ldm.samplers has the functions (a test holds the two together).
 SAMPLER_ALIASES: Mapping[str, tuple[str, ...]] = {
@@ -323,13 +326,10 @@ class Job:
         """Raise JobError for what can be seen to be wrong without a model."""
         check_choices(self)
         check_range("--steps", self.steps, 1, MAX_STEPS)
-        for flag, value in (
-            ("--width", self.width),
-            ("--height", self.height),
-            ("--n_samples", self.n_samples),
-            ("--n_iter", self.n_iter),
-        ):
-            check_range(flag, value, 1, None)
+        check_range("--width", self.width, 1, None)
+        check_range("--height", self.height, 1, None)
+        check_range("--n_samples", self.n_samples, 1, MAX_ROWS)
+        check_range("--n_iter", self.n_iter, 1, MAX_BATCHES)
         check_range("--seed", self.seed, None, MAX_SEED)
         check_range("--clip-skip", self.clip_skip, 1, None)
         if self.scale is not None and not math.isfinite(self.scale):
@@ -341,6 +341,10 @@ class Job:
         for text in (self.prompt or "", *self.prompts, self.negative):
             if not text.isascii() and text.encode(errors="ignore").decode() != text:
                 raise JobError(f"a prompt must be UTF-8 text, not {text!r}")
+            if len(text) > LONGEST_PROMPT:
+                raise JobError(
+                    f"a prompt has at most {LONGEST_PROMPT} characters: {text[:40]!r}..."
+                )
         self._validate_pictures()
         sampler = self.sampler and SAMPLER_NAMES[self.sampler]
         if sampler == "plms" and self.eta:
@@ -519,7 +523,7 @@ def _value(name: str, value: Any, hint: Any) -> Any:
     if hint == tuple[str, ...]:
         if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
             return tuple(value)
-    elif type(value) is int and float in _kinds(hint):
+    elif type(value) is int and float in _kinds(hint) and abs(value) < 2**1000:
         return float(value)
     elif type(value) in _kinds(hint):
         return value

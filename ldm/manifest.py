@@ -22,6 +22,7 @@ from typing import Any
 
 from ldm.errors import JobError
 from ldm.job import Job, to_record
+from ldm.names import is_inside
 
 NAME = "manifest.jsonl"
 # Left out of fingerprints, so that those of old pictures stand when jobs have another field.
@@ -137,7 +138,7 @@ class Manifest:
         if isinstance(run := told.get("run"), str):
             self._runs.setdefault(run, {}).update(told)
         mark, name = told.get("fingerprint"), told.get("path")
-        if isinstance(mark, str) and isinstance(name, str):
+        if isinstance(mark, str) and isinstance(name, str) and is_inside(name):
             names = self._done.setdefault(mark, [])
             if name not in names:
                 names.append(name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,6 +95,7 @@ class Record:
         if not (isinstance(job, dict) and type(row) is int and texts and files):
             raise ImageError("its record is not one of ours: a value of the wrong kind")
         record = cls(from_record(job), row, name, digest, inputs, version)
+        record.job.validate()
         if not 0 <= row < record.job.n_samples:
             raise ImageError(f"its record names row {row} of {record.job.n_samples}")
         return record
@@ -171,16 +173,24 @@ def encode_png(picture: NDArray[np.uint8] | NDArray[np.uint16], texts: dict[str,
 
 def read_texts(path: Path) -> dict[str, str]:
     """The text chunks of an image file; raises ImageError where it is no image."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
+
+    from ldm.pictures import LARGEST_PIXELS, readable_formats
 
     try:
-        with Image.open(path) as image:
-            image.load()
+        with warnings.catch_warnings(), path.open("rb") as file:
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            image = Image.open(file, formats=readable_formats())
+            if image.width * image.height > LARGEST_PIXELS:
+                raise ValueError(f"more than {LARGEST_PIXELS} pixels")
+            image.load()  # texts may stand behind the pixels
             return {str(k): v for k, v in image.info.items() if isinstance(v, str)}
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file") from None
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError) as error:
-        raise ImageError(f"{path}: cannot be read as an image ({_one_line(error)})") from None
+    except Exception as error:
+        # Pillow fails in a dozen ways on damaged files.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(f"{path}: cannot be read as an image ({reason})") from error
 
 
 def read_record(path: Path) -> Record:
@@ -212,7 +222,3 @@ def _unquote(value: str) -> str:
 def _number(value: Any) -> str:
     text = repr(float(value))
     return text.removesuffix(".0")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

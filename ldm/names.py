@@ -13,7 +13,7 @@ import string
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from ldm.errors import JobError
@@ -39,6 +39,7 @@ FIELDS: Mapping[str, str] = {
 }
 LONGEST = 143  # bytes of a name; an encrypted home folder (eCryptfs) takes no more, others 255
 _TEXTS = ("prompt", "negative", "model", "input", "sampler", "task")
+_WIDEST = 3  # digits of a width or a precision; a wider one would be a file's way to our memory
 _PERCENT = re.compile(r"%(0\d+)?d")
 _UNSAFE = re.compile(r'[\s<>:"/\\|?*\x00-\x1f\x7f]+')
 _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|conout\$)(\..*)?$")
@@ -107,7 +108,7 @@ def parse(text: str) -> Template:
             known = ", ".join(FIELDS)
             hint = nearest(field, FIELDS)
             raise JobError(f"--output {text}: unknown field {{{field}}}{hint} (known: {known})")
-        if conversion or "{" in (spec or ""):
+        if conversion or not _is_plain(spec or "", field in _TEXTS):
             raise JobError(f"--output {text}: {{{field}}} takes a plain format, as {{seed:08d}}")
         piece = Piece(words, field, spec or "")
         sample = "x" if field in _TEXTS else 1.0 if field in ("scale", "strength") else 1
@@ -145,6 +146,13 @@ def safe(text: str) -> str:
     return re.sub("__+", "_", text).strip("_. -")
 
 
+def is_inside(name: str) -> bool:
+    """Whether a name that a file gives stays in the folder it is meant for, on every system."""
+    windows = PureWindowsPath(name)
+    rooted = windows.drive or windows.root or PurePosixPath(name).root
+    return bool(windows.parts) and not rooted and ".." not in windows.parts and "\0" not in name
+
+
 def check_names(paths: Sequence[Path], *, overwrite: bool) -> None:
     """Raise JobError where two pictures would have one name, or one would replace a file."""
     seen: dict[str, Path] = {}
@@ -164,6 +172,13 @@ def _formatted(text: str, piece: Piece, value: Any) -> str:
         return format(safe(value) if isinstance(value, str) else value, piece.spec)
     except (ValueError, TypeError) as error:
         raise JobError(f"--output {text}: {{{piece.field}:{piece.spec}}}: {error}") from None
+
+
+def _is_plain(spec: str, is_text: bool) -> bool:
+    """Whether a format brings nothing into a name but the value, and not too much of that."""
+    if set(spec) & set("{}/\\\0") or re.search(rf"\d{{{_WIDEST + 1},}}", spec):
+        return False
+    return is_text or not spec.endswith("c")  # a number as a character might be any character
 
 
 def _safe_part(part: str) -> str:

@@ -228,13 +228,20 @@ def _read(path: Path | str) -> _Raster:
             ) from error
 
 
+def readable_formats() -> list[str]:
+    """Pillow's names of the formats that we read, those that this Pillow knows."""
+    from PIL import Image
+
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
+
+
 def _opened(path: Path, file: BinaryIO) -> ImageFile:
     """The file with its header read and no pixel decoded."""
     from PIL import Image, UnidentifiedImageError
 
-    Image.init()
     try:
-        return Image.open(file, formats=[name for name in _FORMATS if name in Image.OPEN])
+        return Image.open(file, formats=readable_formats())
     except Image.DecompressionBombError:
         raise _too_large(path) from None
     except UnidentifiedImageError:

@@ -106,7 +106,7 @@ def test_prompts_of_a_file_are_chunked_and_the_last_may_be_short() -> None:
         (Job(steps=-3), "--steps must be 1 to 1000, not -3"),
         (Job(steps=1001), "--steps must be 1 to 1000"),
         (Job(width=0), "--width must be 1 or more"),
-        (Job(n_iter=0), "--n_iter must be 1 or more"),
+        (Job(n_iter=0), "--n_iter must be 1 to 1000000, not 0"),
         (Job(eta=1.5), "--eta must be 0 to 1"),
         (Job(scale=float("nan")), "--scale must be a number"),
         (Job(seed=2**64), "--seed must be at most"),

@@ -17,6 +17,9 @@ from ldm.errors import JobError
 EMPHASIS = 1.1
 """What a pair of round brackets multiplies by, and a pair of square ones divides by."""
 
+MOST_NESTED = 10_000
+"""Brackets open at once; beyond it 1.1 to their number is no number any more."""
+
 _MARK = re.compile(
     r"\\(?P<escaped>[()\[\]\\])"
     r"|:\s*(?P<weight>[+-]?(?:\d+(?:\.\d*)?|\.\d+))\s*\)"
@@ -78,6 +81,8 @@ class _Reader:
             self._close("(", float(found))
         elif kind == "bracket" and found in self.opened:
             self.opened[found].append(len(self.texts))
+            if len(self.opened[found]) > MOST_NESTED:
+                raise JobError("a weight in the prompt is beyond all numbers: use fewer brackets")
         elif kind == "bracket" and self.opened[_OPENING[found]]:
             self._close(_OPENING[found])
         else:

@@ -9,15 +9,17 @@ import hashlib
 import json
 import math
 import os
+import struct
 import zipfile
 import zlib
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
 from ldm.errors import CheckpointError
-from ldm.weights.pickled import Strided, read_pickle
+from ldm.weights.pickled import MOST_AXES, Strided, read_pickle
 
 # Names of the safetensors format and their bytes per number; torch's name for each.
 SIZES = {
@@ -37,8 +39,11 @@ _STORAGES = {
     "ByteStorage": "U8", "BoolStorage": "BOOL", "UntypedStorage": "U8",
 }  # fmt: skip
 
-_LONGEST_HEADER = 100 * 2**20  # safetensors' own limit, far above any model's
-_LONGEST_PICKLE = 512 * 2**20
+# What an index may cost: it is read whole, and 100,000 tensors need 12 MiB of either.
+LONGEST_HEADER = 16 * 2**20  # bytes of JSON
+LONGEST_PICKLE = 64 * 2**20  # bytes, unpacked
+MOST_SHARED = 8  # times the size of the file that all tensors of a .ckpt may have together,
+SPARE = 256 * 2**20  # and bytes beyond it
 
 
 @dataclass(frozen=True)
@@ -133,7 +138,7 @@ def read_header(path: Path | str) -> Header:
 def _read_safetensors(path: Path, size: int) -> Header:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if length > _LONGEST_HEADER:
+        if length > LONGEST_HEADER:
             raise CheckpointError(f"{path}: is no .safetensors file (impossible header length)")
         text = file.read(length)
     begin = 8 + length
@@ -148,14 +153,20 @@ def _read_safetensors(path: Path, size: int) -> Header:
     needed = max((entry.start + entry.size for entry in tensors.values()), default=0)
     if needed > size:
         raise CheckpointError(_truncated(path, size, needed))
+    places = sorted((e.start, e.start + e.size, key) for key, e in tensors.items() if e.size)
+    for (_, end, first), (start, _, second) in pairwise(places):
+        if start < end:
+            raise CheckpointError(f"{path}: has a broken header ({first} and {second} overlap)")
     return Header(path, "safetensors", tensors, metadata)
 
 
 def _entry_of(item: dict[str, Any], begin: int) -> Entry:
     first, last = item["data_offsets"]
     shape = tuple(item["shape"])
-    if not all(type(n) is int and n >= 0 for n in (first, last, *shape)):
-        raise ValueError("a shape or place is not a natural number")
+    if len(shape) > MOST_AXES:
+        raise ValueError(f"a tensor of more than {MOST_AXES} axes")
+    if not all(type(n) is int and 0 <= n < 2**62 for n in (first, last, *shape)):
+        raise ValueError("a shape or place is not a natural number, or beyond all files")
     if item["dtype"] not in SIZES:
         raise ValueError(f"unknown number type {item['dtype']!r}")
     entry = Entry(item["dtype"], shape, begin + first)
@@ -172,13 +183,13 @@ def _read_ckpt(path: Path, size: int) -> Header:
             if name is None:
                 raise CheckpointError(f"{path}: is a zip archive, but not one that torch wrote")
             root = name.removesuffix("data.pkl")
-            if infos[name].file_size > _LONGEST_PICKLE:
-                raise CheckpointError(f"{path}: has an index of impossible size")
             order = f"{root}byteorder"
-            if order in infos and archive.read(order) != b"little":
+            if order in infos and _unpacked(archive, infos[order], 16) != b"little":
                 raise CheckpointError(f"{path}: was written on a big-endian machine; convert it")
-            value, dropped = read_pickle(archive.read(name))
-    except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError) as error:
+            value, dropped = read_pickle(_unpacked(archive, infos[name], LONGEST_PICKLE))
+    except (
+        zipfile.BadZipFile, EOFError, zlib.error, struct.error, NotImplementedError, OSError
+    ) as error:  # fmt: skip
         reason = _reason(error)
         raise CheckpointError(
             f"{path}: is truncated or damaged ({reason}); download it again"
@@ -206,7 +217,21 @@ def _read_ckpt(path: Path, size: int) -> Header:
     needed = max((entry.start + entry.size for entry in tensors.values()), default=0)
     if needed > size:
         raise CheckpointError(_truncated(path, size, needed))
+    if sum(entry.size for entry in tensors.values()) > MOST_SHARED * size + SPARE:
+        raise CheckpointError(f"{path}: has a damaged index (its tensors share their numbers)")
     return Header(path, "ckpt", tensors, metadata, tuple(sorted(dropped)))
+
+
+def _unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> bytes:
+    """The contents of a member of at most so many bytes, whatever it says of itself."""
+    if info.flag_bits & 1:
+        raise ValueError("it is encrypted; unpack it and zip it without a password")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError("its index is compressed in an unusual way; unpack it and zip it anew")
+    if info.file_size > most:
+        raise ValueError(f"its index has {info.file_size} bytes, and {most} are the most")
+    with archive.open(info) as member:
+        return member.read(most)
 
 
 def _state_dict(value: Any) -> tuple[dict[str, Any], dict[str, str]]:

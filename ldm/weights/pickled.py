@@ -12,9 +12,13 @@ torch/serialization.py and torch/_utils.py (_rebuild_tensor_v2 and kin).
 from __future__ import annotations
 
 import pickletools
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+MOST_AXES = 64  # of a tensor, torch's own limit
+MOST_STEPS = 1_000_000  # opcodes; a checkpoint has some 50 for each tensor
 
 Value = Any  # None, bool, int, float, str, bytes, list, tuple, dict, and the records below
 
@@ -69,13 +73,20 @@ def read_pickle(data: bytes) -> tuple[Value, set[str]]:
 
     Raises ValueError for anything that is not a well-formed pickle.
     """
-    machine = _Machine()
+    machine = _Machine(copies=len(data))
     try:
-        for opcode, argument, _ in pickletools.genops(data):
+        for step, (opcode, argument, _) in enumerate(pickletools.genops(data)):
             if opcode.name == "STOP":
                 return machine.pop(), machine.inert
+            if step == MOST_STEPS:
+                raise ValueError(f"its pickle has more than {MOST_STEPS} steps")
             machine.step(opcode.name, argument)
-    except (LookupError, TypeError, AttributeError, RecursionError, MemoryError) as error:
+    except ValueError:
+        raise
+    except (
+        LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, MemoryError,
+        struct.error,
+    ) as error:  # fmt: skip
         raise ValueError(f"malformed pickle ({type(error).__name__})") from None
     raise ValueError("malformed pickle (it has no end)")
 
@@ -85,6 +96,7 @@ class _Machine:
     stack: list[Value] = field(default_factory=list)
     memo: dict[int, Value] = field(default_factory=dict)
     inert: set[str] = field(default_factory=set)
+    copies: int = 0  # how many items may yet be taken over from a container into another
 
     def step(self, name: str, argument: Value) -> None:
         if name in _CONSTANTS:
@@ -182,8 +194,7 @@ class _Machine:
         target = self.stack[-1]
         if isinstance(target, dict):
             for key, value in zip(items[::2], items[1::2], strict=True):
-                # No checkpoint has other keys, and hashing a nested tuple may take for ever.
-                if isinstance(key, str | int | float | bytes | None):
+                if _is_key(key):
                     target[key] = value
 
     # memo
@@ -260,9 +271,27 @@ class _Machine:
             ):
                 return tensor
             case _ if name in _DICTS:
-                return _dict_of(arguments)
+                return self._dict_of(arguments)
             case _:
                 return self._dropped(function)
+
+    def _dict_of(self, arguments: Value) -> Value:
+        """An OrderedDict's or a dict's arguments: nothing, or one list of pairs, or a dict.
+
+        What is copied has a place in the file for each item, unless it is a trick to fill memory.
+        """
+        match arguments:
+            case (list() | dict() as items,):
+                self.copies -= len(items)
+                if self.copies < 0:
+                    raise ValueError("malformed pickle (it copies more than it holds)")
+        match arguments:
+            case (list(pairs),) if all(isinstance(p, list | tuple) and len(p) == 2 for p in pairs):
+                return {key: value for key, value in pairs if _is_key(key)}
+            case (dict(plain),):
+                return dict(plain)
+            case _:
+                return {}
 
     def _dropped(self, function: Value) -> Inert:
         name = function.name if isinstance(function, Name | Inert) else type(function).__name__
@@ -270,25 +299,26 @@ class _Machine:
         return Inert(name)
 
 
+def _is_key(value: Value) -> bool:
+    """Whether a value may be a key: no checkpoint has others than these.
+
+    To hash a nested tuple may take for ever, and so may a dict of numbers chosen to have one hash.
+    """
+    if isinstance(value, int):
+        return -(2**63) <= value < 2**64
+    return isinstance(value, str | float | bytes | None)
+
+
 def _strided(
     storage: Storage, offset: int, shape: tuple[Value, ...], strides: tuple[Value, ...],
     dtype: str | None = None,
 ) -> Strided:  # fmt: skip
+    if max(len(shape), len(strides)) > MOST_AXES:
+        raise ValueError(f"malformed pickle (a tensor of more than {MOST_AXES} axes)")
     sizes = (offset, *shape, *strides)
     if len(shape) != len(strides) or not all(type(n) is int and 0 <= n < 2**62 for n in sizes):
         raise ValueError("malformed pickle (a tensor with an impossible shape)")
     return Strided(storage, offset, shape, strides, dtype)
-
-
-def _dict_of(arguments: Value) -> Value:
-    """An OrderedDict's or a dict's arguments: nothing, or one list of pairs."""
-    match arguments:
-        case (list(pairs),) if all(isinstance(p, list | tuple) and len(p) == 2 for p in pairs):
-            return {key: value for key, value in pairs if isinstance(key, str | int)}
-        case (dict(plain),):
-            return dict(plain)
-        case _:
-            return {}
 
 
 _SILENT = {"PROTO", "FRAME", "READONLY_BUFFER"}

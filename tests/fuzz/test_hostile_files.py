@@ -1,0 +1,300 @@
+"""Checkpoints and pictures that strangers made."""
+
+# ruff: noqa: E501 (tables of hostile values)
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import pickletools
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from damage import ODD_NUMBERS, ODD_VALUES, damaged, damaged_json
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import save
+from watch import watched
+
+from ldm.description import describe, format_description
+from ldm.errors import UsageError
+from ldm.job import Job
+from ldm.manifest import fingerprint
+from ldm.metadata import Record, encode_png, read_record, read_texts
+from ldm.pictures import read_depth, read_mask, read_picture
+from ldm.weights.files import open_weights
+from ldm.weights.header import read_header
+
+fuzzed = settings(settings.get_profile("fuzz"))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def warm(home: Path) -> None:
+    """Read something of each kind first, so that nothing is compiled or imported later on."""
+    for content in (*CKPTS, *SAFETENSORS):
+        read_checkpoint(home, content)
+    for content in (*PICTURES, *RECORDS):
+        for read in READERS.values():
+            with contextlib.suppress(UsageError):
+                read(placed(home, content))
+
+
+def placed(home: Path, content: bytes) -> Path:
+    path = home / "file"
+    path.write_bytes(content)
+    return path
+
+
+# --- checkpoints ----------------------------------------------------------------------------------
+
+TENSORS = {
+    "model.diffusion_model.w": torch.arange(6.0).reshape(2, 3),
+    "b": torch.ones(5, dtype=torch.float16),
+    "ids": torch.arange(4),
+    "empty": torch.zeros(0, 3),
+    "turned": torch.arange(6.0).reshape(2, 3).t(),
+}
+
+
+def ckpt(value: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+CKPTS = [
+    ckpt(TENSORS),
+    ckpt({"state_dict": OrderedDict(TENSORS), "global_step": 7, "callbacks": {"x": [1, (2.5,)]}}),
+]
+SAFETENSORS = [save({k: v.contiguous() for k, v in TENSORS.items()}, {"modelspec.title": "x"})]
+
+
+def read_checkpoint(home: Path, content: bytes) -> None:
+    """Read all there is to a checkpoint: the header, what it says of itself, every tensor."""
+    path = placed(home, content)
+    header = read_header(path)
+    format_description(describe(path))
+    weights = open_weights(header)
+    for key, entry in header.tensors.items():
+        tensor = weights[key]
+        assert tuple(tensor.shape) == entry.shape
+        assert tensor.numel() * tensor.element_size() <= len(content)
+        tensor.clone()  # a number outside of the file would end the process
+
+
+@fuzzed
+@given(damaged(CKPTS))
+def test_ckpts(home: Path, content: bytes) -> None:
+    with watched(home):
+        read_checkpoint(home, content)
+
+
+def zipped(members: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def members(content: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+MEMBERS = [members(content) for content in CKPTS]
+INDEX = next(name for name in MEMBERS[0] if name.endswith("data.pkl"))
+METHODS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+TRICKS = [
+    "../data.pkl",
+    "/data.pkl",
+    "archive/data.pkl",
+    "a/../data.pkl",
+    "\\data.pkl",
+    "archive/x",
+]
+
+
+@fuzzed
+@given(
+    damaged([each[INDEX] for each in MEMBERS]),
+    st.sampled_from(METHODS),
+    st.sampled_from([INDEX, *TRICKS]),
+)
+def test_indices_of_ckpts(home: Path, index: bytes, method: int, name: str) -> None:
+    others = {member: data for member, data in MEMBERS[0].items() if member != INDEX}
+    content = zipped({**others, name: index}, method)
+    with watched(home):
+        read_checkpoint(home, content)
+
+
+# An opcode with an argument that fits it, as bytes.
+_NUMBERS = st.sampled_from([n % 2**64 for n in ODD_NUMBERS]) | st.integers(0, 300)
+_GLOBALS = st.sampled_from(
+    ["posix system", "builtins eval", "builtins exec", "collections OrderedDict", "torch FloatStorage",
+     "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter", "builtins getattr"]
+)  # fmt: skip
+
+
+def _opcode(name: str) -> st.SearchStrategy[bytes]:
+    code = next(op.code for op in pickletools.opcodes if op.name == name).encode("latin-1")
+    sized: dict[str, st.SearchStrategy[bytes]] = {
+        "GLOBAL": _GLOBALS.map(lambda words: words.replace(" ", "\n").encode() + b"\n"),
+        "INST": _GLOBALS.map(lambda words: words.replace(" ", "\n").encode() + b"\n"),
+        "BINUNICODE": st.sampled_from(
+            [b"storage", b"0", b"cpu", b"state_dict", b"", b"x" * 300]
+        ).map(lambda text: len(text).to_bytes(4, "little") + text),
+        "LONG1": _NUMBERS.map(lambda n: b"\x09" + n.to_bytes(9, "little")),
+        "LONG4": _NUMBERS.map(lambda n: n.to_bytes(9, "little")[:4] + b"\1"),
+        "BINUNICODE8": _NUMBERS.map(lambda n: n.to_bytes(8, "little") + b"x"),
+        "BINBYTES8": _NUMBERS.map(lambda n: n.to_bytes(8, "little") + b"x"),
+        "FRAME": _NUMBERS.map(lambda n: n.to_bytes(8, "little")),
+        "INT": _NUMBERS.map(lambda n: f"{n}\n".encode()),
+        "PERSID": st.just(b"storage\n"),
+    }
+    for one in ("BININT1", "BINGET", "BINPUT", "EXT1", "PROTO"):
+        sized[one] = st.integers(0, 255).map(lambda n: bytes([n]))
+    for four in ("BININT", "LONG_BINGET", "LONG_BINPUT"):
+        sized[four] = _NUMBERS.map(lambda n: (n % 2**32).to_bytes(4, "little"))
+    return sized.get(name, st.just(b"")).map(lambda argument: code + argument)
+
+
+_PLAIN = (
+    "MARK", "POP", "POP_MARK", "DUP", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET", "EMPTY_TUPLE", "LIST",
+    "TUPLE", "DICT", "FROZENSET", "TUPLE1", "TUPLE2", "TUPLE3", "APPEND", "APPENDS", "SETITEM",
+    "SETITEMS", "ADDITEMS", "MEMOIZE", "STACK_GLOBAL", "REDUCE", "NEWOBJ", "NEWOBJ_EX", "OBJ",
+    "BINPERSID", "BUILD", "NONE", "NEWTRUE", "STOP",
+)  # fmt: skip
+_WORDED = (
+    "GLOBAL", "INST", "BINUNICODE", "LONG1", "LONG4", "BINUNICODE8", "BINBYTES8", "FRAME", "INT",
+    "PERSID", "BININT1", "BINGET", "BINPUT", "EXT1", "PROTO", "BININT", "LONG_BINGET", "LONG_BINPUT",
+)  # fmt: skip
+PICKLES = st.lists(st.sampled_from([*_PLAIN, *_WORDED]).flatmap(_opcode), max_size=60).map(
+    lambda codes: b"\x80\x02" + b"".join(codes) + b"."
+)
+
+
+@fuzzed
+@given(PICKLES)
+def test_programs_in_ckpts(home: Path, program: bytes) -> None:
+    with watched(home):
+        read_checkpoint(home, zipped({**MEMBERS[0], INDEX: program}))
+
+
+@fuzzed
+@given(damaged(SAFETENSORS))
+def test_safetensors(home: Path, content: bytes) -> None:
+    with watched(home):
+        read_checkpoint(home, content)
+
+
+PLAN = json.loads(SAFETENSORS[0][8 : 8 + int.from_bytes(SAFETENSORS[0][:8], "little")])
+NUMBERS = SAFETENSORS[0][8 + int.from_bytes(SAFETENSORS[0][:8], "little") :]
+
+
+@fuzzed
+@given(damaged_json(PLAN), st.sampled_from([0, 0, 0, 1, -1, 2**40]))
+def test_headers_of_safetensors(home: Path, plan: Any, more: int) -> None:
+    head = json.dumps(plan).encode()
+    length = max(0, len(head) + more).to_bytes(8, "little")
+    with watched(home):
+        read_checkpoint(home, length + head + NUMBERS)
+
+
+# --- pictures -------------------------------------------------------------------------------------
+
+JOB = Job(
+    prompt="a cat", negative="x", seed=1, n_samples=2, steps=2, sampler="ddim", scale=7.5, width=8,
+    height=8, eta=0.0, strength=0.5,
+)  # fmt: skip
+RECORD = Record(JOB, 1, "tiny", "12345678", {"a.png": "0" * 16})
+GRADIENT = np.arange(12 * 9 * 3, dtype=np.uint8).reshape(12, 9, 3)
+TEXTS = {"parameters": RECORD.infotext(), "ldm": RECORD.to_json()}
+RECORDS = [
+    encode_png(GRADIENT, TEXTS),
+    encode_png(GRADIENT, {**TEXTS, "ldm": TEXTS["ldm"] + " " * 99}),
+]
+
+
+def picture(kind: str, mode: str = "RGB", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(GRADIENT).convert(mode).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def _exif() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif.tobytes()
+
+
+PICTURES = [
+    picture("PNG"),
+    picture("PNG", "RGBA"),
+    picture("PNG", "P"),
+    picture("PNG", "I;16"),
+    picture("JPEG", exif=_exif()),
+    picture("GIF"),
+    picture("BMP"),
+    picture("TIFF"),
+    picture("TIFF", compression="tiff_lzw"),
+    picture("WEBP"),
+    picture("PPM"),
+]
+
+
+def read_our_record(path: Path) -> None:
+    """What a resumed run and `ldm rerun` look at."""
+    record = read_record(path)
+    fingerprint(record.job, record.row, record.hash, record.inputs)
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "picture": read_picture,
+    "mask": read_mask,
+    "depth": read_depth,
+    "texts": read_texts,
+    "record": read_our_record,
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@fuzzed
+@given(data=st.data())
+def test_pictures(home: Path, reader: str, data: st.DataObject) -> None:
+    seeds = RECORDS if reader in ("texts", "record") else PICTURES
+    content = data.draw(damaged([*seeds, *PICTURES]))
+    with watched(home):
+        READERS[reader](placed(home, content))
+
+
+@fuzzed
+@given(damaged_json(json.loads(RECORD.to_json())))
+def test_records(home: Path, content: Any) -> None:
+    with watched(home):
+        read_our_record(placed(home, encode_png(GRADIENT, {"ldm": json.dumps(content)})))
+
+
+@fuzzed
+@given(
+    st.fixed_dictionaries(
+        {}, optional=dict.fromkeys(("n_samples", "n_iter", "prompts", "classes", "seed"), ODD_VALUES)
+    )
+)  # fmt: skip
+def test_records_of_odd_numbers(home: Path, odd: dict[str, Any]) -> None:
+    content = json.loads(RECORD.to_json())
+    content["job"] |= odd
+    with watched(home):
+        read_our_record(placed(home, encode_png(GRADIENT, {"ldm": json.dumps(content)})))
