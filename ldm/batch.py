@@ -48,6 +48,8 @@ ALIASES: Mapping[str, str] = {
     "num_inference_steps": "steps",
     "sampler_name": "sampler",
     "batch_size": "n_samples",
+    "subseed": "variation_seed",
+    "subseed_strength": "variation_strength",
     "sd_model": "model",
     "init_image": "init_img",
     "mask_image": "mask",

@@ -22,7 +22,7 @@ from ldm.job import Job
 from ldm.metadata import Record
 from ldm.model import Model
 from ldm.nn.attention import attention_backend
-from ldm.noise import ImageNoise, Noise, Rng, StreamNoise
+from ldm.noise import ImageNoise, Noise, Rng, StreamNoise, slerp
 from ldm.samplers import final_latent, masked, start_latent
 from ldm.sources import Sources, digests, read_sources
 from ldm.tasks import TASKS, Given, Problem, first_draw
@@ -257,6 +257,9 @@ class Draws(Noise):
         self.rows = batch.draw_rows or batch.n_samples
         self.code: Tensor | None = None
         self.first: Tensor | None = None
+        self.mixed: ImageNoise | None = None
+        if batch.variation_seed is not None:
+            self.mixed = ImageNoise(batch.variation_seeds(), rng, device)
         self.source: ImageNoise | StreamNoise
         if batch.noise == "image":
             self.source = ImageNoise(batch.image_seeds(), rng, device)
@@ -285,7 +288,10 @@ class Draws(Noise):
         if self.batch.rng == "numpy":
             numbers = np.random.RandomState((self.batch.seed or 0) & 0xFFFFFFFF).randn(*shape)
             return torch.from_numpy(numbers.astype(np.float32)).to(self.device)
-        return self.draw(shape) if self.code is None else self.code[: shape[0]]
+        noise = self.draw(shape) if self.code is None else self.code[: shape[0]]
+        if self.mixed is None:
+            return noise
+        return slerp(self.batch.variation_strength, noise, self.mixed.draw((self.rows, *shape[1:])))
 
     def draw(self, shape: tuple[int, ...]) -> Tensor:
         """The next tensor."""

@@ -14,7 +14,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "indir", "from_file", "format", "repeat", "matrix", "expand", "keep_going",
     ),
     "How many, how large": (
-        "width", "height", "fit", "n_samples", "n_iter", "batch_size", "seed", "tile",
+        "width", "height", "fit", "n_samples", "n_iter", "batch_size", "seed", "seeds",
+        "seed_step", "variation_seed", "variation_strength", "tile",
     ),
     "How": (
         "steps", "custom_steps", "scale", "sampler", "eta", "vanilla_sample", "grid", "feather",

@@ -17,9 +17,9 @@ from typing import Any, get_type_hints
 from ldm.errors import JobError
 from ldm.options import check_choices, check_range, option
 from ldm.options import nearest as nearest  # ldm.data has it from here
+from ldm.seeds import MAX_SEED, counted, parse_seeds, written
 
 MAX_STEPS = 1000
-MAX_SEED = 2**64 - 1
 MAX_ROWS = 65_536  # images in a batch, far beyond any memory
 MAX_BATCHES = 1_000_000
 LONGEST_PROMPT = 65_536  # characters
@@ -262,6 +262,16 @@ class Job:
     seed: int | None = option(
         None, "--seed", help="Seed of the first image; negative or left out: drawn, and told."
     )
+    seeds: str | None = option(
+        None, "--seeds", help="An image for each of these seeds.", metavar="1,2,5-9"
+    )
+    seed_step: int = option(1, "--seed-step", help="From the seed of an image to the next [1].")
+    variation_seed: int | None = option(
+        None, "--variation-seed", help="Seed of noise to mix in; each image has one more."
+    )
+    variation_strength: float = option(
+        0.0, "--variation-strength", help="How much of it, 0 to 1; all images keep one --seed [0]."
+    )
     n_samples: int = option(1, "--n_samples", help="Images in a batch [1].")
     n_iter: int = option(1, "--n_iter", help="How many batches [1].")
     fixed_code: bool = option(False, "--fixed_code", help="Every batch starts from the same noise.")
@@ -346,9 +356,38 @@ class Job:
                     f"a prompt has at most {LONGEST_PROMPT} characters: {text[:40]!r}..."
                 )
         self._validate_pictures()
+        self._validate_seeds()
         sampler = self.sampler and SAMPLER_NAMES[self.sampler]
         if sampler == "plms" and self.eta:
             raise JobError("--plms works with --eta 0 only: the method draws no noise")
+
+    def _validate_seeds(self) -> None:
+        """The fields about seeds beside the first one."""
+        check_range("--seed-step", self.seed_step, 0, MAX_SEED)
+        check_range("--variation-seed", self.variation_seed, 0, MAX_SEED)
+        if not 0 <= self.variation_strength <= 1:
+            raise JobError(f"--variation-strength must be 0 to 1, not {self.variation_strength:g}")
+        if (self.variation_seed is None) != (self.variation_strength == 0):
+            raise JobError("--variation-seed and --variation-strength go together; give both")
+        given = {
+            "--seeds": self.seeds is not None,
+            "--seed-step": self.seed_step != 1,
+            "--variation-seed": self.variation_seed is not None,
+        }
+        for flag in (flag for flag, wanted in given.items() if wanted):
+            if self.noise == "stream" or self.fixed_code:
+                raise JobError(
+                    f"{flag} needs images with noise of their own: leave --noise stream (which is "
+                    "the scripts' default) and --fixed_code out"
+                )
+        if self.seeds is None:
+            return
+        parse_seeds(self.seeds)
+        if self.prompts or self.n_iter != 1 or self.seed_step != 1:
+            raise JobError(
+                "--seeds says how many images a prompt has: leave --n_iter and --seed-step "
+                "out, and give several prompts as jobs of a file"
+            )
 
     def _validate_pictures(self) -> None:
         """The fields about pictures and classes."""
@@ -427,7 +466,9 @@ class Job:
             if value is None and family.get(name) is not None:
                 filled[name] = family[name]
                 why[name] = defaults.source
-        if self.seed is None or self.seed < 0:
+        if self.seeds is not None:
+            filled["seed"] = parse_seeds(self.seeds)[0]
+        elif self.seed is None or self.seed < 0:
             filled["seed"] = draw_seed()
             why["seed"] = "drawn at random"
         filled["sampler"] = SAMPLER_NAMES[filled.get("sampler") or self.sampler or ""]
@@ -441,25 +482,53 @@ class Job:
         `n_samples` is the size of a batch: copies of one prompt, or as many of `prompts`. In a
         stream a short last batch draws as many rows as the others and keeps the first.
         """
+        if self.seeds is not None:
+            yield from self._listed_batches(self.seeds)
+            return
         size = self.n_samples
         chunks = [self.prompts[i : i + size] for i in range(0, len(self.prompts), size)] or [()]
         seed = self.seed or 0
+        alone = self.noise == "image" and not self.fixed_code
+        varied = self.variation_strength > 0
         image = 0
         classes: list[tuple[str, ...]] = [(name,) for name in self.classes] or [()]
         for _ in range(self.n_iter):
             for chunk, named in itertools.product(chunks, classes):
                 rows = len(chunk) or size
-                moves = self.noise == "image" and not self.fixed_code
+                moved = self.seed_step * image if alone else 0
                 yield replace(
                     self,
                     prompts=chunk,
                     classes=named,
                     n_samples=rows,
                     n_iter=1,
-                    seed=(seed + image) % (MAX_SEED + 1) if moves else self.seed,
+                    seed=(seed + moved) % (MAX_SEED + 1) if moved and not varied else self.seed,
+                    variation_seed=self._varied(moved),
                     draw_rows=(self.draw_rows or size) if self.noise == "stream" else 0,
                 )
                 image += rows
+
+    def _listed_batches(self, listed: str) -> Iterator[Job]:
+        """The batches of a job with a seed for each image."""
+        seeds = parse_seeds(listed)
+        image = 0
+        for named in [(name,) for name in self.classes] or [()]:
+            for start in range(0, len(seeds), self.n_samples):
+                here = seeds[start : start + self.n_samples]
+                yield replace(
+                    self,
+                    classes=named,
+                    n_samples=len(here),
+                    seed=here[0],
+                    seeds=written(here),
+                    variation_seed=self._varied(image),
+                )
+                image += len(here)
+
+    def _varied(self, moved: int) -> int | None:
+        """The variation seed after so many steps."""
+        first = self.variation_seed
+        return None if first is None else (first + moved) % (MAX_SEED + 1)
 
     def texts(self) -> tuple[str, ...]:
         """The prompt, or the class, of every image of a batch."""
@@ -467,14 +536,23 @@ class Job:
         return self.prompts or (alone,) * self.n_samples
 
     def image_seeds(self) -> tuple[int, ...]:
-        """The seed of every image of a batch; in a stream it is one for all."""
-        step = 1 if self.noise == "image" else 0
-        first = self.seed or 0
-        return tuple((first + step * row) % (MAX_SEED + 1) for row in range(self.n_samples))
+        """The seed of every image of a batch; in a stream, and with variations, one for all."""
+        if self.seeds is not None:
+            return parse_seeds(self.seeds)
+        step = self.seed_step if self.noise == "image" and not self.variation_strength else 0
+        return counted(self.seed or 0, step, self.n_samples)
+
+    def variation_seeds(self) -> tuple[int, ...]:
+        """The seed of the noise that is mixed into each image of a batch; () where none is."""
+        if self.variation_seed is None:
+            return ()
+        return counted(self.variation_seed, self.seed_step, self.n_samples)
 
     def count(self) -> int:
         """How many images the job makes."""
         rows = len(self.prompts) or self.n_samples
+        if self.seeds is not None:
+            rows = len(parse_seeds(self.seeds))
         return self.n_iter * rows * max(1, len(self.classes))
 
 

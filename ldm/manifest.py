@@ -38,7 +38,14 @@ def fingerprint(job: Job, row: int, model: str, inputs: Mapping[str, str]) -> st
     if job.noise == "image" and not job.fixed_code:
         text, seed = job.texts()[row], job.image_seeds()[row]
         named = {"classes": (text,)} if job.classes else {"prompt": text, "prompts": ()}
-        job, row = replace(job, n_samples=1, n_iter=1, draw_rows=0, seed=seed, **named), 0
+        mixed = job.variation_seeds()[row] if job.variation_seed is not None else None
+        alone: dict[str, Any] = {
+            "seeds": None,
+            "seed_step": 1,
+            "seed": seed,
+            "variation_seed": mixed,
+        }
+        job, row = replace(job, n_samples=1, n_iter=1, draw_rows=0, **alone, **named), 0
     told = {k: v for k, v in to_record(job).items() if v != _DEFAULTS.get(k)}
     return hash_of({"job": told, "row": row, "model": model, "inputs": dict(inputs)})
 

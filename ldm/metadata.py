@@ -116,6 +116,9 @@ def describe(record: Record) -> Infotext:
     settings["Size"] = f"{job.width}x{job.height}"
     settings["Model hash"] = record.hash
     settings["Model"] = record.model
+    if job.variation_seed is not None:
+        settings["Variation seed"] = f"{job.variation_seeds()[record.row]}"
+        settings["Variation seed strength"] = _number(job.variation_strength)
     if job.clip_skip is not None:
         settings["Clip skip"] = f"{job.clip_skip}"
     if job.strength is not None:

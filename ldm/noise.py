@@ -19,10 +19,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ldm.seeds import MAX_SEED
+
 Rng = Literal["philox", "cpu", "device"]
 Words = npt.NDArray[np.uint64]
 
-MAX_SEED = 2**64 - 1
 _MASK = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
@@ -69,6 +70,23 @@ def check_seed(seed: int) -> None:
     """Raise ValueError unless a generator can take this seed, 0..2**64-1."""
     if not 0 <= seed <= MAX_SEED:
         raise ValueError(f"a seed must be 0 to 2**64-1, not {seed}")
+
+
+def slerp(share: float, low: Tensor, high: Tensor) -> Tensor:
+    """From noise `low` to noise `high` [B,C,h,w] by a share of 0 to 1, along a great circle.
+
+    Every column (the h numbers of one image, channel and x) is a direction; its length is mixed,
+    too: (sin((1 - s) omega) low + sin(s omega) high) / sin(omega), with omega the angle between the
+    two. Columns that hardly differ in direction, or lie opposite, are mixed in a straight line.
+    Source: AUTOMATIC1111/stable-diffusion-webui, modules/rng.py, slerp; there the straight line is
+    taken for the whole picture, and has the two sides swapped.
+    """
+    directions = [torch.nn.functional.normalize(x, dim=-2) for x in (low, high)]
+    cosine = (directions[0] * directions[1]).sum(-2, keepdim=True).clamp(-1, 1)
+    omega = cosine.acos()
+    sine = omega.sin()
+    curved = ((1 - share) * omega).sin() / sine * low + (share * omega).sin() / sine * high
+    return torch.where(cosine.abs() > 0.9995, (1 - share) * low + share * high, curved)
 
 
 class Noise(Protocol):

@@ -13,6 +13,8 @@ from typing import Any
 
 from ldm.errors import JobError
 
+_LONGEST_NAME = 100  # characters; what is longer is no name mistyped, and comparing it takes long
+
 
 @dataclass(frozen=True)
 class Option:
@@ -51,6 +53,8 @@ def options_of(kind: type) -> dict[str, Option]:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: the known one most like it, if any is."""
+    if len(name) > _LONGEST_NAME:
+        return ""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
 

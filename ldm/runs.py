@@ -23,6 +23,7 @@ from ldm.options import options_of
 from ldm.outputs import OutputPlan
 from ldm.plan import Plan, explain, make_plan, read_prompts
 from ldm.progress import teller
+from ldm.seeds import parse_seeds
 
 SOME_FAILED = 3
 
@@ -78,6 +79,8 @@ class Run:
             notes += more
         self.names = {row["init_img"]: row.pop("output") for row in self.pairs}
         seed = fields.get("seed")
+        if seed is not None and fields.get("seeds") is not None:
+            raise JobError("--seed and --seeds both say which; give one")
         self.seed = seed if seed is not None and seed >= 0 else None
         if self.seed is None and outputs.skip_existing and self.store is not None:
             self.seed = self.store.seed(self.mark)
@@ -166,6 +169,7 @@ class Run:
         rows = [row for row in rows for _ in range(self.outputs.repeat)]
         rest = {key: value for key, value in shared.items() if key != "prompt"}
         bare = all({**row.fields, "prompt": ""} == {**rest, "prompt": ""} for row in rows)
+        keep_prompts = keep_prompts or "seeds" in shared
         if rows and bare and not keep_prompts and shared["task"] in PROMPTED:
             return [self.bare(shared, tuple(row.fields["prompt"] for row in rows))]
         return rows
@@ -184,11 +188,16 @@ class Run:
         """
         given = {key: value for key, value in asked.items() if key != "output"}
         own = given.get("seed")
-        if own is None or own < 0:
+        if own is not None and self.outputs.from_file is not None:
+            given.pop("seeds", None)  # a job's own seed, and those of the run
+        if given.get("seeds") is not None:
+            own = parse_seeds(given["seeds"])[0]
+        elif own is None or own < 0:
             if self.seed is None and (before or self.outputs.expand):
                 self.seed, self.drawn = secrets.randbelow(2**32), True
                 self.notes.append(f"seed {self.seed} (drawn at random)")
-            own = None if self.seed is None else (self.seed + (before or 0)) % 2**64
+            ahead = (before or 0) * given.get("seed_step", 1)
+            own = None if self.seed is None else (self.seed + ahead) % 2**64
         if own is not None:
             given["seed"] = own
             if self.outputs.expand:
@@ -244,7 +253,7 @@ def _expanded(given: Mapping[str, Any], seed: int) -> dict[str, Any]:
     texts = given.get("prompts") or (given.get("prompt", ""),) * int(given.get("n_samples", 1))
     prompts: list[str] = []
     for text in texts * times:
-        prompts += expand(text, (seed + len(prompts)) % 2**64)
+        prompts += expand(text, (seed + len(prompts) * given.get("seed_step", 1)) % 2**64)
         if len(prompts) > LIMIT:
             raise JobError(f"the prompts stand for more than {LIMIT}; take some out")
     if prompts == list(texts * times):

@@ -70,6 +70,7 @@ FLOORS: dict[int, set[str]] = {
     0: {
         "ldm.errors",
         "ldm.job",
+        "ldm.seeds",
         "ldm.options",
         "ldm.outputs",
         "ldm.legacy",
