@@ -512,7 +512,8 @@ class Job:
         """The batches of a job with a seed for each image."""
         seeds = parse_seeds(listed)
         image = 0
-        for named in [(name,) for name in self.classes] or [()]:
+        classes: list[tuple[str, ...]] = [(name,) for name in self.classes] or [()]
+        for named in classes:
             for start in range(0, len(seeds), self.n_samples):
                 here = seeds[start : start + self.n_samples]
                 yield replace(
