@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from ldm.families.family import Family
 from ldm.inventory import expected_shapes
 from ldm.model import Model
 from ldm.nn.outline import outline
-from ldm.nn.packing import pack
+from ldm.nn.packing import pack, packable
 from ldm.registry import build
 from ldm.schedule import NoiseSchedule
 from ldm.weights.files import Weights, open_weights
@@ -87,7 +87,8 @@ def load_model(
     if isinstance(model.cond_stage_model, BERTEmbedder):
         model.cond_stage_model.look_in(header.path.parent)
     weights = open_weights(header)
-    _assign(model, weights, sources, dtype, torch.device(device))
+    later = {f"{NETWORK}{name}" for name in packable(model.network)} if packed else set()
+    _assign(model, weights, sources, dtype, torch.device(device), later)
     if channels_last:
         model.lay_channels_last()
     if packed:
@@ -143,8 +144,12 @@ def _assign(
     sources: Mapping[str, str],
     dtype: torch.dtype | None,
     device: torch.device,
+    later: Collection[str] = (),
 ) -> None:
-    """Put the file's tensors in the place of the model's, one by one."""
+    """Put the file's tensors in the place of the model's, one by one.
+
+    Those in `later` stay as they are in the file.
+    """
     model.requires_grad_(False).eval()
     state: dict[str, Tensor] = {}
     for key, own in model.state_dict().items():
@@ -158,7 +163,8 @@ def _assign(
             tensor = _scheduled(own, weights[source])
         else:
             tensor = weights[source]
-        precise = is_scheduled(key) or tensor.dim() == 0  # a lone number is a setting, no weight
+        # A lone number is a setting, no weight.
+        precise = is_scheduled(key) or tensor.dim() == 0 or key in later
         state[key] = _moved(tensor, None if precise else dtype, device)
         if source is not None and state[key].data_ptr() != tensor.data_ptr():
             weights.release(source)

@@ -32,15 +32,15 @@ class PackedConv2d(nn.Module):
 
     packed: Tensor
 
-    def __init__(self, layer: nn.Conv2d) -> None:
+    def __init__(self, layer: nn.Conv2d, weight: Tensor) -> None:
         super().__init__()
         assert not isinstance(layer.padding, str)
         self.settings = (
             list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups,
         )  # fmt: skip
         self.bias = layer.bias
-        weight = torch.ops.mkldnn._reorder_convolution_weight(layer.weight, *self.settings)
-        self.register_buffer("packed", weight, persistent=False)
+        packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.settings)
+        self.register_buffer("packed", packed, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = torch.ops.mkldnn._convolution_pointwise(
@@ -54,28 +54,47 @@ class PackedLinear(nn.Module):
 
     packed: Tensor
 
-    def __init__(self, layer: nn.Linear) -> None:
+    def __init__(self, layer: nn.Linear, weight: Tensor) -> None:
         super().__init__()
         self.bias = layer.bias
-        weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight)
-        self.register_buffer("packed", weight, persistent=False)
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+        self.register_buffer("packed", packed, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
         return out
 
 
+def packable(module: nn.Module) -> list[str]:
+    """The names of the weights that `pack` packs."""
+    return [
+        f"{name}.weight"
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Conv2d | nn.Linear) and layer.weight.numel() >= _LEAST
+    ]
+
+
 @torch.inference_mode()
 def pack(module: nn.Module, packed: Callable[[str], None] = lambda name: None) -> None:
     """Put packed layers in the place of a network's large ones, one by one.
 
-    `packed` is told the name of each weight that is not needed any more.
+    Their weights may be of another precision than float32: of all that memory, one layer's is
+    needed twice at a time. `packed` is told the name of each weight that is not needed any more.
     """
-    # Names alone: a list of the layers would keep the weights that are to go.
-    for name in [name for name, _ in module.named_modules()]:
-        layer = module.get_submodule(name)
-        if isinstance(layer, nn.Conv2d | nn.Linear) and layer.weight.numel() >= _LEAST:
-            parent, _, own = name.rpartition(".")
-            made = PackedConv2d(layer) if isinstance(layer, nn.Conv2d) else PackedLinear(layer)
-            setattr(module.get_submodule(parent), own, made)
-            packed(f"{name}.weight")
+    names = packable(module)
+    weights = (module.get_parameter(name) for name in names)
+    most = max((each.numel() for each in weights if each.dtype is not torch.float32), default=0)
+    room = torch.empty(most)
+    for name in names:
+        parent, _, own = name.removesuffix(".weight").rpartition(".")
+        place = module.get_submodule(parent)
+        layer = place.get_submodule(own)
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        weight: Tensor = layer.weight
+        if weight.dtype is not torch.float32:
+            weight = room[: weight.numel()].view(weight.shape).copy_(weight)
+        if isinstance(layer, nn.Conv2d):
+            setattr(place, own, PackedConv2d(layer, weight))
+        else:
+            setattr(place, own, PackedLinear(layer, weight))
+        packed(name)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.nn.packing import PackedConv2d, PackedLinear, can_pack, pack
+from ldm.nn.packing import PackedConv2d, PackedLinear, can_pack, pack, packable
 from ldm.nn.unet import UNetModel
 
 pytestmark = pytest.mark.skipif(
@@ -46,6 +46,19 @@ def test_a_packed_network_gives_the_same(
     assert PackedConv2d in kinds
     assert PackedLinear in kinds
     assert (net(x, t, context) - plain).abs().max() < 1e-5 * plain.abs().max()
+
+
+@torch.inference_mode()
+def test_half_precision_becomes_full_layer_by_layer() -> None:
+    net, half = network(), network()
+    x, t, context = torch.randn(2, 4, 8, 8), torch.tensor([3.0, 700.0]), torch.randn(2, 7, 128)
+    for name in packable(net):
+        rounded = net.get_parameter(name).half()
+        net.get_parameter(name).copy_(rounded)
+        half.get_parameter(name).data = rounded
+    pack(half)
+    plain = net(x, t, context)
+    assert (half(x, t, context) - plain).abs().max() < 1e-5 * plain.abs().max()
 
 
 def test_what_is_packed_is_told_and_gone() -> None:
