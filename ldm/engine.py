@@ -4,32 +4,39 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ldm.denoiser import DenoiseFn
 from ldm.device import Policy
-from ldm.errors import LdmError, NonFiniteError
+from ldm.draws import Draws
+from ldm.errors import NonFiniteError
 from ldm.guidance import held
 from ldm.images import Picture, to_picture
 from ldm.job import Job
+from ldm.memory import Offload, OutOfMemory, free, is_out_of_memory
 from ldm.metadata import Record
 from ldm.model import Model
 from ldm.nn.attention import attention_backend
-from ldm.noise import ImageNoise, Noise, Rng, StreamNoise, slerp
+from ldm.nn.rows import image_by_image
+from ldm.parts import Part, fit, joined, kinds, noise_of, room, stands_alone
 from ldm.samplers import final_latent, masked, start_latent
+from ldm.samplers.table import levels
 from ldm.sources import Sources, digests, read_sources
 from ldm.tasks import TASKS, Given, Problem, first_draw
+from ldm.wording import Memory
 
 T = TypeVar("T")
 
-RNGS: dict[str, Rng] = {"philox": "philox", "cpu": "cpu", "device": "device", "numpy": "cpu"}
+# So many times as many batches as are drawn together are looked through for those that fit.
+_AHEAD = 4
+OFFLOADED = "out of memory; what is not in use goes to the main memory, which takes longer"
 ENCODERS, NETWORK, DECODER = "text or image encoder", "network", "decoder"
 ADVICE = {
     ENCODERS: "check the weights with ldm info",
@@ -40,12 +47,14 @@ ADVICE = {
 
 @dataclass(frozen=True)
 class Event:
-    """News of a run: a batch begins (`total` steps), a step of it is done, or a warning's text."""
+    """News of a run: a batch of `rows` begins (`total` steps), a step of it is done, or a warning's
+    text."""
 
     kind: Literal["batch", "step", "warning"]
     done: int = 0
     total: int = 0
     text: str = ""
+    rows: int = 0
 
 
 OnEvent = Callable[[Event], None]
@@ -77,41 +86,48 @@ class Result:
 
 
 class Engine:
-    """Runs jobs on one model that lies on the policy's device; `name` and `digest` are recorded."""
+    """Runs jobs on one model that lies on the policy's device; `name` and `digest` are recorded.
+
+    `memory` keeps what texts came to. Where the memory of the machine does not suffice, fewer
+    images are drawn at once, then decoded in tiles, then what is not in use is put aside; it stays
+    so for later jobs.
+    """
 
     def __init__(self, model: Model, policy: Policy, name: str = "", digest: str = "") -> None:
         self.model = model
         self.policy = policy
         self.name = name
         self.digest = digest
+        self.memory = Memory()
+        self.offload = Offload(policy.device)
+        self.most: int | None = None  # images at once that the memory suffices for
+        self.tiled = False
+        self.agreed: dict[object, bool] = {}
 
     def run(self, job: Job, on_event: OnEvent | None = None) -> Iterator[Result]:
         """The pictures of a resolved job in order, each as soon as it is done.
 
-        Raises NonFiniteError where a stage gives no numbers even in float32, and LdmError where
-        the memory of the device does not suffice.
+        Raises NonFiniteError where a stage gives no numbers even in float32, and OutOfMemory.
+        """
+        return self.run_all([job], on_event, 1)
+
+    def run_all(
+        self, jobs: Iterable[Job], on_event: OnEvent | None = None, at_once: int | None = None
+    ) -> Iterator[Result]:
+        """The pictures of resolved jobs in order; those of one shape are drawn together.
+
+        Their batches make up larger ones of `at_once` images, or, where that is not said, of as
+        many as is quick and leaves every image as it is alone, to the bit.
         """
         report = _warn_once(on_event or (lambda event: None))
-        sources = read_sources(job, self.multiple)
-        hashes = digests(job)
-        draws: Draws | None = None
-        for batch in job.batches():
-            start = time.perf_counter()
-            if draws is None or batch.noise == "image":
-                draws = self._open(batch, sources)
-            here = replace(batch, skip_draws=draws.position)
-            problem, latents = self._sample(here, sources, draws, report)
-            share = (time.perf_counter() - start) / here.n_samples
-            for row in range(here.n_samples):
-                start = time.perf_counter()
-                picture = self._decode(latents[row : row + 1], here, report)
-                yield Result(
-                    picture=sources.finish(picture, here),
-                    record=Record(here, row, self.name, self.digest, hashes),
-                    latent=latents[row].float().cpu(),
-                    seconds=share + time.perf_counter() - start,
-                    depth=problem.depth,
-                )
+        waiting: list[Part] = []
+        for part in self._parts(jobs, report):
+            waiting.append(part)
+            most = self._at_once(part, at_once)
+            if len(waiting) >= (most if part.job.files() else _AHEAD * most if most > 1 else 1):
+                yield from self._first(waiting, at_once, report)
+        while waiting:
+            yield from self._first(waiting, at_once, report)
 
     @property
     def multiple(self) -> int:
@@ -121,61 +137,198 @@ class Engine:
         """
         return int(self.model.factor * 2 ** (self.model.network.levels - 1))
 
-    def _sample(
-        self, batch: Job, sources: Sources, draws: Draws, report: OnEvent
-    ) -> tuple[Problem, Tensor]:
-        """The problem of one batch and its latents [B,C,h,w], ready to be decoded."""
+    # --- batches ----------------------------------------------------------------------------------
+
+    def _at_once(self, part: Part, asked: int | None) -> int:
+        """How many images may be drawn together with a batch, itself included."""
+        if not stands_alone(part.job):
+            return 1
+        return asked or room(self.model.network.model_channels, part.draws.shape)
+
+    def _parts(self, jobs: Iterable[Job], report: OnEvent) -> Iterator[Part]:
+        """The batches of all jobs; in a stream each waits until the last one is drawn."""
+        for job in jobs:
+            sources = read_sources(job, self.multiple)
+            hashes = digests(job)
+            draws: Draws | None = None
+            for batch in job.batches():
+                start = time.perf_counter()
+                if draws is None or batch.noise == "image":
+                    draws = self._open(batch, sources)
+                here = replace(batch, skip_draws=draws.position)
+                problem = self._problem(here, sources, draws, report)
+                part = Part(here, sources, hashes, draws, problem, slice(0, here.n_samples))
+                part.seconds = time.perf_counter() - start
+                yield part
+                draws = part.draws
+
+    def _first(self, waiting: list[Part], asked: int | None, report: OnEvent) -> Iterator[Result]:
+        """Draw the first batch, with others that fit; give those that are then done in order."""
+        first, *others = waiting
+        if first.latents is None:
+            pack, count = [first], first.count
+            most = self._at_once(first, asked)
+            for part in others:
+                if part.latents is None and count + part.count <= most and fit(first, part):
+                    pack.append(part)
+                    count += part.count
+            start = time.perf_counter()
+            self._sample(pack, report, exact=asked is None)
+            for part in pack:
+                part.seconds += (time.perf_counter() - start) * part.count / count
+        while waiting and waiting[0].latents is not None:
+            yield from self._pictures(waiting.pop(0), report)
+
+    def _pictures(self, part: Part, report: OnEvent) -> Iterator[Result]:
+        assert part.latents is not None
+        for row, latent in enumerate(part.latents):
+            start = time.perf_counter()
+            picture = self._decode(latent[None], part.job, report)
+            yield Result(
+                picture=part.sources.finish(picture, part.job),
+                record=Record(part.job, row, self.name, self.digest, part.hashes),
+                latent=latent.float().cpu(),
+                seconds=part.seconds / part.job.n_samples + time.perf_counter() - start,
+                depth=part.problem.depth,
+            )
+
+    # --- stages -----------------------------------------------------------------------------------
+
+    def _problem(self, batch: Job, sources: Sources, draws: Draws, report: OnEvent) -> Problem:
+        """What to sample for one batch."""
         first = None if draws.first is None else draws.first[: batch.n_samples]
-        given = Given(self.model, sources, first, batch.vae_tiling)
-        problem = self._stage(
-            ENCODERS,
-            nn.ModuleList(part for part in self._encoders() if part is not None),
-            lambda again: TASKS[batch.task](batch, given),
-            _numbers,
-            report,
-        )
+        tiling = self._tiling(batch)
+        given = Given(self.model, sources, first, tiling, self.memory)
+        model = self.model
+        named = (model.cond_stage_model, model.first_stage_model, getattr(model, "embedder", None))
+        precise = nn.ModuleList(part for part in named if part is not None)
+        while True:
+            try:
+                problem = self._stage(
+                    ENCODERS,
+                    precise,
+                    lambda again: TASKS[batch.task](batch, given),
+                    _numbers,
+                    report,
+                )
+                break
+            except OutOfMemory:
+                if not self.offload.start():
+                    raise
+                report(Event("warning", text=OFFLOADED))
         for text in problem.warnings:
             report(Event("warning", text=text))
-        report(Event("batch", total=len(problem.sigmas) - 1))
-        latents = self._stage(
+        return problem
+
+    def _sample(self, parts: Sequence[Part], report: OnEvent, *, exact: bool) -> None:
+        """Sample batches together, or by halves where that does not do.
+
+        It does not if `exact` and an image would be another one, where numbers are not finite, and
+        where the memory does not suffice.
+        """
+        count = sum(part.count for part in parts)
+        if self.most is None or count <= self.most:
+            try:
+                if len(parts) == 1 or not exact or self._agree(parts, report):
+                    latents = self._latents(parts, report)
+                    sizes = [part.count for part in parts]
+                    for part, own in zip(parts, torch.split(latents, sizes), strict=True):
+                        part.latents = own
+                    return
+            except NonFiniteError:
+                if len(parts) == 1:
+                    raise
+            except OutOfMemory:
+                if count > 1:
+                    self.most = (count + 1) // 2
+                    text = f"out of memory with {count} images at once; going on with {self.most}"
+                elif self.offload.start():
+                    text = OFFLOADED
+                else:
+                    raise
+                report(Event("warning", text=text))
+                if count == 1:
+                    self._sample(parts, report, exact=exact)
+                    return
+        if len(parts) > 1:
+            middle = (len(parts) + 1) // 2
+            self._sample(parts[:middle], report, exact=exact)
+            self._sample(parts[middle:], report, exact=exact)
+            return
+        halves = parts[0].halves()
+        for half in halves:
+            self._sample([half], report, exact=exact)
+        parts[0].latents = torch.cat([half.latents for half in halves if half.latents is not None])
+        parts[0].draws = halves[-1].draws
+
+    def _agree(self, parts: Sequence[Part], report: OnEvent) -> bool:
+        """Whether batches come out the same together as each alone, to the bit.
+
+        How a matrix product or a convolution is rounded may depend on the size of the batch, not on
+        what is in it: so the first step tells for all of this shape.
+        """
+        counts = [part.count for part in parts]
+        key = (*counts, parts[0].draws.shape, kinds(parts[0].problem))
+        if key not in self.agreed:
+            fresh = [self._open(part.job, part.sources) for part in parts]
+            starts, _ = noise_of(parts, fresh)
+            xs = [_start(part.problem, x) for part, x in zip(parts, starts, strict=True)]
+
+            def first_step(problem: Problem, x: Tensor) -> Tensor:
+                with image_by_image(len(x)):
+                    return self._denoiser(problem, x)(x, levels(x, float(problem.sigmas[0])))
+
+            def compute(again: bool) -> bool:
+                whole = first_step(joined([part.problem for part in parts]), torch.cat(xs))
+                alone = (first_step(part.problem, x) for part, x in zip(parts, xs, strict=True))
+                return all(map(torch.equal, torch.split(whole, counts), alone))
+
+            self.agreed[key] = self._stage(NETWORK, None, compute, lambda _: [], report)
+        return self.agreed[key]
+
+    def _latents(self, parts: Sequence[Part], report: OnEvent) -> Tensor:
+        """The latents [B,C,h,w] of batches as one, ready to be decoded."""
+        rows = sum(part.count for part in parts)
+        report(Event("batch", total=len(parts[0].problem.sigmas) - 1, rows=rows))
+        alone = len(parts) == 1
+        return self._stage(
             NETWORK,
-            self.model.network,
-            lambda again: self._solve(
-                problem, self._open(batch, sources) if again else draws, batch, report
-            ),
+            self.model.network if alone else None,
+            lambda again: self._solve(parts, report),
             lambda latents: [latents],
             report,
         )
-        return problem, latents
 
-    def _encoders(self) -> list[nn.Module | None]:
-        """What turns texts and pictures into numbers."""
-        model = self.model
-        return [model.cond_stage_model, model.first_stage_model, getattr(model, "embedder", None)]
-
-    def _solve(self, problem: Problem, draws: Draws, batch: Job, report: OnEvent) -> Tensor:
+    def _solve(self, parts: Sequence[Part], report: OnEvent) -> Tensor:
+        draws = [self._open(p.job, p.sources) if p.used else p.draws for p in parts]
+        starts, noise = noise_of(parts, draws)
+        for part, source in zip(parts, draws, strict=True):
+            part.used, part.draws = True, source
+        problem = joined([part.problem for part in parts])
         sampler, steps = problem.sampler, len(problem.sigmas) - 1
-        noise = draws.start(batch.n_samples)
         if not steps:  # strength 0: nothing is taken away
             assert problem.init is not None
             return problem.init
-        denoise, fn = self._denoiser(problem, noise), sampler.fn
+        xs = [_start(part.problem, start) for part, start in zip(parts, starts, strict=True)]
+        x = xs[0] if len(xs) == 1 else torch.cat(xs)
+        denoise, fn = self._denoiser(problem, x), sampler.fn
         if problem.mask is not None and problem.init is not None:
             if sampler.name == "ddim":  # as the originals did
                 fn = masked(fn, problem.init, 1 - problem.mask)
             else:  # whatever remembers its last steps must see all of them
                 denoise = held(denoise, problem.init, problem.mask)
-        x = fn(
-            denoise,
-            _start(problem, noise),
-            problem.sigmas,
-            noise=draws,
-            on_step=lambda i, x, denoised: report(Event("step", done=i + 1, total=steps)),
-            **problem.options,
-        )
+        with image_by_image(len(x) if stands_alone(parts[0].job) else 1):
+            x = fn(
+                denoise,
+                x,
+                problem.sigmas,
+                noise=noise,
+                on_step=lambda i, x, denoised: report(Event("step", done=i + 1, total=steps)),
+                **problem.options,
+            )
         return final_latent(sampler, x, float(problem.sigmas[-1]))
 
-    def _denoiser(self, problem: Problem, noise: Tensor) -> DenoiseFn:
+    def _denoiser(self, problem: Problem, x: Tensor) -> DenoiseFn:
         """The model's denoiser for a problem, tile by tile where the picture is large."""
 
         def part(rows: slice, columns: slice) -> DenoiseFn:
@@ -187,44 +340,71 @@ class Engine:
             return self.model.denoiser(problem.cond, problem.uncond, problem.scale)
         from ldm.tiling import tiled_denoiser
 
-        height, width = noise.shape[-2:]
+        height, width = x.shape[-2:]
         return tiled_denoiser(part, (height, width), problem.tile, problem.tile // 4)
+
+    def _tiling(self, job: Job) -> str:
+        return "on" if self.tiled and job.vae_tiling == "auto" else job.vae_tiling
 
     def _decode(self, latent: Tensor, job: Job, report: OnEvent) -> Picture:
         """One picture from its latent [1,C,h,w]; one at a time keeps the memory bounded."""
-        image = self._stage(
-            DECODER,
-            self.model.first_stage_model,
-            lambda again: self.model.decode(latent, job.vae_tiling),
-            lambda image: [image],
-            report,
-        )
-        return to_picture(image[0])
+        autoencoder = self.model.first_stage_model
+        while True:
+            tiling = self._tiling(job)
+            decode = partial(self.model.decode, latent, tiling)
+            try:
+                image = self._stage(
+                    DECODER,
+                    autoencoder,
+                    lambda again: decode(),  # noqa: B023  (called at once)
+                    lambda image: [image],
+                    report,
+                )
+                return to_picture(image[0])
+            except OutOfMemory:
+                if tiling == "auto":
+                    self.tiled = True
+                    text = "out of memory while decoding; going on in tiles (--vae-tiling on)"
+                elif self.offload.start():
+                    text = OFFLOADED
+                else:
+                    raise
+                report(Event("warning", text=text))
 
     def _stage(
         self,
         name: str,
-        module: nn.Module | None,
+        precise: nn.Module | None,
         compute: Callable[[bool], T],
         look_at: Callable[[T], Sequence[Tensor | None]],
         report: OnEvent,
     ) -> T:
-        """Run one stage; if its numbers are not finite, once more with the module in float32.
+        """Run one stage; if its numbers are not finite, once more with `precise` in float32.
 
         `compute` is told whether it runs again; `look_at` takes the numbers out of its result.
+        Raises OutOfMemory.
         """
         policy = self.policy
         rounded = policy.autocast or policy.dtype is not torch.float32
-        for again in (False, True) if rounded else (False,):
-            with ExitStack() as stack:
-                stack.enter_context(_memory_error_told(name))
-                stack.enter_context(torch.inference_mode())
-                stack.enter_context(attention_backend(policy.attention, upcast=policy.upcast))
-                stack.enter_context(_in_float32(module) if again else policy.arithmetic())
-                result = compute(again)
-                if all(bool(t.isfinite().all()) for t in look_at(result) if t is not None):
-                    return result
-            if rounded and not again:
+        for again in (False, True) if rounded and precise is not None else (False,):
+            short = False
+            try:
+                self.offload.use(self.model, name)
+                with ExitStack() as stack:
+                    stack.enter_context(torch.inference_mode())
+                    stack.enter_context(attention_backend(policy.attention, upcast=policy.upcast))
+                    stack.enter_context(_in_float32(precise) if again else policy.arithmetic())
+                    result = compute(again)
+                    if all(bool(t.isfinite().all()) for t in look_at(result) if t is not None):
+                        return result
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                short = True
+            if short:  # here nothing holds on to the tensors of the failed attempt any more
+                free()
+                raise OutOfMemory(name, policy.device)
+            if rounded and not again and precise is not None:
                 text = f"the {name} gave values that are not finite; once more in float32"
                 report(Event("warning", text=text))
         raise NonFiniteError(name, ADVICE[name])
@@ -234,72 +414,6 @@ class Engine:
         factor = self.model.factor
         shape = (self.model.latent_channels, height // factor, width // factor)
         return Draws(batch, shape, self.policy.device, first_draw(batch, self.model, sources))
-
-
-class Draws(Noise):
-    """The noise of a batch from its first draw on, in the order of the originals.
-
-    In a stream: the fixed code where one is wanted, then the task's own draw (`first`), then what
-    earlier batches drew. Every draw has as many rows as a full batch has, and a short one takes the
-    first of them. `shape` and `first` are without the batch.
-    """
-
-    def __init__(
-        self,
-        batch: Job,
-        shape: tuple[int, int, int],
-        device: torch.device,
-        first: tuple[int, ...] | None = None,
-    ) -> None:
-        assert batch.seed is not None
-        rng = RNGS[batch.rng]
-        self.batch, self.shape, self.device = batch, shape, device
-        self.rows = batch.draw_rows or batch.n_samples
-        self.code: Tensor | None = None
-        self.first: Tensor | None = None
-        self.mixed: ImageNoise | None = None
-        if batch.variation_seed is not None:
-            self.mixed = ImageNoise(batch.variation_seeds(), rng, device)
-        self.source: ImageNoise | StreamNoise
-        if batch.noise == "image":
-            self.source = ImageNoise(batch.image_seeds(), rng, device)
-            if first is not None:
-                self.first = self.source.draw((self.rows, *first))
-        else:
-            self.source = StreamNoise(batch.seed, rng, device)
-            if batch.fixed_code:
-                self.code = self.source.draw((self.rows, *shape))
-            if first is not None:
-                # The demo's picture had its channels last in memory, and its noise, too.
-                last = batch.task == "upscale"
-                self.first = self.source.draw((self.rows, *first), channels_last=last)
-            self.source.skip(batch.skip_draws, (self.rows, *shape))
-
-    @property
-    def position(self) -> int:
-        """Tensors that a stream gave since the fixed code and the task's own draw."""
-        if isinstance(self.source, ImageNoise):
-            return 0
-        return self.source.draws - (self.code is not None) - (self.first is not None)
-
-    def start(self, rows: int) -> Tensor:
-        """The noise to start from [rows,C,h,w]: the fixed code, numpy's, or else a draw."""
-        shape = (rows, *self.shape)
-        if self.batch.rng == "numpy":
-            numbers = np.random.RandomState((self.batch.seed or 0) & 0xFFFFFFFF).randn(*shape)
-            return torch.from_numpy(numbers.astype(np.float32)).to(self.device)
-        noise = self.draw(shape) if self.code is None else self.code[: shape[0]]
-        if self.mixed is None:
-            return noise
-        return slerp(self.batch.variation_strength, noise, self.mixed.draw((self.rows, *shape[1:])))
-
-    def draw(self, shape: tuple[int, ...]) -> Tensor:
-        """The next tensor."""
-        return self.source.draw((self.rows, *shape[1:]))[: shape[0]]
-
-    def skip(self, draws: int, shape: tuple[int, ...]) -> None:
-        """Pass over tensors."""
-        self.source.skip(draws, (self.rows, *shape[1:]))
 
 
 def _start(problem: Problem, noise: Tensor) -> Tensor:
@@ -343,14 +457,3 @@ def _in_float32(module: nn.Module | None) -> Iterator[None]:
         yield
     finally:
         module.to(dtype)
-
-
-@contextmanager
-def _memory_error_told(stage: str) -> Iterator[None]:
-    try:
-        yield
-    except torch.cuda.OutOfMemoryError:
-        raise LdmError(
-            f"the GPU's memory does not suffice for the {stage}: "
-            "use a smaller --n_samples or size, --precision fp16 or --attention sliced"
-        ) from None

@@ -30,7 +30,7 @@ from ldm.nn.vq import VQModelInterface
 from ldm.schedule import NoiseSchedule, augmentor_buffers, ddpm_buffers
 from ldm.tiled_autoencoder import decode_tiled, encode_tiled
 from ldm.tiling import wants_tiling
-from ldm.wording import PLAIN, READERS, Wording, encode
+from ldm.wording import PLAIN, READERS, Memory, Wording, encode
 
 Autoencoder = AutoencoderKL | VQModelInterface
 # What is asked with a text; a model that knows no texts says so, or takes a class's number for one.
@@ -161,16 +161,21 @@ class Model(nn.Module):
             self.first_stage_model.to(memory_format=torch.channels_last)
 
     def condition(
-        self, texts: Sequence[str], wording: Wording = PLAIN, beside: Sequence[str] = ()
+        self,
+        texts: Sequence[str],
+        wording: Wording = PLAIN,
+        beside: Sequence[str] = (),
+        memory: Memory | None = None,
     ) -> tuple[Conditioning, list[str]]:
         """Embed texts: crossattn [B,L,D], and for each text what was cut off its end, or ''.
 
-        `beside` are the texts of the other side of the guidance, so that both have one L. Raises
-        JobError where the model has no such layer as `wording` asks for.
+        `beside` are the texts of the other side of the guidance, so that both have one L.
+        `memory` keeps what texts came to. Raises JobError where the model has no such layer as
+        `wording` asks for.
         """
         embedder = self.cond_stage_model
         if isinstance(embedder, READERS):
-            hidden, pooled, cut = encode(embedder, texts, wording, beside)
+            hidden, pooled, cut = encode(embedder, texts, wording, beside, memory)
             return Conditioning(crossattn=hidden, vector=pooled), cut
         if wording.clip_skip is not None:
             raise JobError("--clip-skip: this model has no text encoder of CLIP's; leave it out")
@@ -193,9 +198,15 @@ class Model(nn.Module):
         return out
 
     def denoiser(
-        self, cond: Conditioning, uncond: Conditioning | None = None, scale: float = 1.0
+        self,
+        cond: Conditioning,
+        uncond: Conditioning | None = None,
+        scale: float | Sequence[float] = 1.0,
     ) -> DenoiseFn:
-        """D(x [B,C,h,w], sigma [B]) -> denoised, guided by `scale`; exactly 1 skips uncond."""
+        """D(x [B,C,h,w], sigma [B]) -> denoised, guided by `scale`; exactly 1 skips uncond.
+
+        There may be a scale for each image, none of them 1.
+        """
         alone = self._denoiser(cond)
         if uncond is None:
             return alone

@@ -18,23 +18,23 @@ from ldm.nn.autoencoder import AutoencoderKL
 from ldm.samplers import Sampler, find_sampler
 from ldm.schedule import Compat, make_grid
 from ldm.sources import Sources
-from ldm.wording import Wording
+from ldm.wording import Memory, Wording
 
 
 @dataclass(frozen=True)
 class Problem:
     """What to sample: a latent for each row of `cond`, down the noise levels `sigmas`.
 
-    `uncond` is None where the scale of guidance is 1. With `init` (a clean latent [B,C,h,w]) the
-    start is that with noise of the level `init_sigma`, else noise alone; with `mask` ([1,1,h,w],
-    1 is free) the rest is held to `init`. `tile` is the side of the tiles to denoise in, in latent
-    positions. `depth` [1,H,W] is what was estimated. `warnings` tell what of the texts the model
-    cannot take in.
+    `uncond` is None where the scale of guidance is 1; there may be a scale for each row. With
+    `init` (a clean latent [B,C,h,w]) the start is that with noise of the level `init_sigma`, else
+    noise alone; with `mask` ([1,1,h,w], 1 is free) the rest is held to `init`. `tile` is the side
+    of the tiles to denoise in, in latent positions. `depth` [1,H,W] is what was estimated.
+    `warnings` tell what of the texts the model cannot take in.
     """
 
     cond: Conditioning
     uncond: Conditioning | None
-    scale: float
+    scale: float | tuple[float, ...]
     sampler: Sampler
     sigmas: Tensor
     options: dict[str, Any] = field(default_factory=dict)
@@ -51,13 +51,14 @@ class Given:
     """What a task has beside its job: the model, the pictures, and its first draw.
 
     `first` [B,...] is noise of the shape that `first_draw` names, or None; `tiling` is how the
-    autoencoder runs.
+    autoencoder runs; `memory` keeps what texts came to.
     """
 
     model: Model
     sources: Sources
     first: Tensor | None = None
     tiling: str = "auto"
+    memory: Memory | None = None
 
     @property
     def device(self) -> torch.device:
@@ -79,12 +80,12 @@ class Given:
 
 def txt2img(job: Job, given: Given) -> Problem:
     """A picture for each text, from noise alone; the job is one batch, resolved."""
-    return _guided(job, given.model)
+    return _guided(job, given)
 
 
 def img2img(job: Job, given: Given) -> Problem:
     """The picture with noise, from where the last `strength` of the steps go on."""
-    problem = _guided(job, given.model)
+    problem = _guided(job, given)
     init = given.latents(given.images(_picture(given), job.n_samples))
     return _from(problem, job, init)
 
@@ -92,7 +93,7 @@ def img2img(job: Job, given: Given) -> Problem:
 def inpaint(job: Job, given: Given) -> Problem:
     """New pixels where the mask is, by a network that is shown the mask, or by holding the rest."""
     model = given.model
-    problem = _guided(job, model)
+    problem = _guided(job, given)
     assert given.sources.mask is not None
     images = given.images(_picture(given), job.n_samples)
     hard = _plane(hard_mask(given.sources.mask), given)
@@ -117,7 +118,7 @@ def inpaint(job: Job, given: Given) -> Problem:
 def depth2img(job: Job, given: Given) -> Problem:
     """As img2img, by a network that is shown the depth of the picture."""
     model = given.model
-    problem = _guided(job, model)
+    problem = _guided(job, given)
     images = given.images(_picture(given), job.n_samples)
     if given.sources.depth is not None:
         values = given.sources.depth
@@ -143,7 +144,7 @@ def upscale(job: Job, given: Given) -> Problem:
     is.
     """
     model = given.model
-    problem = _guided(job, model)
+    problem = _guided(job, given)
     low = given.images(_picture(given), job.n_samples)
     if takes_noise(model):
         assert job.noise_level is not None
@@ -164,7 +165,7 @@ def variations(job: Job, given: Given) -> Problem:
     unconditional embedding is zeros, as there (scripts/streamlit/stableunclip.py).
     """
     model = given.model
-    problem = _guided(job, model)
+    problem = _guided(job, given)
     assert job.noise_level is not None
     assert given.first is not None
     weights = job.image_weights()
@@ -178,22 +179,23 @@ def variations(job: Job, given: Given) -> Problem:
 
 def sample(job: Job, given: Given) -> Problem:
     """A picture of a class, or of whatever the model was trained on."""
-    return _guided(job, given.model)
+    return _guided(job, given)
 
 
-def _guided(job: Job, model: Model) -> Problem:
+def _guided(job: Job, given: Given) -> Problem:
     """The problem of a job's texts or class, as if it had nothing else."""
+    model, memory = given.model, given.memory
     assert job.steps is not None
     assert job.scale is not None
     assert job.sampler is not None
     texts = job.texts()
     wording = Wording(job.prompt_syntax, job.clip_skip)
     negatives = [job.negative] * len(texts) if job.scale != 1 else []
-    cond, cut = model.condition(texts, wording, negatives)
+    cond, cut = model.condition(texts, wording, negatives, memory)
     warnings = _losses("prompt", [wording.bare(text) for text in texts], cut, model)
     uncond = None
     if negatives:
-        uncond, cut = model.condition(negatives, wording, texts)
+        uncond, cut = model.condition(negatives, wording, texts, memory)
         warnings += _losses("negative prompt", [wording.bare(job.negative)], cut[:1], model)
     sampler = find_sampler(job.sampler)
     takes_eta = job.eta is not None and "eta" in sampler.options

@@ -6,8 +6,10 @@ docs/prompts.md defines all of it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -38,13 +40,40 @@ PLAIN = Wording()
 _LEAST_RATIO = 0.01
 
 
+Key = tuple[str, int, Wording, torch.dtype]
+Told = tuple[Tensor, Tensor | None]
+
+
+class Memory:
+    """What the last texts came to, so that each is encoded once; it keeps `most` of them."""
+
+    def __init__(self, most: int = 128) -> None:
+        self.most = most
+        self.kept: OrderedDict[Key, list[Told]] = OrderedDict()
+
+    def recall(self, key: Key, make: Callable[[], list[Told]]) -> list[Told]:
+        """What was made for a key, or is made now."""
+        if key not in self.kept:
+            self.kept[key] = make()
+        self.kept.move_to_end(key)
+        told = self.kept[key]
+        while len(self.kept) > self.most:
+            self.kept.popitem(last=False)
+        return told
+
+
 def encode(
-    embedder: Reader, texts: Sequence[str], wording: Wording = PLAIN, beside: Sequence[str] = ()
+    embedder: Reader,
+    texts: Sequence[str],
+    wording: Wording = PLAIN,
+    beside: Sequence[str] = (),
+    memory: Memory | None = None,
 ) -> tuple[Tensor, Tensor | None, list[str]]:
     """Prompts -> hidden states [B,L,D], their pooled state [B,D] where the embedder hands one on,
     and for each what was cut off its end, or "".
 
-    Each chunk is encoded on its own, and a prompt's chunks follow each other in L. With `beside`,
+    Each chunk is encoded on its own, and a prompt's chunks follow each other in L. With a `memory`
+    a prompt is encoded once, alone, and what it came to is kept for the next time. With `beside`,
     the prompts of the other side of the guidance, each row gets as many chunks as the longer of
     its two prompts has, the last ones empty; so both sides have one L. Rows of different lengths
     are repeated to their least common multiple, which attention does not see: a picture does not
@@ -53,19 +82,32 @@ def encode(
     found = [_chunked(embedder, text, wording) for text in texts]
     others = [_chunked(embedder, text, wording) for text in beside] or found
     counts = [max(len(a.chunks), len(b.chunks)) for a, b in zip(found, others, strict=True)]
+    if memory is None:
+        told = _told(embedder, found, counts, wording)
+    else:
+        told, dtype = [], next(embedder.parameters()).dtype
+        for text, one, count in zip(texts, found, counts, strict=True):
+            make = partial(_told, embedder, [one], [count], wording)
+            told += memory.recall((text, count, wording, dtype), make)
+    common = math.lcm(*counts)
+    hidden = [states.repeat(common // n, 1) for (states, _), n in zip(told, counts, strict=True)]
+    pooled = [vector for _, vector in told if vector is not None]
+    return torch.stack(hidden), torch.stack(pooled) if pooled else None, [x.cut for x in found]
+
+
+def _told(
+    embedder: Reader, found: Sequence[Chunked], counts: Sequence[int], wording: Wording
+) -> list[Told]:
+    """Hidden states [L,D] and pooled state [D], if any, of prompts in so many chunks each."""
     chunks: list[list[Token]] = []
     for one, count in zip(found, counts, strict=True):
         chunks += one.filled(count)
     ids, weights = rows(chunks, embedder.tokenizer, embedder.pad, embedder.max_length)
     states = embedder.hidden(ids, wording.clip_skip)
     hidden = weighted(states, torch.tensor(weights, device=states.device))
-    pooled = None
-    if isinstance(embedder, FrozenCLIPEmbedder) and embedder.pooled:
-        pooled = torch.stack([each[0, -1] for each in torch.split(states, counts)])
-    common = math.lcm(*counts)
-    parts = [each.flatten(0, 1) for each in torch.split(hidden, counts)]
-    repeated = [part.repeat(common // count, 1) for part, count in zip(parts, counts, strict=True)]
-    return torch.stack(repeated), pooled, [one.cut for one in found]
+    pools = isinstance(embedder, FrozenCLIPEmbedder) and embedder.pooled
+    pairs = zip(torch.split(states, list(counts)), torch.split(hidden, list(counts)), strict=True)
+    return [(own.flatten(0, 1), plain[0, -1] if pools else None) for plain, own in pairs]
 
 
 def weighted(hidden: Tensor, weights: Tensor) -> Tensor:

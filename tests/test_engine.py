@@ -17,7 +17,7 @@ from ldm.errors import JobError, NonFiniteError
 from ldm.job import Job
 from ldm.metadata import Record
 from ldm.schedule import NoiseSchedule
-from ldm.wording import Wording
+from ldm.wording import Memory, Wording
 
 JOB = Job(
     prompt="a",
@@ -76,7 +76,7 @@ class Stub:
         return values
 
     def condition(
-        self, texts: Sequence[str], wording: Wording, beside: Sequence[str]
+        self, texts: Sequence[str], wording: Wording, beside: Sequence[str], memory: Memory
     ) -> tuple[Conditioning, list[str]]:
         lengths = torch.tensor([float(len(text)) for text in texts]).view(-1, 1, 1)
         hidden = self._through(ENCODERS, self.cond_stage_model, lengths)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.nn.attention import attention
+from ldm.nn.rows import PointConv2d, VectorLinear
 
 
 def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
@@ -88,7 +89,7 @@ class ResBlock(nn.Module):
         elif down:
             self.resize = Downsample(channels, use_conv=False)
         emb_out = 2 * out_channels if use_scale_shift_norm else out_channels
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, emb_out))
+        self.emb_layers = nn.Sequential(nn.SiLU(), VectorLinear(emb_channels, emb_out))
         self.out_layers = nn.Sequential(
             nn.GroupNorm(num_groups, out_channels),
             nn.SiLU(),
@@ -96,7 +97,7 @@ class ResBlock(nn.Module):
             nn.Conv2d(out_channels, out_channels, 3, padding=1),
         )
         self.skip_connection: nn.Module = (
-            nn.Identity() if out_channels == channels else nn.Conv2d(channels, out_channels, 1)
+            nn.Identity() if out_channels == channels else PointConv2d(channels, out_channels)
         )
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ldm.nn.attention import SpatialTransformer
 from ldm.nn.layers import AttentionBlock, Downsample, ResBlock, Upsample, timestep_embedding
+from ldm.nn.rows import VectorLinear
 
 
 class TimestepEmbedSequential(nn.Sequential):
@@ -167,9 +168,9 @@ class UNetModel(nn.Module):
             return 2**level in attention_resolutions and not limited
 
         self.time_embed = nn.Sequential(
-            nn.Linear(model_channels, make.emb_channels),
+            VectorLinear(model_channels, make.emb_channels),
             nn.SiLU(),
-            nn.Linear(make.emb_channels, make.emb_channels),
+            VectorLinear(make.emb_channels, make.emb_channels),
         )
         if num_classes is not None:
             self.label_emb = _label_embedding(num_classes, adm_in_channels, make.emb_channels)
@@ -248,8 +249,8 @@ def _label_embedding(num_classes: int | str, adm_in_channels: int | None, width:
     if isinstance(num_classes, int):
         return nn.Embedding(num_classes, width)
     if num_classes == "continuous":
-        return nn.Linear(1, width)
+        return VectorLinear(1, width)
     if num_classes == "sequential" and adm_in_channels is not None:
-        mlp = nn.Sequential(nn.Linear(adm_in_channels, width), nn.SiLU(), nn.Linear(width, width))
-        return nn.Sequential(mlp)
+        first, last = VectorLinear(adm_in_channels, width), VectorLinear(width, width)
+        return nn.Sequential(nn.Sequential(first, nn.SiLU(), last))
     raise ValueError(f"num_classes {num_classes!r} is not an integer, 'continuous' or 'sequential'")

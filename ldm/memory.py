@@ -1,0 +1,80 @@
+"""When memory does not suffice: how that is told apart, and parts of a model put aside."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from ldm.errors import LdmError
+
+# How torch's allocators say it where they have no error of their own for it.
+_SAID = ("not enough memory", "out of memory", "can't allocate memory", "Invalid buffer size")
+ADVICE = (
+    "use a smaller size, --precision fp16, --attention sliced or --vae-tiling on, "
+    "or close what else uses the memory"
+)
+
+
+class OutOfMemory(LdmError):
+    """The memory does not suffice for a stage of a run."""
+
+    def __init__(self, stage: str, device: torch.device) -> None:
+        whose = "memory" if device.type == "cpu" else f"memory of {device}"
+        super().__init__(f"the {whose} does not suffice for the {stage}: {ADVICE}")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch or Python says that memory does not suffice."""
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(said in text for said in _SAID)
+
+
+def free() -> None:
+    """Give back what is no longer used."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+class Offload:
+    """Parts of a model of which only those in use lie on the device, once `active`.
+
+    `put` moves a module to a device. On a CPU there is nowhere else to put them.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        put: Callable[[nn.Module, torch.device], object] = lambda part, where: part.to(where),
+    ) -> None:
+        self.device = device
+        self.put = put
+        self.active = False
+
+    def start(self) -> bool:
+        """Begin to put parts aside; False where that is already done or would not help."""
+        if self.active or self.device.type == "cpu":
+            return False
+        self.active = True
+        return True
+
+    def use(self, model: nn.Module, stage: str) -> None:
+        """Have on the device what a stage needs, and nothing else."""
+        if not self.active:
+            return
+        network, decoder = model.get_submodule("model"), model.get_submodule("first_stage_model")
+        parts = list(model.children())
+        needed = {"network": [network], "decoder": [decoder]}.get(
+            stage, [part for part in parts if part is not network]
+        )
+        for part in parts:
+            if all(part is not each for each in needed):
+                self.put(part, torch.device("cpu"))
+        free()
+        for part in needed:
+            self.put(part, self.device)
