@@ -66,11 +66,14 @@ class PackedLinear(nn.Module):
 
 
 def packable(module: nn.Module) -> list[str]:
-    """The names of the weights that `pack` packs."""
+    """The names of the weights that `pack` packs.
+
+    Not those of layers that take a batch image by image (`ldm.nn.rows`): they are small.
+    """
     return [
         f"{name}.weight"
         for name, layer in module.named_modules()
-        if isinstance(layer, nn.Conv2d | nn.Linear) and layer.weight.numel() >= _LEAST
+        if type(layer) in (nn.Conv2d, nn.Linear) and layer.weight.numel() >= _LEAST
     ]
 
 

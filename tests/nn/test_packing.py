@@ -67,6 +67,7 @@ def test_what_is_packed_is_told_and_gone() -> None:
     pack(net, told.append)
     assert large in told
     assert not small & set(told)
+    assert "time_embed.0.weight" not in told  # it goes through image by image
     left = net.state_dict()
     assert large not in left
     assert small <= set(left)
