@@ -30,6 +30,7 @@ from ldm.samplers import final_latent, masked, start_latent
 from ldm.samplers.table import levels
 from ldm.sources import Sources, digests, read_sources
 from ldm.tasks import TASKS, Given, Problem, first_draw
+from ldm.timing import phase
 from ldm.wording import Memory
 
 T = TypeVar("T")
@@ -38,6 +39,7 @@ T = TypeVar("T")
 _AHEAD = 4
 OFFLOADED = "out of memory; what is not in use goes to the main memory, which takes longer"
 ENCODERS, NETWORK, DECODER = "text or image encoder", "network", "decoder"
+PHASE_OF = {ENCODERS: "text", NETWORK: "steps", DECODER: "decode"}
 ADVICE = {
     ENCODERS: "check the weights with ldm info",
     NETWORK: "try another --sampler, a --scale nearer to 1, or --prediction",
@@ -394,7 +396,8 @@ class Engine:
                     stack.enter_context(torch.inference_mode())
                     stack.enter_context(attention_backend(policy.attention, upcast=policy.upcast))
                     stack.enter_context(_in_float32(precise) if again else policy.arithmetic())
-                    result = compute(again)
+                    with phase(PHASE_OF[name]):
+                        result = compute(again)
                     if all(bool(t.isfinite().all()) for t in look_at(result) if t is not None):
                         return result
             except (RuntimeError, MemoryError) as error:

@@ -12,6 +12,7 @@ from ldm.families.choice import Choice
 from ldm.job import Job
 from ldm.plan import Plan, resolve
 from ldm.progress import summary
+from ldm.timing import phase
 
 if TYPE_CHECKING:
     from ldm.device import Policy
@@ -65,25 +66,27 @@ def load_engine(
 
     `given` are the fields that were asked for; `script` is as for `make_plan`.
     """
-    from ldm.device import choose
-    from ldm.engine import Engine
-    from ldm.load import load_model
+    with phase("imports"):
+        from ldm.device import choose
+        from ldm.engine import Engine
+        from ldm.load import load_model
 
     job = plan.job
     policy = choose(job.device, job.precision, job.attention, dict(os.environ))
     for note in policy.notes if "precision" in given else ():
         tell(note)
-    loaded = load_model(
-        plan.header.path,
-        plan.config,
-        job.overrides,
-        job.prediction,
-        policy.dtype,
-        policy.device,
-        channels_last=policy.channels_last,
-        packed=policy.packed,
-    )
-    _swap_parts(loaded.model, job, policy)
+    with phase("load"):
+        loaded = load_model(
+            plan.header.path,
+            plan.config,
+            job.overrides,
+            job.prediction,
+            policy.dtype,
+            policy.device,
+            channels_last=policy.channels_last,
+            packed=policy.packed,
+        )
+        _swap_parts(loaded.model, job, policy)
     for note in loaded.notes:
         tell(note)
     if not plan.choice.prediction_why:

@@ -74,6 +74,9 @@ class OutputPlan:
     print_config: bool = option(
         False, "--print-config", help="Print what would apply and why, and stop."
     )
+    timings: bool = option(
+        False, "--timings", help="Tell where the time went, on standard error."
+    )
     quiet: bool = option(False, "--quiet", "-q", help="No progress and no notes.")
     debug: bool = option(False, "--debug", help="Show the traceback of an error.")
 

@@ -24,6 +24,7 @@ from ldm.outputs import OutputPlan
 from ldm.plan import Plan, explain, make_plan, read_prompts
 from ldm.progress import teller
 from ldm.seeds import parse_seeds
+from ldm.timing import timed
 
 SOME_FAILED = 3
 
@@ -41,7 +42,11 @@ def run(
 
     `script` is as for `make_plan`; `indir` is a folder of pictures and their masks.
     """
-    return Run(outputs, {**fields, "task": task}, notes, script=script, indir=indir).do()
+    with timed() as timings:
+        code = Run(outputs, {**fields, "task": task}, notes, script=script, indir=indir).do()
+    if outputs.timings:
+        typer.echo(f"ldm: {timings.told()}", err=True)
+    return code
 
 
 class Run:

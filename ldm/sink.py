@@ -14,6 +14,7 @@ import typer
 from ldm.metadata import encode_png
 from ldm.output import Numbered, check_folder, check_output, write_file
 from ldm.outputs import OutputPlan
+from ldm.timing import phase
 
 if TYPE_CHECKING:
     from ldm.engine import Result
@@ -58,7 +59,8 @@ class Sink:
         """Put one picture where it belongs, at once, and tell it on standard output."""
         record = result.record
         texts = {"parameters": record.infotext(), "ldm": record.to_json()}
-        self.last = self._place(encode_png(result.picture, texts), record.job.init_img)
+        with phase("save"):
+            self.last = self._place(encode_png(result.picture, texts), record.job.init_img)
         self.written += 1
         if self.has_grid():
             self.pictures.append(result.picture)

@@ -72,6 +72,7 @@ FLOORS: dict[int, set[str]] = {
     1: {"ldm.schedule", "ldm.noise", "ldm.denoiser", "ldm.guidance", "ldm.samplers"},
     0: {
         "ldm.errors",
+        "ldm.timing",
         "ldm.job",
         "ldm.seeds",
         "ldm.options",
