@@ -29,6 +29,12 @@ class Policy:
     channels_last: bool = False
     packed: bool = False
     notes: tuple[str, ...] = ()
+    offload: str = "auto"
+
+    @property
+    def home(self) -> torch.device:
+        """Where a model is loaded to: not the device where parts of it come to that one in turn."""
+        return torch.device("cpu") if self.offload in ("parts", "layers") else self.device
 
     def arithmetic(self) -> AbstractContextManager[object]:
         """The context to run networks in."""
@@ -38,9 +44,17 @@ class Policy:
 
 
 def choose(
-    device: str, precision: str, attention: str, environment: dict[str, str] | None = None
+    device: str,
+    precision: str,
+    attention: str,
+    environment: dict[str, str] | None = None,
+    offload: str = "auto",
 ) -> Policy:
-    """What a job's words mean on this machine; raises JobError for what is not here."""
+    """What a job's words mean on this machine; raises JobError for what is not here.
+
+    `offload` is what lies outside of the device: none of a model, its parts that are not in use,
+    the layers of the network, too, or auto: parts, where memory ends.
+    """
     where = choose_device(device)
     resolved, notes = choose_precision(precision, where)
     dtypes = {"full": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -55,6 +69,7 @@ def choose(
         channels_last=where.type in ("cpu", "cuda"),
         packed=can_pack(dtype, where),
         notes=notes,
+        offload=offload,
     )
 
 

@@ -65,7 +65,7 @@ class Drawing:
 
     def __post_init__(self) -> None:
         outputs, store = self.run.outputs, self.run.store
-        self.engines = Engines(self.run.tell, self.run.script)
+        self.engines = Engines(self.run.tell, self.run.script, outputs.put_aside)
         self.count = sum(item.plan.job.count() for item in self.items)
         self.named = any(item.name is not None for item in self.items)
         if store is not None and outputs.skip_existing:

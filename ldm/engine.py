@@ -101,7 +101,7 @@ class Engine:
         self.name = name
         self.digest = digest
         self.memory = Memory()
-        self.offload = Offload(policy.device)
+        self.offload = Offload(policy.device, mode=policy.offload)
         self.most: int | None = None  # images at once that the memory suffices for
         self.tiled = False
         self.agreed: dict[object, bool] = {}

@@ -26,6 +26,7 @@ class Engines:
 
     tell: Callable[[str], None]
     script: bool = False
+    offload: str = "auto"
     key: tuple[Any, ...] = ()
     engine: Engine | None = None
     settled: Plan | None = None
@@ -49,7 +50,9 @@ class Engines:
         """The engine of a plan."""
         if self.engine is None or self.key != _model_key(plan):
             self.engine = None  # not two models in memory at once
-            self.engine, self.settled = load_engine(plan, plan.given, self.tell, script=self.script)
+            self.engine, self.settled = load_engine(
+                plan, plan.given, self.tell, script=self.script, offload=self.offload
+            )
             self.key = _model_key(plan)
             self.tell(summary(self.settled, self.engine))
         return self.engine
@@ -61,10 +64,12 @@ def load_engine(
     tell: Callable[[str], None],
     *,
     script: bool = False,
+    offload: str = "auto",
 ) -> tuple[Engine, Plan]:
     """The engine for a plan, and the plan with what only loading could tell.
 
-    `given` are the fields that were asked for; `script` is as for `make_plan`.
+    `given` are the fields that were asked for; `script` is as for `make_plan`, `offload` as for
+    `ldm.device.choose`.
     """
     with phase("imports"):
         from ldm.device import choose
@@ -72,7 +77,7 @@ def load_engine(
         from ldm.load import load_model
 
     job = plan.job
-    policy = choose(job.device, job.precision, job.attention, dict(os.environ))
+    policy = choose(job.device, job.precision, job.attention, dict(os.environ), offload)
     for note in policy.notes if "precision" in given else ():
         tell(note)
     with phase("load"):
@@ -82,7 +87,7 @@ def load_engine(
             job.overrides,
             job.prediction,
             policy.dtype,
-            policy.device,
+            policy.home,
             channels_last=policy.channels_last,
             packed=policy.packed,
         )

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ldm.errors import LdmError
+from ldm.nn.streaming import Streamed
 
 # How torch's allocators say it where they have no error of their own for it.
 _SAID = ("not enough memory", "out of memory", "can't allocate memory", "Invalid buffer size")
@@ -44,21 +45,26 @@ def free() -> None:
 class Offload:
     """Parts of a model of which only those in use lie on the device, once `active`.
 
-    `put` moves a module to a device. On a CPU there is nowhere else to put them.
+    `mode` says from when on: auto, where memory ends; parts and layers, from the beginning; none,
+    never. With layers the network comes to the device piece by piece. `put` moves a module to a
+    device. On a CPU there is nowhere else to put them.
     """
 
     def __init__(
         self,
         device: torch.device,
         put: Callable[[nn.Module, torch.device], object] = lambda part, where: part.to(where),
+        mode: str = "auto",
     ) -> None:
         self.device = device
+        self.mode = mode
         self.put = put
-        self.active = False
+        self.active = mode in ("parts", "layers") and device.type != "cpu"
+        self.streamed: Streamed | None = None
 
     def start(self) -> bool:
         """Begin to put parts aside; False where that is already done or would not help."""
-        if self.active or self.device.type == "cpu":
+        if self.active or self.mode == "none" or self.device.type == "cpu":
             return False
         self.active = True
         return True
@@ -76,5 +82,8 @@ class Offload:
             if all(part is not each for each in needed):
                 self.put(part, torch.device("cpu"))
         free()
+        if self.mode == "layers" and self.streamed is None:
+            self.streamed = Streamed(network.get_submodule("diffusion_model"), self.device)
         for part in needed:
-            self.put(part, self.device)
+            if self.mode != "layers" or part is not network:
+                self.put(part, self.device)

@@ -10,6 +10,8 @@ from ldm.errors import JobError
 from ldm.job import FILE_FORMATS
 from ldm.options import check_choices, check_range, option, options_of
 
+OFFLOADS = ("auto", "none", "parts", "layers")
+
 
 @dataclass(frozen=True)
 class OutputPlan:
@@ -74,11 +76,23 @@ class OutputPlan:
     print_config: bool = option(
         False, "--print-config", help="Print what would apply and why, and stop."
     )
+    offload: str = option(
+        "auto",
+        "--offload",
+        help="Put aside what a GPU is not using: parts, or layers too; auto: if memory ends [auto].",
+        choices=OFFLOADS,
+    )
+    lowvram: bool = option(False, "--lowvram", help="The same as --offload parts.")
     timings: bool = option(
         False, "--timings", help="Tell where the time went, on standard error."
     )
     quiet: bool = option(False, "--quiet", "-q", help="No progress and no notes.")
     debug: bool = option(False, "--debug", help="Show the traceback of an error.")
+
+    @property
+    def put_aside(self) -> str:
+        """What `offload` and `lowvram` come to."""
+        return "parts" if self.lowvram and self.offload == "auto" else self.offload
 
     def validate(self) -> None:
         """Raise JobError for what contradicts itself."""
