@@ -2,6 +2,7 @@
 # make test    run the tests               make check   lint, types, import floors
 # make fmt     format the code             make bench   time and memory beside diffusers and others
 # make fuzz    the readers against 20,000 hostile files (an hour or so)
+# make soak    a run of a hundred pictures, killed fifty times (some minutes)
 #
 # PYTHON=python3.12 picks the interpreter, VENV=elsewhere the virtual environment.
 
@@ -16,7 +17,7 @@ CANDIDATES := $(PYTHON) python3 python3.13 python3.12 python3.11 python3.10 pyth
 STALE := $(shell test ! -e '$(VENV)' || { test "$$(cat '$(VENV)/.place' 2>/dev/null)" = "$$(pwd)" \
 	&& '$(BIN)/python' -c '' 2>/dev/null; } || rm -f '$(VENV)/.place' '$(VENV)/.run' '$(VENV)/.test')
 
-.PHONY: demo test check fmt bench fuzz
+.PHONY: demo test check fmt bench fuzz soak
 
 demo: $(VENV)/.run
 	'$(BIN)/ldm' txt2img --prompt '$(PROMPT)'
@@ -34,6 +35,9 @@ check: $(VENV)/.test
 fmt: $(VENV)/.test
 	'$(BIN)/python' -m ruff check --fix .
 	'$(BIN)/python' -m ruff format .
+
+soak: $(VENV)/.test
+	LDM_SOAK=1 '$(BIN)/python' -m pytest -q tests/test_hard_conditions.py
 
 fuzz: $(VENV)/.test
 	LDM_FUZZ_CASES=800 LDM_FUZZ_LEAST=20000 '$(BIN)/python' -m pytest -q tests/fuzz

@@ -10,13 +10,14 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Annotated, Any, get_type_hints
 
 import typer
 from typer.main import get_command
 
 from ldm import __version__
-from ldm.errors import Interrupted, JobError, LdmError, UsageError
+from ldm.errors import Interrupted, JobError, LdmError, OutputClosed, UsageError
 from ldm.flags import is_option, make_table, normalise, spread
 from ldm.help import GroupedCommand
 from ldm.job import Job
@@ -57,14 +58,14 @@ EXAMPLES = {
 }
 
 RERUN_FIELDS = ("model", "config", "device", "precision", "attention", "vae", "depth_model")
-RERUN_OUTPUTS = ("outdir", "output", "overwrite", "json", "quiet", "debug")
+RERUN_OUTPUTS = ("outdir", "output", "overwrite", "json", "progress", "quiet", "debug")
 # Commands that only a script of the originals runs.
 SCRIPT_COMMANDS = ("sample_diffusion",)
 SAMPLE_FIELDS = (
     "classes", "seed", "noise", "rng", "schedule_compat", "config", "device", "precision",
     "attention",
 )  # fmt: skip
-SAMPLE_OUTPUTS = ("json", "print_config", "quiet", "debug")
+SAMPLE_OUTPUTS = ("json", "print_config", "progress", "quiet", "debug")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -82,13 +83,15 @@ def run(argv: Sequence[str], *, script: bool = False) -> int:
     """Run one command line and return its exit code; errors are one line on standard error."""
     try:
         return _dispatch(list(argv), script)
+    except OutputClosed as error:
+        _close_output()
+        return _fail(str(error), error.exit_code, argv)
     except LdmError as error:
         return _fail(str(error), error.exit_code, argv)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("stopped", Interrupted.exit_code, argv)
     except BrokenPipeError:
-        # Who read our output has gone; nothing more can be said to them, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close_output()
         return 1
     except OSError as error:
         named = f"{error.filename}: " if error.filename else ""
@@ -99,6 +102,11 @@ def run(argv: Sequence[str], *, script: bool = False) -> int:
         reason = " ".join(str(error).split())
         text = f"{type(error).__name__}: {reason} (a fault of ldm; --debug shows where)"
         return _fail(text, LdmError.exit_code, argv)
+
+
+def _close_output() -> None:
+    """Who read our output has gone; nothing more can be said to them, not even at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(argv: list[str], script: bool) -> int:
@@ -123,8 +131,18 @@ def _dispatch(argv: list[str], script: bool) -> int:
 def _fail(message: str, code: int, argv: Sequence[str]) -> int:
     if "--debug" in argv:
         traceback.print_exc()
-    typer.echo(f"ldm: error: {message}", err=True)
+    if _wants_events(argv):
+        from ldm.progress import emit
+
+        emit("error", text=message, exit_code=code)
+    else:
+        typer.echo(f"ldm: error: {message}", err=True)
     return code
+
+
+def _wants_events(argv: Sequence[str]) -> bool:
+    """Whether standard error is read by a program."""
+    return "--progress=jsonl" in argv or ("--progress", "jsonl") in pairwise(argv)
 
 
 def _click_message(error: Any) -> str:

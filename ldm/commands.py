@@ -16,9 +16,9 @@ from ldm.legacy import sample_fields, translate
 from ldm.metadata import Record, parse_infotext, read_record, read_texts
 from ldm.outputs import default_outdir, split
 from ldm.plan import make_plan
-from ldm.progress import Progress, shows_progress, teller
+from ldm.progress import Progress, teller
 from ldm.runs import run
-from ldm.sink import Sink
+from ldm.sink import Sink, told
 
 
 def draw(task: str, given: Mapping[str, Any], *, script: bool, notes: Sequence[str] = ()) -> int:
@@ -55,10 +55,13 @@ def rerun(image: str, given: dict[str, Any]) -> int:
     sink = Sink(outputs, 1, 1)
     engine, plan = load_engine(plan, vars(plan.job), tell)
     try:
-        with Progress(tell, shown=shows_progress(outputs)) as progress:
+        with Progress(outputs, 1) as progress:
             for row, result in enumerate(engine.run(plan.job, progress)):
                 if row == record.row:
                     sink.write(result)
+                    sink.tell(result)
+                    progress.image(told(result, sink.last))
+            progress.end("done")
     except KeyboardInterrupt:
         raise Interrupted(f"stopped; {sink.kept()}") from None
     return 0

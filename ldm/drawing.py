@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ldm.engines import Engines
-from ldm.errors import ImageError, Interrupted, JobError, LdmError
+from ldm.errors import ImageError, Interrupted, JobError, LdmError, OutputClosed
+from ldm.interrupts import Interrupts
 from ldm.job import Job, to_record
 from ldm.manifest import Manifest, fingerprint, hash_of
 from ldm.metadata import read_record, read_texts
 from ldm.names import Template, check_names, values_of
 from ldm.output import Numbered
 from ldm.plan import Plan
-from ldm.progress import Progress, shows_progress
-from ldm.sink import Sink
+from ldm.progress import Progress, complain
+from ldm.sink import Sink, told
 
 if TYPE_CHECKING:
     from ldm.engine import Result
@@ -60,6 +61,8 @@ class Drawing:
     run: Run
     items: list[Item]
     engines: Engines = field(init=False)
+    progress: Progress = field(init=False)
+    interrupts: Interrupts = field(init=False)
     taken: Counter[str] = field(default_factory=Counter)
     there: int = 0
 
@@ -83,24 +86,42 @@ class Drawing:
                 self.sink.grids = Unrepeated(self.sink.grids.folder, "grid-", 4)
 
     def draw(self) -> None:
-        """Draw everything that is not there."""
-        run = self.run
-        if run.store is not None and run.drawn and run.seed is not None:
-            run.store.note(run.mark, seed=run.seed)
+        """Draw everything that is not there; whatever ends it, what is kept is told."""
+        run, outputs = self.run, self.run.outputs
+        status = "broken"
+        self.progress = Progress(outputs, self.count, len(self.items))
+        self.interrupts = Interrupts(quiet=outputs.quiet or outputs.progress == "jsonl")
         try:
-            with Progress(run.tell, shown=shows_progress(run.outputs)) as progress:
+            with self.progress, self.interrupts:
+                if run.store is not None and run.drawn and run.seed is not None:
+                    run.store.note(run.mark, seed=run.seed)
                 for item in self.items:
                     try:
-                        self.draw_item(item, progress)
+                        self.draw_item(item)
                     except LdmError as error:
+                        self.interrupts.busy = False
                         run.fail(error, item.place)
+            if self.there:
+                run.tell(f"{self.there} of {self.count} images were there already")
+            self.sink.close()
+            if gone := self.sink.gone():
+                complain(outputs, f"{gone} of {self.count} images are gone: something deleted them")
+                run.failed += gone
+            status = "failed" if run.failed else "done"
         except KeyboardInterrupt:
+            status = "stopped"
             raise Interrupted(f"stopped; {self.sink.kept()}") from None
-        if self.there:
-            run.tell(f"{self.there} of {self.count} images were there already")
-        self.sink.close()
+        except BrokenPipeError:
+            text = f"nobody reads standard output any more; {self.sink.kept()}"
+            raise OutputClosed(text) from None
+        except OSError as error:
+            named = f"{error.filename}: " if error.filename else ""
+            text = f"{named}{error.strerror or error}; {self.sink.kept()}"
+            raise LdmError(text) from error
+        finally:
+            self.progress.end(status, run.failed)
 
-    def draw_item(self, item: Item, progress: Progress) -> None:
+    def draw_item(self, item: Item) -> None:
         """Draw a job, batch by batch; those of a stream depend on each other."""
         store, resume = self.run.store, self.run.outputs.skip_existing
         job = self.engines.job(item.plan)
@@ -116,8 +137,13 @@ class Drawing:
                 for path in paths:
                     self.keep(path)
             else:
-                for at, result in enumerate(self.engines.load(item.plan).run(batch, progress)):
+                engine = self.engines.load(item.plan)
+                self.interrupts.busy = True
+                for at, result in enumerate(engine.run(batch, self.progress)):
                     self.put(item, result, index + at)
+                    if result.record.row == result.record.job.n_samples - 1:
+                        self.interrupts.check()
+                self.interrupts.busy = False
             index += batch.count()
         if store is not None and stream:
             store.note(mark, complete=1)
@@ -141,6 +167,8 @@ class Drawing:
         self.sink.write(result)
         if store is not None and self.sink.last is not None:
             store.add(mark, self.sink.last, result.seed)
+        self.sink.tell(result)
+        self.progress.image(told(result, self.sink.last))
 
     def found(self, item: Item, batch: Job) -> list[Path | None]:
         """The pictures of a batch that are there; with all of them it counts as drawn."""
@@ -161,6 +189,7 @@ class Drawing:
     def keep(self, path: Path | None) -> None:
         """Leave a picture where it is; the grid wants it, too."""
         self.there += 1
+        self.progress.there()
         if path is not None and self.sink.has_grid():
             import numpy as np
             from PIL import Image
@@ -219,8 +248,8 @@ class Drawing:
                     following += 1
                 if outputs.output is not None and item.name is None:
                     path = Path(outputs.output)
-                told = _planned(item.plan, batch, row, path) | {"done": done}
-                typer.echo(json.dumps(told) if outputs.json else _line(told))
+                planned = _planned(item.plan, batch, row, path) | {"done": done}
+                typer.echo(json.dumps(planned) if outputs.json else _line(planned))
                 count += 1
         self.run.tell(f"{len(self.items)} jobs, {count} images; nothing was loaded or drawn")
 

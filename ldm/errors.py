@@ -8,6 +8,7 @@ Every message is one line that says what is wrong, where, and what to do.
     │   ├── CheckpointError   a weights file, or one that does not fit the YAML
     │   ├── ImageError        an image to be read
     │   └── JobError          a flag or a field of a job
+    ├── OutputClosed    1   who read our output has gone; what was finished is kept
     ├── NonFiniteError  1   NaN or infinity in a stage that was tried again in float32
     └── Interrupted   130   stopped by the user; what was finished is kept
 
@@ -63,6 +64,10 @@ class NonFiniteError(LdmError):
     def __init__(self, stage: str, advice: str) -> None:
         super().__init__(f"the {stage} gave values that are not finite, in float32 too: {advice}")
         self.stage = stage
+
+
+class OutputClosed(LdmError):
+    """Standard output has no reader any more."""
 
 
 class Interrupted(LdmError):

@@ -33,7 +33,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Old flags": (
         "plms", "dpm_solver", "bf16", "laion400m", "channels", "factor", "torchscript", "ipex",
     ),
-    "Other": ("dry_run", "print_config", "timings", "quiet", "debug", "help"),
+    "Other": ("dry_run", "print_config", "progress", "timings", "quiet", "debug", "help"),
 }  # fmt: skip
 
 

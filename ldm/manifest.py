@@ -124,6 +124,8 @@ class Manifest:
         """Take in the lines that came since the last time."""
         try:
             with self.path.open("rb") as file:
+                if os.fstat(file.fileno()).st_size < self._offset:
+                    self._offset = 0  # another file: the folder was deleted and made anew
                 file.seek(self._offset)
                 content = file.read()
         except (FileNotFoundError, NotADirectoryError):

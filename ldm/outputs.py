@@ -10,6 +10,8 @@ from ldm.errors import JobError
 from ldm.job import FILE_FORMATS
 from ldm.options import check_choices, check_range, option, options_of
 
+PROGRESS = ("auto", "jsonl", "none")
+
 OFFLOADS = ("auto", "none", "parts", "layers")
 
 
@@ -75,6 +77,12 @@ class OutputPlan:
     json: bool = option(False, "--json", help="Tell each image as one JSON object a line.")
     print_config: bool = option(
         False, "--print-config", help="Print what would apply and why, and stop."
+    )
+    progress: str = option(
+        "auto",
+        "--progress",
+        help="auto: a bar on a terminal; jsonl: events on standard error; none [auto].",
+        choices=PROGRESS,
     )
     offload: str = option(
         "auto",

@@ -64,7 +64,7 @@ def make_plan(given: Mapping[str, Any], *, script: bool = False) -> Plan:
     if script and asked.model is None and asked.task == "inpaint" and asked.prompt is None:
         _check_usual(checkpoint)
     config, config_notes = find_config(asked.config)
-    header, choice = chosen(checkpoint, config, asked.overrides)
+    header, choice = chosen(checkpoint, config, tuple(asked.overrides))
     if asked.prediction is not None:
         choice = with_prediction(choice, asked.prediction, "asked for")
     if script:

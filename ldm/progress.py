@@ -1,9 +1,15 @@
-"""What a run tells on standard error: notes, warnings and a bar."""
+"""What a run tells on standard error: notes, warnings, a bar for people or events for programs.
+
+With `--progress jsonl` each line is one JSON object, and `event` says of what kind: docs/batch.md
+has the fields of each. Fields are added to them, never taken out or renamed.
+"""
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -17,6 +23,8 @@ if TYPE_CHECKING:
 
 def teller(outputs: OutputPlan) -> Callable[[str], None]:
     """How notes are told: on standard error, unless they are not wanted."""
+    if outputs.progress == "jsonl":
+        return lambda text: emit("note", text=text)
     return (
         (lambda text: None)
         if outputs.quiet
@@ -36,44 +44,128 @@ def summary(plan: Plan, engine: Engine) -> str:
     )
 
 
-def shows_progress(outputs: OutputPlan) -> bool:
-    """Whether there is someone to see a bar."""
-    return not outputs.quiet and sys.stderr.isatty()
+def complain(outputs: OutputPlan, text: str) -> None:
+    """Tell an error after which the run goes on."""
+    if outputs.progress == "jsonl":
+        emit("error", text=text)
+    else:
+        typer.echo(f"ldm: error: {text}", err=True)
+
+
+def emit(event: str, **fields: Any) -> None:
+    """Tell an event as a line of JSON."""
+    sys.stderr.write(json.dumps({"event": event, **fields}) + "\n")
+    sys.stderr.flush()
 
 
 class Progress:
-    """A bar of the steps of each batch on a terminal; warnings everywhere, each once."""
+    """News of a run of so many images: a bar on a terminal, or events; warnings each once.
 
-    def __init__(self, tell: Callable[[str], None], *, shown: bool) -> None:
-        self.tell = tell
-        self.shown = shown
+    The time left is that of the run, as long as its images go on as they did so far.
+    """
+
+    def __init__(self, outputs: OutputPlan, images: int, jobs: int = 1) -> None:
+        self.tell = teller(outputs)
+        self.events = outputs.progress == "jsonl"
+        auto = outputs.progress == "auto" and not outputs.quiet
+        self.shown = auto and sys.stderr.isatty()
+        self.images, self.jobs = images, jobs
+        self.done = 0  # images, those that were there included
+        self.drawn = 0
+        self.rows = 1  # images in the batch
+        self.began: float | None = None  # the first batch; loading is not counted
+        self.batch_began = 0.0
         self.bar: Any = None
         self.told: set[str] = set()
 
     def __call__(self, event: Event) -> None:
         if event.kind == "warning":
-            if event.text in self.told:
-                return
-            self.told.add(event.text)
-            self._end()
-            self.tell(f"warning: {event.text}")
-        elif event.kind == "batch" and self.shown:
-            from tqdm import tqdm
+            self._warn(event.text)
+        elif event.kind == "batch":
+            self._begin(event)
+        else:
+            self._step(event)
 
-            self._end()
-            self.bar = tqdm(total=event.total, leave=False, unit="step")
-        elif self.bar is not None:
-            self.bar.update(event.done - self.bar.n)
-            if event.done == event.total:
-                self._end()  # before the paths of the pictures are told
+    def image(self, told: Mapping[str, Any]) -> None:
+        """An image is finished; `told` is what --json tells of it."""
+        self.done += 1
+        self.drawn += 1
+        if self.events:
+            emit("image", done=self.done, images=self.images, **told)
+
+    def there(self) -> None:
+        """An image was there already."""
+        self.done += 1
+
+    def end(self, status: str, failed: int = 0) -> None:
+        """The run has come to its end: done, failed, stopped or broken."""
+        self._close()
+        if self.events:
+            seconds = 0.0 if self.began is None else time.perf_counter() - self.began
+            there = self.done - self.drawn
+            counts = {"images": self.images, "drawn": self.drawn, "there": there, "failed": failed}
+            emit("end", status=status, **counts, seconds=round(seconds, 3))
 
     def __enter__(self) -> Progress:
+        if self.events:
+            emit("start", images=self.images, jobs=self.jobs)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._end()
+        self._close()
 
-    def _end(self) -> None:
+    def _warn(self, text: str) -> None:
+        if text in self.told:
+            return
+        self.told.add(text)
+        self._close()
+        if self.events:
+            emit("warning", text=text)
+        else:
+            self.tell(f"warning: {text}")
+
+    def _begin(self, event: Event) -> None:
+        self.batch_began = time.perf_counter()
+        self.began = self.batch_began if self.began is None else self.began
+        self.rows = event.rows
+        if self.events:
+            emit("batch", rows=event.rows, steps=event.total, done=self.done, images=self.images)
+        elif self.shown:
+            from tqdm import tqdm
+
+            self._close()
+            total = f" of {self.images}" if self.images > 1 else ""
+            name = f"image {self.done + 1}{total}" if total else None
+            self.bar = tqdm(total=event.total, leave=False, unit="it", desc=name)
+
+    def _step(self, event: Event) -> None:
+        left = self._left(event.done / event.total)
+        if self.events:
+            rate = event.done / max(time.perf_counter() - self.batch_began, 1e-9)
+            told = {"step": event.done, "steps": event.total, "done": self.done}
+            emit("step", **told, per_second=round(rate, 3), seconds_left=round(left, 1))
+        elif self.bar is not None:
+            if self.images > 1:
+                self.bar.set_postfix_str(f"{_clock(left)} for all", refresh=False)
+            self.bar.update(event.done - self.bar.n)
+            if event.done == event.total:
+                self._close()  # before the paths of the pictures are told
+
+    def _left(self, share: float) -> float:
+        """Seconds to the end of the run, after a share of the batch's steps."""
+        assert self.began is not None
+        ready = self.drawn + self.rows * share
+        missing = max(0.0, self.images - self.done - self.rows * share)
+        return (time.perf_counter() - self.began) / ready * missing
+
+    def _close(self) -> None:
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+
+
+def _clock(seconds: float) -> str:
+    """Seconds as 1:05 or 2:00:05."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

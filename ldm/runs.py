@@ -22,7 +22,7 @@ from ldm.names import Template, parse
 from ldm.options import options_of
 from ldm.outputs import OutputPlan
 from ldm.plan import Plan, explain, make_plan, read_prompts
-from ldm.progress import teller
+from ldm.progress import complain, teller
 from ldm.seeds import parse_seeds
 from ldm.timing import timed
 
@@ -127,7 +127,7 @@ class Run:
         text = f"--from-file {place}: {error}" if place and place not in str(error) else str(error)
         if not self.outputs.keep_going or not place:
             raise type(error)(text) if isinstance(error, UsageError) else error
-        typer.echo(f"ldm: error: {text}", err=True)
+        complain(self.outputs, text)
         self.failed += 1
 
     # --- what is asked for ------------------------------------------------------------------------

@@ -36,6 +36,7 @@ class Sink:
     pictures: list[Picture] = field(default_factory=list)
     written: int = 0
     parameters: str = ""
+    paths: list[Path] = field(default_factory=list)
     last: Path | None = None  # where the last picture went
     where: str = ""  # the folder of pictures that are named one by one
 
@@ -56,7 +57,7 @@ class Sink:
             check_folder(folder / "samples", "--outdir")
 
     def write(self, result: Result) -> None:
-        """Put one picture where it belongs, at once, and tell it on standard output."""
+        """Put one picture where it belongs, at once."""
         record = result.record
         texts = {"parameters": record.infotext(), "ldm": record.to_json()}
         with phase("save"):
@@ -67,10 +68,19 @@ class Sink:
             self.parameters = self.parameters or texts["parameters"]
         if self.outputs.save_depth is not None and result.depth is not None:
             self._save_depth(self.outputs.save_depth, result)
+        if self.last is not None:
+            self.paths.append(self.last)
+
+    def tell(self, result: Result) -> None:
+        """Tell of the picture that was written last on standard output."""
         if self.outputs.json:
-            typer.echo(json.dumps(_told(result, self.last)))
+            typer.echo(json.dumps(told(result, self.last)))
         elif self.last is not None:
             typer.echo(self.last)
+
+    def gone(self) -> int:
+        """How many of the pictures that were written are not there any more."""
+        return sum(not path.is_file() for path in self.paths)
 
     def close(self) -> None:
         """Write the grid, once all pictures are there."""
@@ -119,7 +129,8 @@ class Sink:
         return None if self.outputs.skip_save else self.samples.write(content)
 
 
-def _told(result: Result, path: Path | None) -> dict[str, Any]:
+def told(result: Result, path: Path | None) -> dict[str, Any]:
+    """What is told of a finished picture."""
     job = result.record.job
     return {
         "path": None if path is None else str(path),

@@ -21,6 +21,7 @@ FLOORS: dict[int, set[str]] = {
         "ldm.commands",
         "ldm.runs",
         "ldm.drawing",
+        "ldm.interrupts",
         "ldm.engines",
         "ldm.sink",
         "ldm.progress",

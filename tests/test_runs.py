@@ -194,9 +194,10 @@ def test_words_of_a_matrix(words: list[str], spread_out: list[str]) -> None:
 # --- killed ---------------------------------------------------------------------------------------
 
 # One process imports torch and forks a run for each word: the number of the write, the naming or
-# the sync at which it kills itself, after half of what it was to write; or 0 for a whole run.
+# the sync at which it kills itself, after half of what it was to write; or 0 for a whole run; or
+# less, and it is killed from outside after so many milliseconds.
 FORKS = """
-import os, signal, sys
+import os, signal, sys, time
 import torch
 import ldm.engine, ldm.load, ldm.runs
 from ldm.cli import run
@@ -214,6 +215,9 @@ def deadly(call, left):
 write = os.write
 for moment in map(int, sys.argv[1].split(",")):
     pid = os.fork()
+    if moment < 0 and pid:
+        time.sleep(-moment / 1000)
+        os.kill(pid, signal.SIGKILL)
     if pid == 0:
         left = [moment]
         for name in ("write", "link", "fsync", "unlink"):
@@ -225,10 +229,13 @@ for moment in map(int, sys.argv[1].split(",")):
 """
 
 
-def forks(folder: Path, moments: list[int], words: list[str]) -> list[int]:
+JOBS = "a\nb --s 2\nc --n_samples 2\nc --d 6\n"
+
+
+def forks(folder: Path, moments: list[int], words: list[str], jobs: str = JOBS) -> list[int]:
     folder.mkdir()
     place(folder)
-    (folder / "jobs.txt").write_text("a\nb --s 2\nc --n_samples 2\nc --d 6\n")
+    (folder / "jobs.txt").write_text(jobs)
     argv = ["txt2img", *QUICK, "--from-file", "jobs.txt", "--seed", "3", "-q", *words]
     done = subprocess.run(
         [sys.executable, "-c", FORKS, ",".join(map(str, moments)), *argv],
