@@ -6,7 +6,7 @@ A program tells seconds since it was started by `told`, with names for them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.weights import checkpoint, diffusers_folder
@@ -21,6 +21,7 @@ class Program:
     text: str = ""
     arguments: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
+    cold: Path | None = None  # a file that is to be read from the disk
 
 
 CLI = "from ldm.cli import main\nmain()"
@@ -110,6 +111,13 @@ def first_step(folder: Path, sdcpp: str | None) -> Programs:
     }
 
 
+def first_step_cold(folder: Path, sdcpp: str | None) -> Programs:
+    """The same with the checkpoint on the disk alone."""
+    path = checkpoint(folder, "fp16.safetensors")
+    peers = first_step(folder, sdcpp)
+    return {peer: replace(each, cold=path) for peer, each in peers.items() if peer != "torch alone"}
+
+
 def end_to_end(folder: Path, sdcpp: str | None) -> Programs:
     """A picture of 512x512 in two steps, from the shell."""
     path = str(checkpoint(folder, "fp16.safetensors"))
@@ -146,6 +154,7 @@ PROCESSES: dict[str, Callable[[Path, str | None], Programs]] = {
     "load-fp32": _loading("fp32.safetensors"),
     "load-ckpt": _loading("fp32.ckpt"),
     "first-step": first_step,
+    "first-step-cold": first_step_cold,
     "end-to-end": end_to_end,
     "bundled": bundled,
 }

@@ -93,6 +93,15 @@ def write(
     return table
 
 
+def read(folder: Path, name: str) -> list[Entry]:
+    """What was written under a name, or nothing."""
+    path = folder / f"{name}.json"
+    if not path.exists():
+        return []
+    content = json.loads(path.read_text("utf-8"))
+    return [Entry(**{**one, "times": tuple(one["times"])}) for one in content["entries"]]
+
+
 # --- the picture ----------------------------------------------------------------------------------
 
 _LEFT, _WIDTH, _BAR, _GAP = 290, 520, 18, 12

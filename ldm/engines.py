@@ -12,6 +12,7 @@ from ldm.families.choice import Choice
 from ldm.job import Job
 from ldm.plan import Plan, resolve
 from ldm.progress import summary
+from ldm.readahead import read_ahead
 from ldm.timing import phase
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def load_engine(
     `given` are the fields that were asked for; `script` is as for `make_plan`, `offload` as for
     `ldm.device.choose`.
     """
+    read_ahead(plan.header.path)
     with phase("imports"):
         from ldm.device import choose
         from ldm.engine import Engine

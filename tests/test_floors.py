@@ -74,6 +74,7 @@ FLOORS: dict[int, set[str]] = {
     0: {
         "ldm.errors",
         "ldm.timing",
+        "ldm.readahead",
         "ldm.job",
         "ldm.seeds",
         "ldm.options",

@@ -12,7 +12,7 @@ from benchmarks.__main__ import PARTS, main
 from benchmarks.limits import FLOPS
 from benchmarks.measure import run_once
 from benchmarks.processes import PROCESSES
-from benchmarks.table import entry, markdown, ratio, write
+from benchmarks.table import entry, markdown, ratio, read, write
 
 RUNS = [{"wall": wall, "cpu": 2 * wall, "peak": 3 << 20} for wall in (4.0, 1.0, 2.0)]
 SLOWER = [{"wall": 4.0, "cpu": 4.0, "peak": 5 << 20, "ready": 2 << 20}]
@@ -39,6 +39,8 @@ def test_the_table(tmp_path: Path) -> None:
     assert "| unet | ldm | 2.00 | 4.00 | 1.00 | 3 | 50% |  |" in table
     assert "| unet | diffusers | 4.00 | 4.00 | 0.50 | 5 |  | 1e-06 |" in table
     assert len(json.loads((tmp_path / "x.json").read_text())["entries"]) == 3
+    assert read(tmp_path, "x") == ENTRIES
+    assert read(tmp_path, "y") == []
     with Image.open(tmp_path / "x.png") as picture:
         assert len(picture.convert("RGB").getcolors(1 << 16) or []) > 3
 
