@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -101,4 +102,24 @@ def choose_precision(name: str, device: torch.device) -> tuple[str, tuple[str, .
     if name == "autocast" and device.type != "cuda":
         note = f"--precision autocast needs an NVIDIA GPU; on {device.type} it is full precision"
         return "full", (note,)
+    if name in ("fp16", "bf16") and device.type == "cpu" and not computes_in(name):
+        note = f"--precision {name}: this processor has no {name} arithmetic; full is quicker here"
+        return name, (note,)
     return name, ()
+
+
+def computes_in(precision: str) -> bool:
+    """Whether the CPU multiplies in fp16 or bf16 itself; where that is not to be seen, yes."""
+    names = {"fp16": ("amx_fp16", "avx512_fp16"), "bf16": ("amx_bf16", "avx512_bf16")}[precision]
+    flags = processor_flags()
+    return flags is None or any(name in flags for name in names)
+
+
+def processor_flags() -> frozenset[str] | None:
+    """What an x86 processor says that it can do; None where it is not told."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        return None
+    told = next((line for line in lines if line.startswith("flags")), None)
+    return None if told is None else frozenset(told.split())
