@@ -1,7 +1,7 @@
 """ldm beside its peers, in one run on one machine.
 
     python -m benchmarks [--rows unet first-step ...] [--repeats 3] [--peers NAME ...]
-                         [--workdir outputs/bench] [--sdcpp PATH] [--compile] [--ablations]
+                         [--workdir outputs/bench] [--sdcpp PATH] [--compile]
 
 The peers of a row take turns (A B A B ...), so that whatever else the machine does is shared. They
 get the same random weights of full size, made in --workdir at the first call (13 GB), and the same
@@ -35,10 +35,12 @@ PARTS: dict[str, tuple[str, ...]] = {
     "decode-512": (OURS, "diffusers", "diffusers channels_last", "openvino"),
     "decode-1024": (OURS, "diffusers"),
     "decode-2048": (OURS,),
+    # ldm beside itself without one of its optimisations.
+    "unet-without": (OURS, "ldm, no packing", "ldm, no channels_last", "ldm, bf16"),
+    "decode-512-without": (OURS, "ldm, no channels_last"),
 }
-ABLATIONS = ("ldm, no packing", "ldm, no channels_last", "ldm, bf16")
 # Not in every run: minutes of arithmetic, or a disk that others use, too.
-SLOW = ("decode-2048", "first-step-cold")
+SLOW = ("decode-2048", "first-step-cold", "unet-without", "decode-512-without")
 PACKAGES = ("diffusers", "transformers", "openvino", "torch", "numpy")
 
 
@@ -83,11 +85,9 @@ def parts(name: str, folder: Path, wanted: argparse.Namespace, limit: float) -> 
     peers = list(PARTS[name])
     if name == "unet" and wanted.compile:
         peers.append("diffusers compile")
-    if name != "text" and wanted.ablations:
-        peers += ABLATIONS
     workers: dict[str, Worker] = {}
     for peer in (peer for peer in peers if _asked(peer, wanted)):
-        workers[peer] = Worker(peer, name, str(folder))
+        workers[peer] = Worker(peer, name.removesuffix("-without"), str(folder))
     runs: dict[str, list[dict[str, float]]] = {peer: [] for peer in workers}
     for worker in workers.values():
         worker.ask("run")  # pages are read, kernels are chosen
@@ -101,7 +101,8 @@ def parts(name: str, folder: Path, wanted: argparse.Namespace, limit: float) -> 
     for peer, each in runs.items():
         difference = _difference(outputs.get(OURS), outputs[peer]) if peer != OURS else None
         best = min(run["wall"] for run in each)
-        share = FLOPS[name] / best / limit if name in FLOPS else None
+        flops = FLOPS.get(name.removesuffix("-without"))
+        share = None if flops is None else flops / best / limit
         entries.append(entry(name, peer, each, difference=difference, share=share))
     return entries
 
@@ -170,7 +171,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workdir", type=Path, default=Path("outputs/bench"))
     parser.add_argument("--sdcpp", help="the program of stable-diffusion.cpp")
     parser.add_argument("--compile", action="store_true", help="also torch.compile (100 s)")
-    parser.add_argument("--ablations", action="store_true", help="ldm without its optimisations")
     parser.add_argument("--name", help="of the files in benchmarks/results/ [date and machine]")
     wanted = parser.parse_args(argv)
     notes = [f"{name}: not installed" for name in ("openvino", "diffusers")
