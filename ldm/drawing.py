@@ -6,12 +6,13 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ldm.engines import Engines
+from ldm.engines import Engines, model_key
 from ldm.errors import ImageError, Interrupted, JobError, LdmError, OutputClosed
 from ldm.interrupts import Interrupts
 from ldm.job import Job, to_record
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from ldm.runs import Run
 
 
+_WAVE = 64  # batches that are looked through for those that can be drawn together
+
+
 @dataclass(frozen=True)
 class Item:
     """One job of a run; `number` counts the jobs and `start` the pictures before it.
@@ -41,6 +45,19 @@ class Item:
     place: str = ""
     name: Template | None = None
     folder: Path = Path()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One batch of a job, or the whole job where it is a stream.
+
+    Its first picture is the `index`th of the run; `paths` are its pictures, where all are there.
+    """
+
+    item: Item
+    batch: Job
+    index: int
+    paths: tuple[Path, ...] = ()
 
 
 class Unrepeated(Numbered):
@@ -65,6 +82,7 @@ class Drawing:
     interrupts: Interrupts = field(init=False)
     taken: Counter[str] = field(default_factory=Counter)
     there: int = 0
+    lost: set[int] = field(default_factory=set)  # jobs that failed
 
     def __post_init__(self) -> None:
         outputs, store = self.run.outputs, self.run.store
@@ -95,12 +113,7 @@ class Drawing:
             with self.progress, self.interrupts:
                 if run.store is not None and run.drawn and run.seed is not None:
                     run.store.note(run.mark, seed=run.seed)
-                for item in self.items:
-                    try:
-                        self.draw_item(item)
-                    except LdmError as error:
-                        self.interrupts.busy = False
-                        run.fail(error, item.place)
+                self.draw_items()
             if self.there:
                 run.tell(f"{self.there} of {self.count} images were there already")
             self.sink.close()
@@ -121,32 +134,84 @@ class Drawing:
         finally:
             self.progress.end(status, run.failed)
 
-    def draw_item(self, item: Item) -> None:
-        """Draw a job, batch by batch; those of a stream depend on each other."""
+    def draw_items(self) -> None:
+        """Draw all jobs: the batches of many at a time, for the engine to put together."""
+        wave: list[Entry] = []
+        for item in self.items:
+            if wave and model_key(item.plan) != model_key(wave[0].item.plan):
+                self.draw_wave(wave)
+            try:
+                for entry in self.entries(item):
+                    wave.append(entry)
+                    if len(wave) >= _WAVE or entry.batch.noise == "stream":
+                        self.draw_wave(wave)
+            except LdmError as error:
+                self.draw_wave(wave)
+                self.run.fail(error, item.place)
+        self.draw_wave(wave)
+
+    def entries(self, item: Item) -> Iterator[Entry]:
+        """The batches of a job; those of a stream depend on each other, and stay together."""
         store, resume = self.run.store, self.run.outputs.skip_existing
         job = self.engines.job(item.plan)
-        stream = job.noise == "stream"
-        mark = hash_of(to_record(job))
-        if store is not None and resume and stream and store.complete(mark):
-            self.there += job.count()
+        if job.noise == "stream":
+            if store is not None and resume and store.complete(hash_of(to_record(job))):
+                self.there += job.count()
+            else:
+                yield Entry(item, job, item.start)
             return
         index = item.start
-        for batch in [job] if stream else job.batches():
-            paths = self.found(item, batch) if resume and not stream else [None]
-            if all(paths):
-                for path in paths:
-                    self.keep(path)
-            else:
-                engine = self.engines.load(item.plan)
-                self.interrupts.busy = True
-                for at, result in enumerate(engine.run(batch, self.progress)):
-                    self.put(item, result, index + at)
-                    if result.record.row == result.record.job.n_samples - 1:
-                        self.interrupts.check()
-                self.interrupts.busy = False
+        for batch in job.batches():
+            paths = self.found(item, batch) if resume else [None]
+            there = tuple(path for path in paths if path is not None)
+            yield Entry(item, batch, index, there if len(there) == len(paths) else ())
             index += batch.count()
-        if store is not None and stream:
-            store.note(mark, complete=1)
+
+    def draw_wave(self, wave: list[Entry]) -> None:
+        """Draw what is not there of some batches, all of one model, and take them off the list.
+
+        Where one fails, the rest is drawn one by one: it fails alone.
+        """
+        entries, wave[:] = list(wave), []
+        jobs = [entry.batch for entry in entries if not entry.paths]
+        results: Iterator[Result] | None = None
+        together = len(jobs) > 1
+        for entry in entries:
+            for path in entry.paths:
+                self.keep(path)
+            if entry.paths or entry.item.number in self.lost:
+                continue
+            done = 0
+            while done < entry.batch.count():
+                try:
+                    if results is None:
+                        asked = jobs if together else [entry.batch]
+                        results = islice(self.results(entry, asked), done, None)
+                    for result in islice(results, entry.batch.count() - done):
+                        self.put(entry.item, result, entry.index + done)
+                        done += 1
+                        if not result.ready:
+                            self.interrupts.check()
+                    break
+                except LdmError as error:
+                    self.interrupts.busy = False
+                    results = None
+                    if not together:
+                        self.lost.add(entry.item.number)
+                        self.run.fail(error, entry.item.place)
+                        break
+                    together = False
+            if not together:
+                results = None
+            if entry.batch.noise == "stream" and done and self.run.store is not None:
+                self.run.store.note(hash_of(to_record(entry.batch)), complete=1)
+        self.interrupts.busy = False
+
+    def results(self, entry: Entry, jobs: list[Job]) -> Iterator[Result]:
+        """The pictures of batches, by the engine that one of them is for."""
+        engine = self.engines.load(entry.item.plan)
+        self.interrupts.busy = True
+        return engine.run_all(jobs, self.progress, self.run.outputs.batch_size)
 
     def put(self, item: Item, result: Result, index: int) -> None:
         """Write one picture and note it, unless it is there."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import takewhile
 from typing import Literal, TypeVar
 
 import torch
@@ -67,7 +68,8 @@ class Result:
     """One picture, with everything needed to make it again.
 
     `latent` [C,h,w] is what was decoded, float32 on the CPU; `seconds` is its share of the time;
-    `depth` [1,H,W] is the inverse depth that the network was shown, where it was.
+    `depth` [1,H,W] is the inverse depth that the network was shown, where it was; `ready` counts
+    the pictures that come next without another step.
     """
 
     picture: Picture
@@ -75,6 +77,7 @@ class Result:
     latent: Tensor
     seconds: float
     depth: Tensor | None = None
+    ready: int = 0
 
     @property
     def prompt(self) -> str:
@@ -178,10 +181,14 @@ class Engine:
             self._sample(pack, report, exact=asked is None)
             for part in pack:
                 part.seconds += (time.perf_counter() - start) * part.count / count
-        while waiting and waiting[0].latents is not None:
-            yield from self._pictures(waiting.pop(0), report)
+        done = list(takewhile(lambda part: part.latents is not None, waiting))
+        del waiting[: len(done)]
+        ready = sum(part.count for part in done)
+        for part in done:
+            ready -= part.count
+            yield from self._pictures(part, ready, report)
 
-    def _pictures(self, part: Part, report: OnEvent) -> Iterator[Result]:
+    def _pictures(self, part: Part, ready: int, report: OnEvent) -> Iterator[Result]:
         assert part.latents is not None
         for row, latent in enumerate(part.latents):
             start = time.perf_counter()
@@ -192,6 +199,7 @@ class Engine:
                 latent=latent.float().cpu(),
                 seconds=part.seconds / part.job.n_samples + time.perf_counter() - start,
                 depth=part.problem.depth,
+                ready=ready + part.count - row - 1,
             )
 
     # --- stages -----------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ class Engines:
 
     def job(self, plan: Plan) -> Job:
         """The job with what only its engine can tell; without loading it where that can be."""
-        if self.key != _model_key(plan) and plan.choice.prediction_why:
+        if self.key != model_key(plan) and plan.choice.prediction_why:
             from ldm.device import choose
 
             job = plan.job
@@ -49,12 +49,12 @@ class Engines:
 
     def load(self, plan: Plan) -> Engine:
         """The engine of a plan."""
-        if self.engine is None or self.key != _model_key(plan):
+        if self.engine is None or self.key != model_key(plan):
             self.engine = None  # not two models in memory at once
             self.engine, self.settled = load_engine(
                 plan, plan.given, self.tell, script=self.script, offload=self.offload
             )
-            self.key = _model_key(plan)
+            self.key = model_key(plan)
             self.tell(summary(self.settled, self.engine))
         return self.engine
 
@@ -136,7 +136,7 @@ def _with_choice(plan: Plan, choice: Choice, given: Mapping[str, Any], *, script
     return resolve(plan, choice.family.defaults, given, script=script)
 
 
-def _model_key(plan: Plan) -> tuple[Any, ...]:
+def model_key(plan: Plan) -> tuple[Any, ...]:
     """What two jobs must have in common to be drawn by one engine."""
     job = plan.job
     parts = (job.overrides, job.prediction, job.vae, job.depth_model)

@@ -67,6 +67,11 @@ class OutputPlan:
     dry_run: bool = option(
         False, "--dry-run", help="Print the images that would be made, and stop."
     )
+    batch_size: int | None = option(
+        None,
+        "--batch-size",
+        help="Images of several jobs to draw at once [as many as change no image]; 1: none.",
+    )
     save_depth: str | None = option(
         None,
         "--save-depth",
@@ -91,9 +96,7 @@ class OutputPlan:
         choices=OFFLOADS,
     )
     lowvram: bool = option(False, "--lowvram", help="The same as --offload parts.")
-    timings: bool = option(
-        False, "--timings", help="Tell where the time went, on standard error."
-    )
+    timings: bool = option(False, "--timings", help="Tell where the time went, on standard error.")
     quiet: bool = option(False, "--quiet", "-q", help="No progress and no notes.")
     debug: bool = option(False, "--debug", help="Show the traceback of an error.")
 
@@ -106,6 +109,7 @@ class OutputPlan:
         """Raise JobError for what contradicts itself."""
         check_choices(self)
         check_range("--repeat", self.repeat, 1, None)
+        check_range("--batch-size", self.batch_size, 1, None)
         check_range("--n_rows", self.n_rows, 0, None)
         if self.output == "-" and self.json:
             raise JobError("--json and --output - both want standard output; choose one")

@@ -178,7 +178,7 @@ def test_stopped_once_the_picture_in_work_is_finished(
     home: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupted(monkeypatch, 1)
-    assert draw(*FOUR) == 130
+    assert draw(*FOUR, "--batch-size", "1") == 130
     said = capfd.readouterr().err
     assert "Ctrl-C once more stops at once" in said
     assert "stopped; 2 of 4 images are in outputs" in said
@@ -191,7 +191,16 @@ def test_stopped_once_all_pictures_of_a_batch_are_finished(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupted(monkeypatch, 1)
-    assert draw(*FOUR, "--n_samples", "3") == 130
+    assert draw(*FOUR, "--n_samples", "3", "--batch-size", "1") == 130
+    assert len(list((home / SAMPLES).iterdir())) == 3
+
+
+@pytest.mark.usefixtures("interrupts")
+def test_stopped_once_all_pictures_that_are_drawn_together_are_finished(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(monkeypatch, 1)
+    assert draw(*FOUR, "--batch-size", "3") == 130
     assert len(list((home / SAMPLES).iterdir())) == 3
 
 

@@ -45,7 +45,7 @@ def kinds(found: list[dict[str, Any]]) -> list[str]:
 
 def test_a_run_is_told_event_by_event(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
     words = ["--prompt", "x", "--n_iter", "2", "--steps", "2", "--seed", "1", "--progress", "jsonl"]
-    assert draw(*words) == 0
+    assert draw(*words, "--batch-size", "1") == 0
     found = events(capfd)
     batch = ["batch", "step", "step", "image"]
     assert kinds(found) == ["start", *batch, *batch, "end"]

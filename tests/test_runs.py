@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 from golden_data import GOLDEN
 from tiny_models import v1_tree, write
+from torch import Tensor
 
 from ldm.cli import run
 from ldm.flags import spread
 from ldm.metadata import read_record
+from ldm.nn.unet import UNetModel
 from ldm.weights.header import Header, read_header
 
 TINY = GOLDEN / "e2e" / "sd-v1-tiny"
@@ -100,6 +102,42 @@ def test_what_jobs_share_is_read_once(home: Path, monkeypatch: pytest.MonkeyPatc
     (home / "models/tiny.ckpt").write_bytes(b"something else")
     assert draw("--from-file", "a.csv", "--dry-run") == 2
     assert len(read) == 2
+
+
+def test_jobs_are_drawn_together_without_a_change(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [f"{word},{seed},{1 + seed % 3},{1 + seed // 7}" for seed, word in enumerate("abcdabcd")]
+    (home / "jobs.csv").write_text("prompt,seed,scale,steps\n" + "\n".join(rows))
+    calls: list[int] = []
+    forward = UNetModel.forward
+
+    def count(self: UNetModel, x: Tensor, *rest: Any) -> Tensor:
+        calls.append(len(x))
+        return forward(self, x, *rest)
+
+    monkeypatch.setattr(UNetModel, "forward", count)
+    assert draw("--from-file", "jobs.csv", "--batch-size", "1", "--outdir", "one") == 0
+    assert max(calls) == 2
+    assert draw("--from-file", "jobs.csv", "--outdir", "many") == 0
+    assert contents(home / "one") == contents(home / "many")
+    assert len(contents(home / "one")) == 9
+    calls.clear()
+    assert draw("--from-file", "jobs.csv", "--batch-size", "3", "--outdir", "three") == 0
+    assert max(calls) == 6
+    assert draw("--prompt", "x", "--batch-size", "0") == 2
+
+
+def test_a_job_fails_alone(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (home / "good.csv").write_text("prompt,seed,scale\na,1,3\nb,2,3\nc,3,3\n")
+    (home / "bad.csv").write_text("prompt,seed,scale\na,1,3\nx,9,1e38\nb,2,3\nc,3,3\n")
+    assert draw("--from-file", "good.csv", "--outdir", "good") == 0
+    for size in ("1", "4"):
+        words = ["--batch-size", size, "--keep-going", "--outdir", f"bad{size}"]
+        assert draw("--from-file", "bad.csv", *words) == 3
+        assert "bad.csv, line 3" in capfd.readouterr().err
+        assert jobs_of(home / f"bad{size}/samples") == [("a", 1, 1), ("b", 2, 1), ("c", 3, 1)]
+    assert contents(home / "bad1") == contents(home / "good")
 
 
 def test_a_matrix(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
