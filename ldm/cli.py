@@ -50,6 +50,7 @@ EXAMPLES = {
     "sample": "ldm sample -m models/ldm/cin256-v2/model.ckpt --class 'golden retriever'",
     "sample_diffusion": "python scripts/sample_diffusion.py -r models/ldm/celeba256 -n 20 -c 100",
     "rerun": "ldm rerun outputs/txt2img-samples/samples/00000.png -o again.png",
+    "shell": "printf 'a cat --seed 1\\na dog\\n' | ldm shell --model emoji-128 --steps 20",
     "tokens": 'ldm tokens "a (red:1.3) apple on a [blue] background"',
     "schema": "ldm schema  # the fields of a job of --from-file",
     "info": "ldm info models/sd-v1-4.ckpt",
@@ -114,6 +115,8 @@ def _dispatch(argv: list[str], script: bool) -> int:
     commands: Mapping[str, Any] = vars(group)["commands"]
     if argv and not is_option(argv[0]):
         command = commands.get(argv[0])
+        if argv[0] == "shell" and not {"-h", "--help"} & set(argv):
+            argv.insert(1, "--")  # its flags are those of the commands to come
         if command is None:
             known = ", ".join(name for name in commands if name not in SCRIPT_COMMANDS)
             hint = nearest(argv[0], commands)
@@ -329,6 +332,21 @@ _command(
     [*_parameters(Job, RERUN_FIELDS), *_parameters(OutputPlan, RERUN_OUTPUTS)],
     [_argument("image", str, "IMAGE", "An image that ldm made.")],
 )
+
+
+@app.command(epilog=f"Example: {EXAMPLES['shell']}")
+def shell(
+    flags: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[FLAGS]...", help="Flags of every picture: --model, --steps ..."),
+    ] = None,
+) -> int:
+    """Run lines of standard input: commands, prompts or jobs in JSON; the model stays loaded."""
+    from ldm.shell import shell as body
+
+    commands: Mapping[str, Any] = vars(get_command(app))["commands"]
+    able = [name for name in commands if name not in ("shell", "train", *SCRIPT_COMMANDS)]
+    return body(flags or [], run, able)
 
 
 @app.command(epilog=f"Example: {EXAMPLES['tokens']}")

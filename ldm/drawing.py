@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ldm.engines import Engines, model_key
+from ldm.engines import Engines, engines_of_run, model_key
 from ldm.errors import ImageError, Interrupted, JobError, LdmError, OutputClosed
 from ldm.interrupts import Interrupts
 from ldm.job import Job, to_record
@@ -86,7 +86,7 @@ class Drawing:
 
     def __post_init__(self) -> None:
         outputs, store = self.run.outputs, self.run.store
-        self.engines = Engines(self.run.tell, self.run.script, outputs.put_aside)
+        self.engines = engines_of_run(self.run.tell, self.run.script, outputs.put_aside)
         self.count = sum(item.plan.job.count() for item in self.items)
         self.named = any(item.name is not None for item in self.items)
         if store is not None and outputs.skip_existing:
@@ -98,10 +98,11 @@ class Drawing:
             plain = replace(outputs, output=None, skip_save=True, skip_grid=True)
             columns = self.items[0].plan.job.n_samples
             self.sink = Sink(plain if self.named else outputs, self.count, columns, self.run.names)
+            self.sink.axes = self.run.axes
             if self.named and store is not None:
                 self.sink.where = str(store.folder)
             if outputs.skip_existing:
-                self.sink.grids = Unrepeated(self.sink.grids.folder, "grid-", 4)
+                self.sink.grids = Unrepeated(self.sink.grids.folder, self.sink.grids.prefix, 4)
 
     def draw(self) -> None:
         """Draw everything that is not there; whatever ends it, what is kept is told."""

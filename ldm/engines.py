@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +33,7 @@ class Engines:
     key: tuple[Any, ...] = ()
     engine: Engine | None = None
     settled: Plan | None = None
+    told: bool = False  # whether this run has said what it draws, and on what
 
     def job(self, plan: Plan) -> Job:
         """The job with what only its engine can tell; without loading it where that can be."""
@@ -55,8 +58,40 @@ class Engines:
                 plan, plan.given, self.tell, script=self.script, offload=self.offload
             )
             self.key = model_key(plan)
+            self.told = True
             self.tell(summary(self.settled, self.engine))
+        if not self.told:  # an engine of an earlier run
+            assert self.settled is not None
+            job = settle(plan, self.settled, script=self.script)
+            self.told = True
+            self.tell(summary(replace(plan, job=job), self.engine))
         return self.engine
+
+
+_kept: ContextVar[list[Engines] | None] = ContextVar("kept", default=None)
+
+
+@contextmanager
+def kept_engine() -> Iterator[None]:
+    """Keep the engine of one run for the next, as long as this lasts."""
+    token = _kept.set([])
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
+def engines_of_run(tell: Callable[[str], None], script: bool, offload: str) -> Engines:
+    """The engines of a new run, with the one that was kept if there is one."""
+    made = Engines(tell, script, offload)
+    kept = _kept.get()
+    if kept is None:
+        return made
+    for last in kept:
+        if (last.script, last.offload) == (script, offload):
+            made.key, made.engine, made.settled = last.key, last.engine, last.settled
+    kept[:] = [made]
+    return made
 
 
 def load_engine(

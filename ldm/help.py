@@ -11,7 +11,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "What to draw": (
         "prompt", "negative", "init_img", "images", "weights", "classes", "strength", "mask",
         "mask_invert", "outpaint", "depth", "depth_invert", "depth_model", "noise_level",
-        "indir", "from_file", "format", "repeat", "matrix", "expand", "keep_going",
+        "indir", "from_file", "format", "repeat", "matrix", "grid_xy", "expand", "keep_going",
     ),
     "How many, how large": (
         "width", "height", "fit", "n_samples", "n_iter", "batch_size", "seed", "seeds",

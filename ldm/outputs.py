@@ -55,6 +55,9 @@ class OutputPlan:
         help="A job for every combination of some values.",
         metavar="NAME=X,Y,...",
     )
+    grid_xy: bool = option(
+        False, "--grid-xy", help="The grid is a table: --matrix of one or two, across and down."
+    )
     expand: bool = option(
         False, "--expand", help="Draw {a|b} and __name__ in prompts; see docs/batch.md."
     )
@@ -92,7 +95,7 @@ class OutputPlan:
     offload: str = option(
         "auto",
         "--offload",
-        help="Put aside what a GPU is not using: parts, or layers too; auto: if memory ends [auto].",
+        help="Put aside what a GPU is not using: parts, or layers too; auto: if memory ends.",
         choices=OFFLOADS,
     )
     lowvram: bool = option(False, "--lowvram", help="The same as --offload parts.")
@@ -111,6 +114,10 @@ class OutputPlan:
         check_range("--repeat", self.repeat, 1, None)
         check_range("--batch-size", self.batch_size, 1, None)
         check_range("--n_rows", self.n_rows, 0, None)
+        if self.grid_xy and not (1 <= len(self.matrix) <= 2 and self.from_file is None):
+            raise JobError("--grid-xy wants --matrix with one or two axes, and no --from-file")
+        if self.grid_xy and (self.output is not None or self.skip_grid):
+            raise JobError("--grid-xy is written to --outdir; leave --output and --skip_grid out")
         if self.output == "-" and self.json:
             raise JobError("--json and --output - both want standard output; choose one")
 

@@ -72,6 +72,7 @@ class Run:
         self.drawn = False  # whether the seed was drawn here, or in an earlier run of the same
         words = {name: value for name, value in fields.items() if name != "seed"}
         self.mark = hash_of([words, outputs.from_file, outputs.matrix, outputs.expand])
+        self.axes: list[list[dict[str, Any]]] = []
         self.pairs: list[dict[str, str]] = []
         self.template: Template | None = None
         self.store: Manifest | None = None
@@ -134,7 +135,7 @@ class Run:
 
     def items(self) -> list[Item]:
         """A plan for every job; all errors that can be found without weights are found here."""
-        axes = read_axes(self.outputs.matrix, str(self.fields["task"]))
+        axes = self.axes = read_axes(self.outputs.matrix, str(self.fields["task"]))
         swept = {name for axis in axes for value in axis for name in value}
         items: list[Item] = []
         start = 0
@@ -155,6 +156,8 @@ class Run:
                 if len(items) > LIMIT:
                     raise JobError(f"these are more than {LIMIT} jobs; take some out")
             start += ahead
+        if self.outputs.grid_xy and any(item.plan.job.count() != 1 for item in items):
+            raise JobError("--grid-xy wants one image for each combination; leave --n_samples out")
         return items
 
     def rows(self, *, keep_prompts: bool) -> list[Row]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ class Sink:
     written: int = 0
     parameters: str = ""
     paths: list[Path] = field(default_factory=list)
+    axes: Sequence[Sequence[Mapping[str, Any]]] = ()  # of a labelled sheet
     last: Path | None = None  # where the last picture went
     where: str = ""  # the folder of pictures that are named one by one
 
@@ -44,7 +45,7 @@ class Sink:
         outputs = self.outputs
         folder = Path(outputs.outdir)
         self.samples = Numbered(folder / "samples", "", 5)
-        self.grids = Numbered(folder, "grid-", 4)
+        self.grids = Numbered(folder, "xy-" if outputs.grid_xy else "grid-", 4)
         if outputs.save_depth is not None:
             check_output(outputs.save_depth, 1, overwrite=outputs.overwrite, flag="--save-depth")
         if outputs.output is not None:
@@ -84,6 +85,9 @@ class Sink:
 
     def close(self) -> None:
         """Write the grid, once all pictures are there."""
+        if self.outputs.grid_xy:
+            self._write_table()
+            return
         sizes = {picture.shape for picture in self.pictures}
         if not self.has_grid() or len(sizes) != 1:  # pictures of several sizes make no grid
             return
@@ -91,6 +95,18 @@ class Sink:
 
         sheet = grid(self.pictures, self.outputs.n_rows or self.columns)
         path = self.grids.write(encode_png(sheet, {"parameters": self.parameters}))
+        if not self.outputs.json:
+            typer.echo(path)
+
+    def _write_table(self) -> None:
+        """Write the labelled sheet, where none of its pictures is missing."""
+        from ldm.sheet import label, sheet
+
+        across, down = ([label(value) for value in axis] for axis in (*self.axes, [{}])[:2])
+        if len(self.pictures) != len(across) * len(down):
+            return
+        table = sheet(self.pictures, across, down)
+        path = self.grids.write(encode_png(table, {"parameters": self.parameters}))
         if not self.outputs.json:
             typer.echo(path)
 
