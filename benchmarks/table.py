@@ -46,10 +46,13 @@ def entry(row: str, peer: str, runs: Sequence[Mapping[str, float]], **more: floa
     )
 
 
-def ratio(entries: Sequence[Entry], one: Entry) -> float | None:
-    """ldm's seconds over this peer's in the same row."""
+def ratio(entries: Sequence[Entry], one: Entry, *, cpu: bool = False) -> float | None:
+    """ldm's seconds over this peer's in the same row, on the clock or of CPU."""
     ours = next((each for each in entries if each.row == one.row and each.peer == OURS), None)
-    return None if ours is None else ours.wall / one.wall
+    of_one = one.cpu if cpu else one.wall
+    if ours is None or not of_one:
+        return None
+    return (ours.cpu if cpu else ours.wall) / of_one
 
 
 def markdown(entries: Sequence[Entry], about: Mapping[str, str], notes: Sequence[str]) -> str:
@@ -61,16 +64,17 @@ def markdown(entries: Sequence[Entry], about: Mapping[str, str], notes: Sequence
         "Seconds are medians on the clock; `ldm / it` is ldm's time over the peer's, so ldm is",
         "ahead where it is under 1. Memory is the peak of resident bytes, mapped files among them.",
         "",
-        "| row | peer | seconds | CPU s | ldm / it | peak MiB | of the limit | differs by |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
+        "| row | peer | seconds | ldm / it | CPU s | ldm / it | peak MiB | of limit | differs by |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for one in entries:
-        times = ratio(entries, one)
+        times, work = ratio(entries, one), ratio(entries, one, cpu=True)
         share = "" if one.share is None else f"{one.share:.0%}"
         differs = "" if one.difference is None else f"{one.difference:.0e}"
         compared = "" if times is None else f"{times:.2f}"
+        worked = "" if work is None else f"{work:.2f}"
         lines.append(
-            f"| {one.row} | {one.peer} | {one.wall:.2f} | {one.cpu:.2f} | {compared} "
+            f"| {one.row} | {one.peer} | {one.wall:.2f} | {compared} | {one.cpu:.2f} | {worked} "
             f"| {one.peak / 2**20:.0f} | {share} | {differs} |"
         )
     return "\n".join(lines) + "\n"

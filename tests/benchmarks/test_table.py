@@ -36,8 +36,8 @@ def test_the_table(tmp_path: Path) -> None:
     table = write(tmp_path, "x", ENTRIES, about, ["openvino: not installed"]).read_text()
     assert markdown(ENTRIES, about, ["openvino: not installed"]) in table
     assert "- machine: an abacus\n- left out: openvino: not installed\n" in table
-    assert "| unet | ldm | 2.00 | 4.00 | 1.00 | 3 | 50% |  |" in table
-    assert "| unet | diffusers | 4.00 | 4.00 | 0.50 | 5 |  | 1e-06 |" in table
+    assert "| unet | ldm | 2.00 | 1.00 | 4.00 | 1.00 | 3 | 50% |  |" in table
+    assert "| unet | diffusers | 4.00 | 0.50 | 4.00 | 1.00 | 5 |  | 1e-06 |" in table
     assert len(json.loads((tmp_path / "x.json").read_text())["entries"]) == 3
     assert read(tmp_path, "x") == ENTRIES
     assert read(tmp_path, "y") == []
