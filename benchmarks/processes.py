@@ -34,7 +34,8 @@ start = time.time()
 import ldm.plan, ldm.engines
 kind = sys.argv[1]
 fields = {"task": "txt2img", "model": kind, "prompt": "an apple", "steps": 1, "device": "cpu"}
-plan = ldm.plan.make_plan({**fields, "width": 64, "height": 64, "scale": 7.5, "seed": 1})
+one = {"n_samples": 1, "n_iter": 1, "width": 64, "height": 64, "scale": 7.5, "seed": 1}
+plan = ldm.plan.make_plan({**fields, **one})
 from ldm.engines import load_engine
 engine, plan = load_engine(plan, plan.given, lambda text: None)
 print("loaded", time.time() - start)

@@ -1,6 +1,6 @@
 """Checkpoints of full size to measure with: Stable Diffusion v1's keys and shapes, random numbers.
 
-They lie in a folder of their own, are made once, and take 13 GB for all three.
+They lie in a folder of their own, are made once, and take 11 GB for all three.
 """
 
 from __future__ import annotations
