@@ -1,4 +1,4 @@
-# make demo    draw a picture with the bundled model (installs into .venv first)
+# make demo    draw pictures with the bundled models (installs into .venv first)
 # make test    run the tests               make check   lint, types, import floors
 # make fmt     format the code             make bench   time and memory beside diffusers and others
 # make fuzz    the readers against 20,000 hostile files (an hour or so)
@@ -22,6 +22,7 @@ STALE := $(shell test ! -e '$(VENV)' || { test "$$(cat '$(VENV)/.place' 2>/dev/n
 demo: $(VENV)/.run
 	'$(BIN)/ldm' txt2img --prompt '$(PROMPT)'
 	@echo "The pictures lie in $$(pwd)/outputs/txt2img-samples"
+	'$(BIN)/python' scripts/demo.py
 
 test: $(VENV)/.test
 	'$(BIN)/python' -m pytest -n 2 --dist loadfile

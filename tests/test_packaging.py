@@ -20,6 +20,9 @@ from PIL import Image
 
 TOP = Path(__file__).parents[1]
 BUNDLED = "emoji-128"
+MADE = ("emoji-128", "emoji-128-inpaint", "emoji-128-depth")
+KINDS = ("safetensors", "yaml")
+CARDS = ("emoji-128.md", "emoji-128-sisters.md")
 needs_model = pytest.mark.skipif(
     not (TOP / "models" / f"{BUNDLED}.safetensors").exists(), reason="the model is not made yet"
 )
@@ -88,8 +91,9 @@ def test_the_wheel_has_the_configs(wheel: Path) -> None:
 @needs_model
 def test_the_wheel_has_the_bundled_model(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    models = {f"ldm/models/{path.name}" for path in TOP.glob(f"models/{BUNDLED}.*")}
-    assert {f"ldm/models/{BUNDLED}.{kind}" for kind in ("safetensors", "yaml", "md")} <= models
+    models = {f"ldm/models/{path.name}" for path in TOP.glob(f"models/{BUNDLED}*")}
+    told = {f"{name}.{kind}" for name in MADE for kind in KINDS}
+    assert {f"ldm/models/{name}" for name in (*told, *CARDS)} == models
     assert models == {name for name in names if name.startswith("ldm/models/")}
 
 
