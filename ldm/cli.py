@@ -50,7 +50,7 @@ EXAMPLES = {
     "sample": "ldm sample -m models/ldm/cin256-v2/model.ckpt --class 'golden retriever'",
     "sample_diffusion": "python scripts/sample_diffusion.py -r models/ldm/celeba256 -n 20 -c 100",
     "rerun": "ldm rerun outputs/txt2img-samples/samples/00000.png -o again.png",
-    "shell": "ldm shell --model emoji-128 --steps 20",
+    "shell": "ldm shell  # commands, prompts and jobs, a line each, from standard input",
     "tokens": 'ldm tokens "a (red:1.3) apple on a [blue] background"',
     "schema": "ldm schema  # the fields of a job of --from-file",
     "info": "ldm info models/sd-v1-4.ckpt",
