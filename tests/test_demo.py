@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "demo.py"
-TASKS = ("txt2img", "img2img", "inpaint", "depth2img")
+TASKS = ("txt2img", "img2img", "inpaint", "depth2img", "upscale")
 
 
 def test_the_commands_and_a_sheet(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from PIL import Image
 
 TOP = Path(__file__).parents[1]
 BUNDLED = "emoji-128"
-MADE = ("emoji-128", "emoji-128-inpaint", "emoji-128-depth")
+MADE = ("emoji-128", "emoji-128-inpaint", "emoji-128-depth", "emoji-128-x4")
 KINDS = ("safetensors", "yaml")
 CARDS = ("emoji-128.md", "emoji-128-sisters.md")
 needs_model = pytest.mark.skipif(
