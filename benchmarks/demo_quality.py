@@ -18,7 +18,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -65,12 +65,8 @@ class Prompt:
 
 
 @dataclass
-class Report:
-    """Figures by name, and the prompts that failed with what was found in their place."""
-
-    figures: dict[str, float] = field(default_factory=dict)
-    extra: dict[str, float] = field(default_factory=dict)
-    failures: list[dict[str, str]] = field(default_factory=list)
+class Report(demo_tasks.Figures):
+    """Figures beside their bars."""
 
     def missed(self) -> list[str]:
         """The names of the bars that the figures do not reach."""
@@ -220,22 +216,23 @@ def truth(sheet: GlyphSheet, seed: int) -> Draw:
 def run(args: argparse.Namespace) -> int:
     """Draw, judge, and write; 0 if every bar is reached."""
     sheet = GlyphSheet(args.font)
-    report = Report()
-    draw = run_prompts if args.task == "txt2img" else run_task
-    grid = draw(args, sheet, report)
+    judge = run_prompts if args.task == "txt2img" else run_task
+    report, grid = judge(args, sheet)
     sys.stdout.write(report.table() + "\n")
     if args.json:
         settings = {k: v for k, v in vars(args).items() if k not in ("json", "grid", "font")}
-        record = {"settings": settings, **vars(report)}
+        told = {name: getattr(report, name) for name in ("figures", "extra", "failures")}
+        record = {"settings": settings, **told}
         Path(args.json).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     if args.grid:
         grid.save(args.grid)
     return 1 if report.missed() else 0
 
 
-def run_prompts(args: argparse.Namespace, sheet: GlyphSheet, report: Report) -> Image.Image:
-    """The figures of pictures from prompts; gives a sheet of some."""
+def run_prompts(args: argparse.Namespace, sheet: GlyphSheet) -> tuple[Report, Image.Image]:
+    """The figures of pictures from prompts, and a sheet of some."""
     started = time.perf_counter()
+    report = Report()
     if args.truth:
         draw, among = truth(sheet, args.seed), GLYPHS
     else:
@@ -256,11 +253,12 @@ def run_prompts(args: argparse.Namespace, sheet: GlyphSheet, report: Report) -> 
         report.figures[PSNR] = float(psnr(true, model.through_autoencoder(true)).mean())
     report.extra["seconds to draw one picture"] = drawn / (len(singles) + len(pairs))
     shown = [*pictures_of_one[:24], *pictures_of_two[:12]]
-    return contact_sheet(shown, [prompt.text for prompt in (*singles[:24], *pairs[:12])])
+    captions = [prompt.text for prompt in (*singles[:24], *pairs[:12])]
+    return report, contact_sheet(shown, captions)
 
 
-def run_task(args: argparse.Namespace, sheet: GlyphSheet, report: Report) -> Image.Image:
-    """The figures of a model for pictures; gives a sheet of some, with what they are of."""
+def run_task(args: argparse.Namespace, sheet: GlyphSheet) -> tuple[Report, Image.Image]:
+    """The figures of a model for pictures, and a sheet of some with what they are of."""
     from benchmarks.demo_model import DemoModel
 
     model = DemoModel(args.model, args.device, args.task)
@@ -270,9 +268,9 @@ def run_task(args: argparse.Namespace, sheet: GlyphSheet, report: Report) -> Ima
     else:
         judge = demo_tasks.inpainting if args.task == "inpaint" else demo_tasks.depth
         told = judge(args.n, args.seed, sheet, Finder(sheet), solve)
-    report.figures, report.extra, report.failures = told.figures, told.extra, told.failures
     pictures = [picture for before, after, _ in told.shown for picture in (before, after)]
-    return contact_sheet(pictures, [text for *_, prompt in told.shown for text in ("", prompt)])
+    captions = [text for *_, prompt in told.shown for text in ("", prompt)]
+    return Report(**vars(told)), contact_sheet(pictures, captions)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

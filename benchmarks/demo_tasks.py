@@ -37,7 +37,7 @@ Solve = Callable[[Sequence[dict[str, Any]]], Iterator[Pixels]]
 
 @dataclass
 class Figures:
-    """What was measured, by name, and what else there is to tell."""
+    """Figures by name, and the prompts that failed with what was found in their place."""
 
     figures: dict[str, float] = field(default_factory=dict)
     extra: dict[str, float] = field(default_factory=dict)

@@ -22,7 +22,7 @@ from ldm.names import Template, check_names, values_of
 from ldm.output import Numbered
 from ldm.plan import Plan
 from ldm.progress import Progress, complain
-from ldm.sink import Sink, told
+from ldm.sink import Sink, told, told_before
 
 if TYPE_CHECKING:
     from ldm.engine import Result
@@ -314,7 +314,9 @@ class Drawing:
                     following += 1
                 if outputs.output is not None and item.name is None:
                     path = Path(outputs.output)
-                planned = _planned(item.plan, batch, row, path) | {"done": done}
+                header = item.plan.header
+                planned = told_before(batch, row, path, header.path.stem, header.short_hash)
+                planned["done"] = done
                 typer.echo(json.dumps(planned) if outputs.json else _line(planned))
                 count += 1
         self.run.tell(f"{len(self.items)} jobs, {count} images; nothing was loaded or drawn")
@@ -340,23 +342,6 @@ def path_of(item: Item, batch: Job, row: int, index: int) -> Path:
     model = item.plan.header.path.stem
     values = values_of(batch, row, index=index, number=item.number, model=model)
     return item.folder / item.name.name(values)
-
-
-def _planned(plan: Plan, batch: Job, row: int, path: Path | None) -> dict[str, Any]:
-    """What can be told of a picture before it is made."""
-    return {
-        "path": None if path is None else str(path),
-        "seed": batch.image_seeds()[row],
-        "prompt": batch.texts()[row],
-        "negative": batch.negative,
-        "width": batch.width,
-        "height": batch.height,
-        "steps": batch.steps,
-        "sampler": batch.sampler,
-        "scale": batch.scale,
-        "model": plan.header.path.stem,
-        "hash": plan.header.short_hash,
-    }
 
 
 def _line(told: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ from ldm.timing import phase
 if TYPE_CHECKING:
     from ldm.engine import Result
     from ldm.images import Picture
+    from ldm.job import Job
 
 
 @dataclass
@@ -112,12 +113,10 @@ class Sink:
 
     def kept(self) -> str:
         """What an interrupted run leaves behind."""
-        if self.where and self.written:
-            return f"{self.written} of {self.count} images are in {self.where}"
-        if self.written == 0 or self.outputs.skip_save:
+        if self.written == 0 or (self.outputs.skip_save and not self.where):
             return "no image was finished"
         where = self.outputs.outdir if self.names else str(self.samples.folder)
-        where = self.outputs.output or where
+        where = self.where or self.outputs.output or where
         return f"{self.written} of {self.count} images are in {where}"
 
     def has_grid(self) -> bool:
@@ -147,18 +146,23 @@ class Sink:
 
 def told(result: Result, path: Path | None) -> dict[str, Any]:
     """What is told of a finished picture."""
-    job = result.record.job
+    record = result.record
+    planned = told_before(record.job, record.row, path, record.model, record.hash)
+    return planned | {"seconds": round(result.seconds, 3)}
+
+
+def told_before(job: Job, row: int, path: Path | None, model: str, digest: str) -> dict[str, Any]:
+    """What can be told of row `row` of a batch before it is made; `digest` is the model's hash."""
     return {
         "path": None if path is None else str(path),
-        "seed": result.seed,
-        "prompt": result.prompt,
+        "seed": job.image_seeds()[row],
+        "prompt": job.texts()[row],
         "negative": job.negative,
         "width": job.width,
         "height": job.height,
         "steps": job.steps,
         "sampler": job.sampler,
         "scale": job.scale,
-        "model": result.record.model,
-        "hash": result.record.hash,
-        "seconds": round(result.seconds, 3),
+        "model": model,
+        "hash": digest,
     }

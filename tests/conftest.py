@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from ldm.engine import Result
+    from ldm.sink import Sink
 
 # Tests run in two processes on two cores, and no test may reach for a network.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,3 +20,19 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("ldm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ldm")
+
+
+@pytest.fixture
+def results(monkeypatch: pytest.MonkeyPatch) -> list[Result]:
+    """The results of the runs of a test, beside their files."""
+    from ldm.sink import Sink
+
+    found: list[Result] = []
+    write = Sink.write
+
+    def collect(sink: Sink, result: Result) -> None:
+        found.append(result)
+        write(sink, result)
+
+    monkeypatch.setattr(Sink, "write", collect)
+    return found

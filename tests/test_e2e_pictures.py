@@ -24,7 +24,6 @@ from safetensors.torch import save_file
 from ldm.cli import main_script, run
 from ldm.engine import Result
 from ldm.metadata import read_record
-from ldm.sink import Sink
 from ldm.targets import DEPTH_MODELS
 
 E2E = GOLDEN / "e2e"
@@ -82,20 +81,6 @@ def v2_model(
     tower = GOLDEN / "modules/text-openclip-v2/open_clip_config.json"
     config = config_of(name, folder, "model_config", tower)
     return ["--config", str(config), "--model", str(folder / "model.safetensors")]
-
-
-@pytest.fixture
-def results(monkeypatch: pytest.MonkeyPatch) -> list[Result]:
-    """The results of the runs of a test, beside their files."""
-    found: list[Result] = []
-    write = Sink.write
-
-    def collect(sink: Sink, result: Result) -> None:
-        found.append(result)
-        write(sink, result)
-
-    monkeypatch.setattr(Sink, "write", collect)
-    return found
 
 
 def assert_same(name: str, results: list[Result], out: Path, size: tuple[int, int]) -> None:

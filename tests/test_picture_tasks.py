@@ -24,7 +24,6 @@ from ldm.load import load_model
 from ldm.metadata import read_record
 from ldm.model import Model
 from ldm.nn.dpt import MiDaSInference
-from ldm.sink import Sink
 from ldm.sources import read_sources
 from ldm.targets import DEPTH_MODELS
 from ldm.tasks import Given, inpaint
@@ -59,20 +58,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     save(tmp_path / "mask.png", square_mask(75, 50))
     save(tmp_path / "depth.png", scene(75, 50)[..., 0])
     return tmp_path
-
-
-@pytest.fixture
-def results(monkeypatch: pytest.MonkeyPatch) -> list[Result]:
-    """The results of the runs of a test, beside their files."""
-    found: list[Result] = []
-    write = Sink.write
-
-    def collect(sink: Sink, result: Result) -> None:
-        found.append(result)
-        write(sink, result)
-
-    monkeypatch.setattr(Sink, "write", collect)
-    return found
 
 
 def draw(task: str, *argv: str, out: str = "out.png") -> np.ndarray[Any, Any]:

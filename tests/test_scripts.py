@@ -24,7 +24,6 @@ from ldm.metadata import read_record
 from ldm.noise import Noise
 from ldm.samplers import final_latent, find_sampler, start_latent
 from ldm.schedule import NoiseSchedule, make_grid
-from ldm.sink import Sink
 from tests.test_sample import free_tree
 from tests.tiny_models import make, state, write
 from tests.tiny_pictures import place, textless_tree
@@ -49,20 +48,6 @@ def error_of(capfd: pytest.CaptureFixture[str]) -> str:
 def pixels(path: Path | str) -> NDArray[np.uint8]:
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))
-
-
-@pytest.fixture
-def results(monkeypatch: pytest.MonkeyPatch) -> list[Result]:
-    """The results of the runs of a test, beside their files."""
-    found: list[Result] = []
-    put = Sink.write
-
-    def collect(sink: Sink, result: Result) -> None:
-        found.append(result)
-        put(sink, result)
-
-    monkeypatch.setattr(Sink, "write", collect)
-    return found
 
 
 # --- sample_diffusion.py --------------------------------------------------------------------------

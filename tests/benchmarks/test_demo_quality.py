@@ -23,16 +23,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module")
-def sheet() -> GlyphSheet:
-    return GlyphSheet()
-
-
-@pytest.fixture(scope="module")
-def finder(sheet: GlyphSheet) -> Finder:
-    return Finder(sheet)
-
-
 def spoiled(picture: Pixels, blur: float, noise: float, seed: int) -> Pixels:
     soft = np.asarray(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(blur)), dtype=float)
     loud = soft + np.random.default_rng(seed).normal(0, noise, soft.shape)

@@ -20,16 +20,6 @@ pytestmark = pytest.mark.skipif(
 N = 6
 
 
-@pytest.fixture(scope="module")
-def sheet() -> GlyphSheet:
-    return GlyphSheet()
-
-
-@pytest.fixture(scope="module")
-def finder(sheet: GlyphSheet) -> Finder:
-    return Finder(sheet)
-
-
 def read(path: str) -> Pixels:
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"), dtype=np.uint8)
