@@ -12,6 +12,7 @@ from itertools import takewhile
 from typing import Literal, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.denoiser import DenoiseFn
@@ -68,8 +69,8 @@ class Result:
     """One picture, with everything needed to make it again.
 
     `latent` [C,h,w] is what was decoded, float32 on the CPU; `seconds` is its share of the time;
-    `depth` [1,H,W] is the inverse depth that the network was shown, where it was; `ready` counts
-    the pictures that come next without another step.
+    `depth` [1,H,W] is the inverse depth that the network was shown, where it was, at the picture's
+    size; `ready` counts the pictures that come next without another step.
     """
 
     picture: Picture
@@ -198,7 +199,7 @@ class Engine:
                 record=Record(part.job, row, self.name, self.digest, part.hashes),
                 latent=latent.float().cpu(),
                 seconds=part.seconds / part.job.n_samples + time.perf_counter() - start,
-                depth=part.problem.depth,
+                depth=_depth_of(part),
                 ready=ready + part.count - row - 1,
             )
 
@@ -316,7 +317,7 @@ class Engine:
             part.used, part.draws = True, source
         problem = joined([part.problem for part in parts])
         sampler, steps = problem.sampler, len(problem.sigmas) - 1
-        if not steps:  # strength 0: nothing is taken away
+        if not steps and not problem.init_sigma:  # strength 0: nothing is added, or taken away
             assert problem.init is not None
             return problem.init
         xs = [_start(part.problem, start) for part, start in zip(parts, starts, strict=True)]
@@ -436,6 +437,16 @@ def _start(problem: Problem, noise: Tensor) -> Tensor:
     if problem.init_sigma == sigma:
         return x
     return x * math.sqrt((1 + sigma**2) / (1 + problem.init_sigma**2))
+
+
+def _depth_of(part: Part) -> Tensor | None:
+    """The depth that the network was shown, without the edges that were added to the picture."""
+    depth, placement = part.problem.depth, part.sources.placement
+    if depth is None or placement is None:
+        return depth
+    size = placement.canvas[::-1]
+    whole = F.interpolate(depth[None], size=size, mode="bilinear", antialias=True)[0, 0]
+    return torch.from_numpy(placement.undo(whole.numpy()))[None]
 
 
 def _numbers(problem: Problem) -> list[Tensor | None]:

@@ -158,7 +158,9 @@ def able_models(task: str) -> str:
             continue
         if family.task in FITTING.get(task, (task,)):
             names.append(path.stem)
-    return f"; these can: {', '.join(names[:5])}" if names else ", nor any under ./models"
+    if not names:
+        return "; none under ./models or $LDM_MODELS can"
+    return f"; these can: {', '.join(names[:5])}"
 
 
 def _matches(folder: Path, name: str) -> list[Path]:

@@ -119,6 +119,8 @@ def depth2img(job: Job, given: Given) -> Problem:
     """As img2img, by a network that is shown the depth of the picture."""
     model = given.model
     problem = _guided(job, given)
+    assert job.strength is not None
+    assert job.steps is not None
     images = given.images(_picture(given), job.n_samples)
     if given.sources.depth is not None:
         values = given.sources.depth
@@ -130,11 +132,13 @@ def depth2img(job: Job, given: Given) -> Problem:
     concat = depth_concat(depth, size, source=job.depth or job.init_img or "the picture")
     problem = _shown(problem, concat.expand(job.n_samples, -1, -1, -1))
     problem = replace(problem, depth=depth[0].cpu())
-    if job.strength == 1:
-        return problem  # from noise alone
-    init = given.latents(images)
-    # The originals' demo left at least one step out.
-    return _from(problem, job, init, most=len(problem.sigmas) - 2)
+    # The originals' demo left at least one step out, from noise alone, too.
+    most = len(problem.sigmas) - 2
+    if job.strength < 1:
+        return _from(problem, job, given.latents(images), most)
+    if job.schedule_compat == "exact" or not most:
+        return problem
+    return replace(problem, sigmas=problem.sigmas[-job.steps :])
 
 
 def upscale(job: Job, given: Given) -> Problem:
@@ -219,7 +223,7 @@ def _from(problem: Problem, job: Job, init: Tensor, most: int | None = None) -> 
 
     At `exact` the picture has noise of the level that the first of these steps begins at. The
     originals took that of the step before (stochastic_encode and decode, ddim.py), a little more
-    than they then took away.
+    than they then took away, and some where no step was left. Without strength there is none.
     """
     assert job.strength is not None
     total = len(problem.sigmas) - 1
@@ -227,11 +231,12 @@ def _from(problem: Problem, job: Job, init: Tensor, most: int | None = None) -> 
     count = int(job.strength * (job.steps or 0)) if as_then else int(job.strength * total + 1e-6)
     first = total - min(count, total if most is None else most)
     level = max(first - 1, 0) if as_then and problem.sampler.start == "vp" else first
+    nothing = first == total and (level == first or not job.strength)
     return replace(
         problem,
         sigmas=problem.sigmas[first:],
         init=init,
-        init_sigma=float(problem.sigmas[level]),
+        init_sigma=0.0 if nothing else float(problem.sigmas[level]),
     )
 
 
@@ -295,7 +300,7 @@ def first_draw(job: Job, model: Model, sources: Sources) -> tuple[int, ...] | No
     encodes = job.task in PARTIAL and not (job.task == "inpaint" and mask_place(model) == "last")
     kl = isinstance(model.first_stage_model, AutoencoderKL)
     if job.task == "depth2img" and job.strength == 1:
-        encodes = False
+        encodes = encodes and job.schedule_compat == "ldm"  # as the demo did, for nothing
     if encodes and kl and job.noise == "stream":
         width, height = sources.canvas
         return model.latent_channels, height // model.factor, width // model.factor

@@ -126,6 +126,18 @@ def test_strength_is_the_share_of_the_steps_that_is_run(models: Models) -> None:
     assert 0 < away[2] < away[3]
 
 
+def test_the_originals_added_noise_where_no_step_was_left(
+    models: Models, results: list[Result]
+) -> None:
+    argv = ["-i", "in.png", *PROMPT, *models("text")]
+    for strength in ("0.2", "0"):
+        draw("img2img", *argv, "--strength", strength, "--schedule-compat", "ldm")
+    noised, clean = (result.latent for result in results)
+    sigma = float(load_model(models("text")[1]).model.schedule.sigmas[1])
+    noise = (noised * (1 + sigma**2) ** 0.5 - clean) / sigma
+    assert abs(float(noise.std()) - 1) < 0.1
+
+
 @pytest.mark.parametrize("sampler", SAMPLER_ALIASES)
 def test_every_sampler_draws_from_a_picture_and_around_a_hole(
     models: Models, results: list[Result], sampler: str
@@ -294,6 +306,29 @@ def test_depth_may_have_8_or_16_bits_and_be_inverted(models: Models, results: li
     assert away(other, eight) > 1e-3
 
 
+def test_from_noise_alone_the_demo_left_a_step_out(
+    models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It encoded the picture all the same, so the first noise is the second draw."""
+    seen: list[tuple[torch.Tensor, float]] = []
+    predict = Model.predict
+
+    def look(self: Model, x: torch.Tensor, t: torch.Tensor, *more: Any) -> torch.Tensor:
+        seen.append((x, float(t[0])))
+        return predict(self, x, t, *more)
+
+    monkeypatch.setattr(Model, "predict", look)
+    argv = [*NEAR, *PROMPT, *models("depth"), "--strength", "1", "--scale", "1"]
+    draw("depth2img", *argv, "--rng", "cpu", "--noise", "stream", "--schedule-compat", "ldm")
+    assert [t for _, t in seen] == [501, 251, 1]
+    torch.manual_seed(7)
+    _, second = torch.randn(1, 4, 16, 16), torch.randn(1, 4, 16, 16)
+    assert torch.allclose(seen[0][0], second, atol=1e-5)
+    seen.clear()
+    draw("depth2img", *argv)
+    assert [t for _, t in seen] == [751, 501, 251, 1]
+
+
 @pytest.fixture
 def seeing(models: Models, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The flags of a depth model that has a small depth network of its own."""
@@ -316,13 +351,11 @@ def test_depth_is_estimated_saved_and_taken_again(seeing: list[str], results: li
     with Image.open("seen.png") as image:
         assert image.mode.startswith("I;16")
         seen = np.asarray(image)
-    assert seen.shape == (384, 384)  # of the padded canvas, as the network saw it
+    assert seen.shape == (64, 96)  # the picture's own, so that it can be given with it
     assert (seen.min(), seen.max()) == (0, 65535)
-    # The picture's own part of the canvas, at the picture's own size.
-    small = Image.fromarray(seen[:192, :288].astype(np.int32)).resize((96, 64))
-    save(Path("small.png"), np.asarray(small).clip(0, 65535).astype(np.uint16))
-    draw("depth2img", *argv, "--depth", "small.png")
-    draw("depth2img", *argv, "--depth", "small.png", "--depth-invert")
+    draw("depth2img", *argv, "--depth", "seen.png", "--save-depth", "again.png")
+    draw("depth2img", *argv, "--depth", "seen.png", "--depth-invert")
+    assert np.array_equal(np.asarray(Image.open("again.png")), seen)
     estimated, given, inverted = (result.latent for result in results)
     assert away(given, estimated) < 0.5 * away(inverted, estimated)
 
