@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ldm.errors import ConfigError
+from ldm.sizes import check_sizes
 
 # What a YAML may cost. Those of models have 3,000 characters and 100 values, and refer to nothing.
 LONGEST = 1_000_000  # characters of the text
@@ -21,10 +22,16 @@ MOST_REFERENCES = 16  # `${name}`: n of them can make one thing 3 ** (n / 3) tim
 
 @dataclass(frozen=True)
 class Config:
-    """A parsed YAML; `source` is the file's name (or where the text came from) for messages."""
+    """A parsed YAML; `source` is the file's name (or where the text came from) for messages.
+
+    Raises ConfigError for sizes that no model has (see `ldm.sizes`).
+    """
 
     source: str
     tree: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        check_sizes(self.tree, self.source)
 
 
 def read_config(path: Path | str) -> Config:

@@ -172,8 +172,8 @@ def _check_subject(asked: Job, choice: Choice) -> None:
         if not target.endswith("ClassEmbedder"):
             _check_told_nothing(asked)
             return
-        table = _part(choice.config, "cond_stage_config", "params").get("n_classes", CLASSES)
-        wrong = [name for name in asked.classes if not int(name) < int(table)]
+        table = _number(_part(choice.config, "cond_stage_config", "params"), "n_classes", CLASSES)
+        wrong = [name for name in asked.classes if not int(name) < table]
         if wrong:
             raise JobError(f"--class {wrong[0]}: this model has the classes 0 to {table - 1}")
         if table == CLASSES and asked.scale not in (None, 1):
@@ -322,11 +322,10 @@ def most_noise(task: str, config: Config) -> int:
     """The highest noise level that a model takes; 0 where it takes none."""
     section = {"upscale": "low_scale_config", "variations": "noise_aug_config"}.get(task, "")
     params = _part(config, section, "params")
-    steps = _part(config, section, "params", "noise_schedule_config").get("timesteps", 1000)
-    known = _part(config, "unet_config", "params").get("num_classes")
-    limits = [steps - 1, params.get("max_noise_level", steps - 1)]
-    limits += [known - 1] if isinstance(known, int) else []
-    return min(limits) if params else 0
+    steps = _number(_part(config, section, "params", "noise_schedule_config"), "timesteps", 1000)
+    known = _number(_part(config, "unet_config", "params"), "num_classes", steps)
+    most = _number(params, "max_noise_level", steps - 1)
+    return min(steps - 1, known - 1, most) if params else 0
 
 
 def _measured(job: Job, choice: Choice) -> Job:
@@ -343,10 +342,9 @@ def size_rule(config: Config) -> tuple[int, int]:
     The network halves its input once per level but the last.
     """
     ddconfig = _part(config, "first_stage_config", "params", "ddconfig")
-    multipliers = ddconfig.get("ch_mult") or (1, 2, 4, 8)
-    levels = _part(config, "unet_config", "params").get("channel_mult") or (1, 2, 4, 8)
-    factor = 2 ** (len(multipliers) - 1)
-    return factor, factor * 2 ** (len(levels) - 1)
+    network = _part(config, "unet_config", "params")
+    factor = 2 ** (_levels(ddconfig, "ch_mult") - 1)
+    return factor, factor * 2 ** (_levels(network, "channel_mult") - 1)
 
 
 def _part(config: Config, *keys: str) -> dict[str, Any]:
@@ -355,6 +353,18 @@ def _part(config: Config, *keys: str) -> dict[str, Any]:
     for key in ("model", "params", *keys):
         tree = tree.get(key) if isinstance(tree, dict) else None
     return tree if isinstance(tree, dict) else {}
+
+
+def _number(params: dict[str, Any], name: str, default: int) -> int:
+    """A whole number of a section; what is malformed is left to the registry, too."""
+    value = params.get(name)
+    return value if isinstance(value, int) else default
+
+
+def _levels(params: dict[str, Any], name: str) -> int:
+    """How many levels a list of multipliers gives a network; 4 where there is none."""
+    value = params.get(name)
+    return len(value) if isinstance(value, list) and value else 4
 
 
 def explain(plan: Plan, *, as_json: bool) -> str:

@@ -102,8 +102,9 @@ def _as_told(header: Header, config: Config, why: str) -> Choice:
 def _own_family(header: Header, config: Config) -> Family:
     """A family of one: a checkpoint of no known size, told by its YAML."""
     params = _params(config)
-    ddconfig = _params(config, "first_stage_config").get("ddconfig") or {}
-    factor = 2 ** (len(ddconfig.get("ch_mult") or [1, 2, 4, 4]) - 1)
+    ddconfig = _params(config, "first_stage_config").get("ddconfig")
+    levels = ddconfig.get("ch_mult") if isinstance(ddconfig, dict) else None
+    factor = 2 ** (len(levels) - 1 if isinstance(levels, list) and levels else 3)
     image_size = params.get("image_size")
     side = (image_size if isinstance(image_size, int) else 64) * factor
     stage = params.get("cond_stage_config")

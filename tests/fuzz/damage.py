@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -106,3 +107,17 @@ def _changed(draw: st.DrawFn, value: Any) -> Any:
             return value * 40
         return [*value[:at], draw(_changed(value[at])), *value[at + 1 :]]
     return draw(ODD_VALUES)
+
+
+@st.composite
+def with_an_odd_value(draw: st.DrawFn, trees: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One of some trees with something else in the place of one of its values, however deep."""
+    tree = copy.deepcopy(draw(st.sampled_from(trees)))
+    at = tree
+    while True:
+        key = draw(st.sampled_from(sorted(at)))
+        if not isinstance(at[key], dict) or not at[key] or not draw(st.integers(0, 9)):
+            break
+        at = at[key]
+    at[key] = draw(ODD_VALUES | st.lists(ODD_VALUES, max_size=4))
+    return tree
