@@ -10,6 +10,7 @@ import torch
 
 from ldm.errors import JobError
 from ldm.nn.packing import can_pack
+from ldm.nn.quantized import can_quantize
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class Policy:
 
     `autocast`: weights in float32, arithmetic in `torch.autocast` of fp16, as in the originals.
     `upcast`: attention scores in float32 whatever the weights are (ATTN_PRECISION=fp32).
-    `channels_last` and `packed`: how feature maps and weights lie in memory (see `load_model`).
+    `channels_last` and `packed`: how feature maps and weights lie in memory; `quantized`: the
+    network's large layers multiply in 8 bits, the rest is float32 (see `load_model`).
     """
 
     device: torch.device
@@ -29,6 +31,7 @@ class Policy:
     upcast: bool = False
     channels_last: bool = False
     packed: bool = False
+    quantized: bool = False
     notes: tuple[str, ...] = ()
     offload: str = "auto"
 
@@ -69,6 +72,7 @@ def choose(
         upcast=(environment or {}).get("ATTN_PRECISION", "").lower() in ("fp32", "full"),
         channels_last=where.type in ("cpu", "cuda"),
         packed=can_pack(dtype, where),
+        quantized=resolved == "int8",
         notes=notes,
         offload=offload,
     )
@@ -95,13 +99,21 @@ def choose_device(name: str) -> torch.device:
 def choose_precision(name: str, device: torch.device) -> tuple[str, tuple[str, ...]]:
     """What a precision comes to on a device, and what to tell about it.
 
-    `auto` is half precision on GPUs and full on the CPU, where half is slower than full.
+    `auto` is half precision on GPUs and full on the CPU, where half is slower than full. Raises
+    JobError for int8 where it is not to be had.
     """
     if name == "auto":
         return ("full" if device.type == "cpu" else "fp16"), ()
     if name == "autocast" and device.type != "cuda":
         note = f"--precision autocast needs an NVIDIA GPU; on {device.type} it is full precision"
         return "full", (note,)
+    if name == "int8":
+        if device.type != "cpu":
+            raise JobError(f"--precision int8 is for the CPU, not {device.type}: add --device cpu")
+        if not computes_in(name) or not can_quantize():  # sums would not be exact, and slow
+            raise JobError(
+                "--precision int8 needs a processor with VNNI, which this one lacks; use full"
+            )
     if name in ("fp16", "bf16") and device.type == "cpu" and not computes_in(name):
         note = f"--precision {name}: this processor has no {name} arithmetic; full is quicker here"
         return name, (note,)
@@ -109,8 +121,12 @@ def choose_precision(name: str, device: torch.device) -> tuple[str, tuple[str, .
 
 
 def computes_in(precision: str) -> bool:
-    """Whether the CPU multiplies in fp16 or bf16 itself; where that is not to be seen, yes."""
-    names = {"fp16": ("amx_fp16", "avx512_fp16"), "bf16": ("amx_bf16", "avx512_bf16")}[precision]
+    """Whether the CPU multiplies in a precision itself; where that is not to be seen, yes."""
+    names = {
+        "fp16": ("amx_fp16", "avx512_fp16"),
+        "bf16": ("amx_bf16", "avx512_bf16"),
+        "int8": ("amx_int8", "avx512_vnni", "avx_vnni"),
+    }[precision]
     flags = processor_flags()
     return flags is None or any(name in flags for name in names)
 

@@ -127,6 +127,7 @@ def load_engine(
             policy.home,
             channels_last=policy.channels_last,
             packed=policy.packed,
+            quantized=policy.quantized,
         )
         _swap_parts(loaded.model, job, policy)
     for note in loaded.notes:

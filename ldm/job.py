@@ -53,7 +53,7 @@ ETA_SAMPLERS = (
     "dpmpp_2m_sde",
 )
 GRID_NAMES = ("ddim", "quad", "dpm_solver", "default", "karras", "exponential")
-PRECISIONS = ("auto", "full", "fp16", "bf16", "autocast")
+PRECISIONS = ("auto", "full", "fp16", "bf16", "int8", "autocast")
 ATTENTIONS = ("auto", "sdpa", "xformers", "sliced", "math")
 
 
@@ -327,7 +327,7 @@ class Job:
     precision: str = option(
         "auto",
         "--precision",
-        help="Numbers of the networks [auto: fp16 on a GPU, full on a CPU].",
+        help="Numbers of the networks [auto: fp16 on a GPU, full on a CPU]; int8 is for CPUs.",
         choices=PRECISIONS,
     )
     attention: str = option("auto", "--attention", help="Attention kernel.", choices=ATTENTIONS)
@@ -357,6 +357,8 @@ class Job:
                 )
         self._validate_pictures()
         self._validate_seeds()
+        if self.precision == "int8" and self.device not in ("auto", "cpu"):
+            raise JobError(f"--precision int8 is for the CPU, not {self.device}; use fp16 there")
         sampler = self.sampler and SAMPLER_NAMES[self.sampler]
         if sampler == "plms" and self.eta:
             raise JobError("--plms works with --eta 0 only: the method draws no noise")

@@ -19,6 +19,7 @@ from ldm.inventory import expected_shapes
 from ldm.model import Model
 from ldm.nn.outline import outline
 from ldm.nn.packing import pack, packable
+from ldm.nn.quantized import quantizable, quantize
 from ldm.registry import build
 from ldm.schedule import NoiseSchedule
 from ldm.weights.files import Weights, open_weights
@@ -67,12 +68,14 @@ def load_model(
     *,
     channels_last: bool = False,
     packed: bool = False,
+    quantized: bool = False,
 ) -> Loaded:
     """Load a checkpoint, strictly: each key of the model is in it, and no other one that matters.
 
     `prediction` (eps or v) overrides the YAML. `dtype` None keeps the file's own precision; where
     neither precision nor device changes, the weights stay mapped and are copied nowhere, but for
-    those of the network where they are `packed` (see `ldm.nn.packing`: on the CPU, in float32).
+    those of the network where they are `packed` (see `ldm.nn.packing`: on the CPU, in float32) or
+    `quantized` (`ldm.nn.quantized`: 8 bits, on the CPU).
     With `channels_last` feature maps lie so in memory. Raises ConfigError and CheckpointError,
     before a tensor is read.
     """
@@ -87,12 +90,20 @@ def load_model(
     if isinstance(model.cond_stage_model, BERTEmbedder):
         model.cond_stage_model.look_in(header.path.parent)
     weights = open_weights(header)
-    later = {f"{NETWORK}{name}" for name in packable(model.network)} if packed else set()
+    names = quantizable(model.network) if quantized else []
+    names += packable(model.network) if packed else []
+    later = {f"{NETWORK}{name}" for name in names}
     _assign(model, weights, sources, dtype, torch.device(device), later)
     if channels_last:
         model.lay_channels_last()
-    if packed:
-        pack(model.network, lambda name: weights.release(sources[f"{NETWORK}{name}"]))
+
+    def done(name: str) -> None:
+        weights.release(sources[f"{NETWORK}{name}"])
+
+    if quantized:
+        quantize(model.network, done)
+    if packed:  # what is left
+        pack(model.network, done)
     if not choice.prediction_why:
         choice = with_prediction(choice, *measure_prediction(model))
     model.prediction = Prediction(choice.family.prediction)

@@ -5,6 +5,7 @@ import torch
 
 from ldm import device
 from ldm.device import choose, choose_precision
+from ldm.errors import JobError
 
 CPU = torch.device("cpu")
 
@@ -35,3 +36,21 @@ def test_how_things_lie_in_memory() -> None:
     assert policy.channels_last
     assert policy.packed == torch.backends.mkldnn.is_available()
     assert not choose("cpu", "bf16", "auto").packed
+
+
+def test_int8_needs_a_cpu_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "can_quantize", lambda: True)
+    for flags in ({"avx512_vnni"}, {"avx2", "avx_vnni"}):
+        monkeypatch.setattr(device, "processor_flags", lambda flags=flags: frozenset(flags))
+        policy = choose("cpu", "int8", "auto")
+        assert (policy.precision, policy.dtype, policy.quantized) == ("int8", torch.float32, True)
+    with pytest.raises(JobError, match="is for the CPU, not cuda: add --device cpu"):
+        choose_precision("int8", torch.device("cuda"))
+    monkeypatch.setattr(device, "processor_flags", lambda: frozenset({"avx512_bf16"}))
+    with pytest.raises(JobError, match="needs a processor with VNNI"):
+        choose_precision("int8", CPU)
+    monkeypatch.setattr(device, "processor_flags", lambda: None)
+    monkeypatch.setattr(device, "can_quantize", lambda: False)
+    with pytest.raises(JobError, match="needs a processor with VNNI"):
+        choose_precision("int8", CPU)
+    assert not choose("cpu", "auto", "auto").quantized
