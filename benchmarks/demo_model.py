@@ -28,11 +28,24 @@ if TYPE_CHECKING:
 class DemoModel:
     """A checkpoint on a device; by default the one that is bundled for a task."""
 
-    def __init__(self, checkpoint: str | None, device: str, task: str = "txt2img") -> None:
+    def __init__(
+        self,
+        checkpoint: str | None,
+        device: str,
+        task: str = "txt2img",
+        precision: str = "auto",
+    ) -> None:
         bundled = resource("models") / f"{BUNDLED[task][0]}.safetensors"
         path = Path(checkpoint) if checkpoint else bundled
-        policy = choose(device, "auto", "auto")
-        loaded = load_model(path, dtype=policy.dtype, device=policy.device)
+        policy = choose(device, precision, "auto")
+        loaded = load_model(
+            path,
+            dtype=policy.dtype,
+            device=policy.device,
+            channels_last=policy.channels_last,
+            packed=policy.packed,
+            quantized=policy.quantized,
+        )
         self.defaults = loaded.family.defaults
         data = loaded.config.tree.get("data", {}).get("params", {})
         self.glyphs = named_glyphs(data.get("glyphs"))

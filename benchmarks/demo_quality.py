@@ -32,6 +32,7 @@ from benchmarks.retrieval import Finder, Match, background_of, psnr
 from ldm.data import CANVAS, FONT, GlyphSheet, Pixels, Placed, Scene, Scenes, render, with_article
 from ldm.errors import LdmError
 from ldm.glyphs import BACKGROUNDS, GLYPHS, Background, Glyph, backgrounds_of, pair_split
+from ldm.job import PRECISIONS
 
 BARS = demo_tasks.BARS | {
     "single glyph, nearest of all is the right one": 0.90,
@@ -238,7 +239,7 @@ def run_prompts(args: argparse.Namespace, sheet: GlyphSheet) -> tuple[Report, Im
     else:
         from benchmarks.demo_model import DemoModel
 
-        model = DemoModel(args.model, args.device)
+        model = DemoModel(args.model, args.device, precision=args.precision)
         draw, among = model.draw(args), model.glyphs
     report.extra["glyphs the model has seen"] = len(among)
     singles = single_prompts(args.n, args.seed, among)
@@ -261,7 +262,7 @@ def run_task(args: argparse.Namespace, sheet: GlyphSheet) -> tuple[Report, Image
     """The figures of a model for pictures, and a sheet of some with what they are of."""
     from benchmarks.demo_model import DemoModel
 
-    model = DemoModel(args.model, args.device, args.task)
+    model = DemoModel(args.model, args.device, args.task, args.precision)
     solve = model.solve(args)
     if args.task == "upscale":
         told = demo_tasks.upscaling(args.n, args.seed, sheet, solve)
@@ -285,6 +286,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--scale", type=float, help="default: the model's own")
     parser.add_argument("--batch", type=int, default=20, help="pictures at a time")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto")
     parser.add_argument("--font", default=str(FONT))
     parser.add_argument("--truth", action="store_true", help="judge true drawings: the ceiling")
     parser.add_argument("--json", metavar="FILE", help="write figures and failures")
