@@ -13,16 +13,18 @@ from torch import Tensor, nn
 from ldm.conditioning import (
     BERTEmbedder,
     ClassEmbedder,
-    CLIPEmbeddingNoiseAugmentation,
     Conditioning,
     FrozenCLIPEmbedder,
     FrozenOpenCLIPEmbedder,
-    FrozenOpenCLIPImageEmbedder,
-    SpatialRescaler,
 )
 from ldm.denoiser import DenoiseFn, Prediction, make_denoiser
 from ldm.errors import JobError
 from ldm.guidance import cfg
+from ldm.image_embedders import (
+    CLIPEmbeddingNoiseAugmentation,
+    FrozenOpenCLIPImageEmbedder,
+    SpatialRescaler,
+)
 from ldm.nn.autoencoder import AutoencoderKL
 from ldm.nn.dpt import MiDaSInference
 from ldm.nn.unet import UNetModel

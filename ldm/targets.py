@@ -11,12 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ldm.conditioning import (
-    BERTEmbedder,
-    ClassEmbedder,
+from ldm.conditioning import BERTEmbedder, ClassEmbedder, FrozenCLIPEmbedder, FrozenOpenCLIPEmbedder
+from ldm.image_embedders import (
     CLIPEmbeddingNoiseAugmentation,
-    FrozenCLIPEmbedder,
-    FrozenOpenCLIPEmbedder,
     FrozenOpenCLIPImageEmbedder,
     SpatialRescaler,
 )

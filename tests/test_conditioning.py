@@ -12,15 +12,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ldm.conditioning import (
-    CLIPEmbeddingNoiseAugmentation,
     Conditioning,
     FrozenCLIPEmbedder,
     FrozenOpenCLIPEmbedder,
-    FrozenOpenCLIPImageEmbedder,
     kept_token_ids,
-    resized,
 )
 from ldm.errors import ConfigError
+from ldm.image_embedders import CLIPEmbeddingNoiseAugmentation, FrozenOpenCLIPImageEmbedder, resized
 from ldm.schedule import NoiseSchedule
 from ldm.text.tokenizer import END, START, clip_tokenizer
 from tests.golden_data import GOLDEN, case, tensors, text_tower, without

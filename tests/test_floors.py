@@ -39,6 +39,7 @@ FLOORS: dict[int, set[str]] = {
         "ldm.hints",
         "ldm.layout",
         "ldm.data",
+        "ldm.scenes",
         "ldm.glyphs",
     },
     4: {
@@ -62,6 +63,7 @@ FLOORS: dict[int, set[str]] = {
         "ldm.targets",
         "ldm.section",
         "ldm.conditioning",
+        "ldm.image_embedders",
         "ldm.wording",
         "ldm.model",
         "ldm.families",

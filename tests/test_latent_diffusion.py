@@ -13,9 +13,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ldm.conditioning import BERTEmbedder, ClassEmbedder, SpatialRescaler
+from ldm.conditioning import BERTEmbedder, ClassEmbedder
 from ldm.config import Config, read_config
 from ldm.errors import CheckpointError, ConfigError, JobError, UsageError
+from ldm.image_embedders import SpatialRescaler
 from ldm.images import to_picture
 from ldm.load import load_model
 from ldm.model import Model
