@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ldm.data import CANVAS, GlyphSheet, Pixels
+from ldm.data import GlyphSheet, Pixels
 from ldm.glyphs import BACKGROUNDS, GLYPHS, Background, Glyph
+from ldm.scenes import CANVAS
 
 Floats = NDArray[np.float32]
 

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.data import FACT_SIZES, Scene, facts, glyph_layout
 from ldm.glyphs import GLYPHS
 from ldm.model import TextEmbedder
 from ldm.nn.attention import CrossAttention
+from ldm.scenes import FACT_SIZES, Scene, facts, glyph_layout
 
 BATCH = 128
 LEARNING_RATE = 1e-3

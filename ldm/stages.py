@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ldm.config import Config
-from ldm.data import Scene
 from ldm.errors import ConfigError
 from ldm.nn.autoencoder import AutoencoderKL
 from ldm.recipe import Plan
+from ldm.scenes import Scene
 from ldm.weights.keys import is_scheduled
 
 Batch = dict[str, Any]

@@ -11,25 +11,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ldm.data import (
+from ldm.data import FONT, GlyphSheet, Scenes, named_glyphs, render
+from ldm.errors import UsageError
+from ldm.glyphs import BACKGROUNDS, GLYPHS, Split, backgrounds_of, pair_split
+from ldm.scenes import (
     CANVAS,
     FACT_SIZES,
-    FONT,
-    GlyphSheet,
     Placed,
     Scene,
-    Scenes,
     all_captions_vocabulary,
     facts,
     glyph_layout,
-    named_glyphs,
     place_words,
-    render,
     scene,
     with_article,
 )
-from ldm.errors import UsageError
-from ldm.glyphs import BACKGROUNDS, GLYPHS, Split, backgrounds_of, pair_split
 
 needs_font = pytest.mark.skipif(
     not FONT.is_file(), reason="needs the Debian package fonts-noto-color-emoji"
