@@ -31,8 +31,8 @@ from benchmarks import demo_tasks
 from benchmarks.retrieval import Finder, Match, background_of, psnr
 from ldm.data import FONT, GlyphSheet, Pixels, Scenes, render
 from ldm.errors import LdmError
+from ldm.fields import PRECISIONS
 from ldm.glyphs import BACKGROUNDS, GLYPHS, Background, Glyph, backgrounds_of, pair_split
-from ldm.job import PRECISIONS
 from ldm.scenes import CANVAS, Placed, Scene, with_article
 
 BARS = demo_tasks.BARS | {

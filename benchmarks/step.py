@@ -23,7 +23,8 @@ from benchmarks.measure import machine
 from ldm.config import resource
 from ldm.device import choose
 from ldm.engine import Engine, Event
-from ldm.job import ATTENTIONS, PRECISIONS, SAMPLER_NAMES, Job
+from ldm.fields import ATTENTIONS, PRECISIONS, SAMPLER_NAMES
+from ldm.job import Job
 from ldm.load import load_model
 
 

@@ -24,8 +24,9 @@ from typing import Any, get_type_hints
 
 from ldm.entries import Cell, Entry, Fault, read_entries, sniff
 from ldm.errors import JobError
+from ldm.fields import FILE_FORMATS, SAMPLER_NAMES, TASK_NAMES
 from ldm.grammar import LIMIT
-from ldm.job import FILE_FORMATS, SAMPLER_NAMES, TASK_NAMES, Job, from_record
+from ldm.job import Job, from_record
 from ldm.metadata import GRID_TITLES, SAMPLER_TITLES
 from ldm.names import is_inside
 from ldm.options import nearest, options_of

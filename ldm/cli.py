@@ -11,19 +11,20 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 from typer.main import get_command
 
 from ldm import __version__
-from ldm.errors import Interrupted, JobError, LdmError, OutputClosed, UsageError
+from ldm.errors import Interrupted, LdmError, OutputClosed, UsageError
 from ldm.flags import is_option, make_table, normalise, spread
 from ldm.help import GroupedCommand
 from ldm.job import Job
 from ldm.legacy import ORIGINAL_FLAGS, Legacy, SampleDiffusion
-from ldm.options import nearest, options_of
+from ldm.options import nearest
 from ldm.outputs import OutputPlan
+from ldm.parameters import argument, parameters
 
 app = typer.Typer(
     add_completion=False,
@@ -170,76 +171,6 @@ def _ldm(
     """Latent diffusion from the shell: the 2022 checkpoints, YAMLs and command lines."""
 
 
-# --- options from fields ------------------------------------------------------------------------
-
-
-def _parameters(
-    kind: type, names: Sequence[str] | None = None, task: str = "txt2img"
-) -> list[inspect.Parameter]:
-    """The options of a dataclass's fields, all or some; one that is not given is None."""
-    hints = get_type_hints(kind)
-    found = []
-    for name, detail in options_of(kind).items():
-        if not detail.flags or not detail.fits(task) or (names is not None and name not in names):
-            continue
-        base = _base(hints[name])
-        parse, metavar = _parser(base, detail.flags[0])
-        metavar = detail.metavar or _listed(detail.choices) or metavar
-        default = typer.Option(
-            None,
-            *detail.flags,
-            help=detail.help,
-            metavar=None if base is bool else metavar,
-            parser=parse,
-            show_default=False,
-        )
-        kind_or_none = (list[str] if base is tuple else base) | None
-        found.append(
-            inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind_or_none
-            )
-        )
-    return found
-
-
-def _listed(choices: Sequence[str]) -> str:
-    """Choices as the value of an option in help; too many are left to its error message."""
-    return "|".join(choices) if len(choices) <= 6 else "NAME"
-
-
-def _base(hint: Any) -> type:
-    """int for `int | None`, tuple for `tuple[str, ...]`."""
-    if hint == tuple[str, ...]:
-        return tuple
-    if isinstance(hint, type):
-        return hint
-    base: type = next(part for part in hint.__args__ if part is not type(None))
-    return base
-
-
-def _parser(base: type, flag: str) -> tuple[Callable[[str], Any] | None, str]:
-    """How a number is read, with an error that names the flag; and what it is called in help."""
-    if base is int:
-        return (lambda text: _whole(flag, text)), "N"
-    if base is float:
-        return (lambda text: _real(flag, text)), "X"
-    return None, "TEXT"
-
-
-def _whole(flag: str, text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise JobError(f"{flag} must be a whole number, not {text!r}") from None
-
-
-def _real(flag: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise JobError(f"{flag} must be a number, not {text!r}") from None
-
-
 def _command(
     name: str,
     body: Callable[[dict[str, Any], bool], int],
@@ -262,17 +193,6 @@ def _command(
     hidden = name in SCRIPT_COMMANDS
     epilog = f"Example: {EXAMPLES[name]}"
     app.command(name, cls=GroupedCommand, epilog=epilog, hidden=hidden)(callback)
-
-
-def _argument(
-    name: str, kind: Any, metavar: str, help: str, default: Any = ...
-) -> inspect.Parameter:
-    return inspect.Parameter(
-        name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=typer.Argument(default, metavar=metavar, help=help, show_default=False),
-        annotation=kind,
-    )
 
 
 # --- commands -----------------------------------------------------------------------------------
@@ -315,22 +235,22 @@ def _rerun(given: dict[str, Any], script: bool) -> int:
 
 for _name in TASKS:
     _kinds = (Job, OutputPlan, Legacy)
-    _command(_name, _task(_name), [p for k in _kinds for p in _parameters(k, task=_name)])
+    _command(_name, _task(_name), [p for k in _kinds for p in parameters(k, task=_name)])
 _command(
     "sample_diffusion",
     _sample_diffusion,
     [
-        *_parameters(SampleDiffusion),
-        *_parameters(Job, SAMPLE_FIELDS, task="sample"),
-        *_parameters(OutputPlan, SAMPLE_OUTPUTS),
+        *parameters(SampleDiffusion),
+        *parameters(Job, SAMPLE_FIELDS, task="sample"),
+        *parameters(OutputPlan, SAMPLE_OUTPUTS),
     ],
-    [_argument("settings", list[str] | None, "KEY=VALUE", "Changes of the YAML.", None)],
+    [argument("settings", list[str] | None, "KEY=VALUE", "Changes of the YAML.", None)],
 )
 _command(
     "rerun",
     _rerun,
-    [*_parameters(Job, RERUN_FIELDS), *_parameters(OutputPlan, RERUN_OUTPUTS)],
-    [_argument("image", str, "IMAGE", "An image that ldm made.")],
+    [*parameters(Job, RERUN_FIELDS), *parameters(OutputPlan, RERUN_OUTPUTS)],
+    [argument("image", str, "IMAGE", "An image that ldm made.")],
 )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.errors import ImageError, JobError
-from ldm.job import SAMPLER_NAMES
+from ldm.fields import SAMPLER_NAMES
 from ldm.options import option, options_of
 
 # Every flag of the two txt2img.py and img2img.py, CompVis v1 and Stability v2; a prefix that was

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ldm.errors import JobError
-from ldm.job import FILE_FORMATS
+from ldm.fields import FILE_FORMATS
 from ldm.options import check_choices, check_range, option, options_of
 
 PROGRESS = ("auto", "jsonl", "none")

@@ -18,9 +18,10 @@ from ldm.config import Config, resource
 from ldm.errors import CheckpointError, JobError
 from ldm.families import FAMILIES
 from ldm.families.choice import NOTHING, Choice, with_prediction
+from ldm.fields import ETA_SAMPLERS, PICTURED, PROMPTED
 from ldm.imagenet import CLASSES, class_number
 from ldm.inventory import expected_shapes
-from ldm.job import ETA_SAMPLERS, PICTURED, PROMPTED, Defaults, Job
+from ldm.job import Defaults, Job
 from ldm.legacy import SCRIPT_CHECKPOINTS, SCRIPT_DEFAULTS
 from ldm.places import FITTING, able_models, chosen, find_checkpoint, find_config, header_of
 from ldm.weights.depth_keys import is_depth_model

@@ -13,9 +13,9 @@ from ldm.batch import Row, read_axes, read_rows
 from ldm.drawing import Drawing, Item
 from ldm.engines import load_engine
 from ldm.errors import JobError, LdmError, UsageError
+from ldm.fields import PICTURED, PROMPTED
 from ldm.grammar import LIMIT, expand, expand_matrix
 from ldm.inputs import expand_inputs
-from ldm.job import PICTURED, PROMPTED
 from ldm.legacy import pairs
 from ldm.manifest import Manifest, hash_of
 from ldm.names import Template, parse

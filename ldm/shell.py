@@ -22,8 +22,9 @@ import typer
 from ldm.batch import parse_rows
 from ldm.engines import kept_engine
 from ldm.errors import Interrupted, LdmError, UsageError
+from ldm.fields import TASK_NAMES
 from ldm.flags import is_option
-from ldm.job import TASK_NAMES, Job
+from ldm.job import Job
 from ldm.options import nearest, options_of
 
 SOME_FAILED = 3

@@ -27,8 +27,9 @@ from ldm.canvas import (
     paste,
 )
 from ldm.errors import ImageError, JobError
+from ldm.fields import PICTURED
 from ldm.inputs import check_file, digest, parse_outpaint
-from ldm.job import PICTURED, Job
+from ldm.job import Job
 from ldm.pictures import Pictured, mask_of_alpha, read_depth, read_mask, read_picture
 
 # The originals' demos padded pictures so (gradio/*.py, pad_image).

@@ -12,7 +12,8 @@ from torch import Tensor
 from ldm.canvas import Pixels, Plane, hard_mask, latent_mask
 from ldm.conditioning import Conditioning
 from ldm.depth import depth_concat, depth_from_map, estimate_depth
-from ldm.job import PARTIAL, Job
+from ldm.fields import PARTIAL
+from ldm.job import Job
 from ldm.model import Model
 from ldm.nn.autoencoder import AutoencoderKL
 from ldm.samplers import Sampler, find_sampler

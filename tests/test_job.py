@@ -9,17 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ldm.errors import JobError
-from ldm.job import (
-    ATTENTIONS,
-    ETA_SAMPLERS,
-    GRID_NAMES,
-    SAMPLER_ALIASES,
-    TASK_NAMES,
-    Defaults,
-    Job,
-    from_record,
-    to_record,
-)
+from ldm.fields import ATTENTIONS, ETA_SAMPLERS, GRID_NAMES, SAMPLER_ALIASES, TASK_NAMES
+from ldm.job import Defaults, Job, from_record, to_record
 from ldm.legacy import Legacy, translate
 from ldm.options import options_of
 from ldm.outputs import OutputPlan

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ldm.errors import ImageError, JobError
-from ldm.job import SAMPLER_ALIASES, Job
+from ldm.fields import SAMPLER_ALIASES
+from ldm.job import Job
 from ldm.metadata import (
     SAMPLER_TITLES,
     Infotext,

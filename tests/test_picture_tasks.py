@@ -18,8 +18,9 @@ from ldm.canvas import latent_mask
 from ldm.cli import main_script, run
 from ldm.depth import load_depth_model
 from ldm.engine import Result
+from ldm.fields import SAMPLER_ALIASES
 from ldm.images import to_picture
-from ldm.job import SAMPLER_ALIASES, Job
+from ldm.job import Job
 from ldm.load import load_model
 from ldm.metadata import read_record
 from ldm.model import Model

@@ -14,8 +14,8 @@ from ldm.cli import EXAMPLES, SCRIPT_COMMANDS, app
 from ldm.config import read_config
 from ldm.families import FAMILIES
 from ldm.families.choice import _prediction, _task
+from ldm.fields import GRID_NAMES, SAMPLER_ALIASES
 from ldm.flags import make_table, normalise, spread
-from ldm.job import GRID_NAMES, SAMPLER_ALIASES
 from ldm.legacy import ORIGINAL_FLAGS
 from ldm.places import FITTING
 

@@ -6,7 +6,7 @@ import pytest
 
 from ldm.batch import parse_rows
 from ldm.cli import run
-from ldm.job import TASK_NAMES
+from ldm.fields import TASK_NAMES
 from ldm.schema import job_schema
 
 

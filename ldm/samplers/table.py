@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ldm.errors import UsageError
-from ldm.job import SAMPLER_ALIASES
+from ldm.fields import SAMPLER_ALIASES
 from ldm.noise import Noise
 
 OnStep = Callable[[int, Tensor, Tensor], None]
@@ -65,7 +65,7 @@ def register(
     """Decorator: enter a function into the table.
 
     The command line must know the names without importing torch, so they and their aliases stand in
-    `ldm.job.SAMPLER_ALIASES`; a test holds the two together.
+    `ldm.fields.SAMPLER_ALIASES`; a test holds the two together.
     """
 
     def enter(fn: F) -> F:

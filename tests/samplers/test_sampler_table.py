@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ldm.denoiser import Prediction, make_denoiser
 from ldm.errors import UsageError
-from ldm.job import SAMPLER_ALIASES
+from ldm.fields import SAMPLER_ALIASES
 from ldm.noise import ImageNoise
 from ldm.samplers import SAMPLERS, Sampler, final_latent, find_sampler, masked, start_latent
 from ldm.schedule import GRIDS, NoiseSchedule, make_grid
