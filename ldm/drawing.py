@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ldm.engines import Engines, engines_of_run, model_key
+from ldm.engines import Engines, Outcome, engines_of_run, model_key
 from ldm.errors import ImageError, Interrupted, JobError, LdmError, OutputClosed
 from ldm.interrupts import Interrupts
 from ldm.job import Job, to_record
@@ -86,7 +86,13 @@ class Drawing:
 
     def __post_init__(self) -> None:
         outputs, store = self.run.outputs, self.run.store
-        self.engines = engines_of_run(self.run.tell, self.run.script, outputs.put_aside)
+        self.interrupts = Interrupts(quiet=outputs.quiet or outputs.progress == "jsonl")
+        if outputs.spread:
+            from ldm.crew import crew_of
+
+            self.engines = crew_of(outputs, self.run.tell, self.interrupts)
+        else:
+            self.engines = engines_of_run(self.run.tell, self.run.script, outputs.put_aside)
         self.count = sum(item.plan.job.count() for item in self.items)
         self.named = any(item.name is not None for item in self.items)
         if store is not None and outputs.skip_existing:
@@ -108,10 +114,9 @@ class Drawing:
         """Draw everything that is not there; whatever ends it, what is kept is told."""
         run, outputs = self.run, self.run.outputs
         status = "broken"
-        self.progress = Progress(outputs, self.count, len(self.items))
-        self.interrupts = Interrupts(quiet=outputs.quiet or outputs.progress == "jsonl")
+        self.progress = Progress(outputs, self.count, len(self.items), counts=outputs.spread)
         try:
-            with self.progress, self.interrupts:
+            with self.progress, self.interrupts, closing(self.engines):
                 if run.store is not None and run.drawn and run.seed is not None:
                     run.store.note(run.mark, seed=run.seed)
                 self.draw_items()
@@ -138,18 +143,25 @@ class Drawing:
     def draw_items(self) -> None:
         """Draw all jobs: the batches of many at a time, for the engine to put together."""
         wave: list[Entry] = []
+        resume = self.run.outputs.skip_existing
         for item in self.items:
             if wave and model_key(item.plan) != model_key(wave[0].item.plan):
                 self.draw_wave(wave)
-            try:
-                for entry in self.entries(item):
-                    wave.append(entry)
-                    if len(wave) >= _WAVE or entry.batch.noise == "stream":
-                        self.draw_wave(wave)
-            except LdmError as error:
-                self.draw_wave(wave)
-                self.run.fail(error, item.place)
+            for entry in self.asked(item, wave):
+                wave.append(entry)
+                # Of a stream it is only known when it is drawn what is there of the next one.
+                whole = resume and entry.batch.noise == "stream"
+                if whole or len(wave) >= _WAVE * self.engines.spread:
+                    self.draw_wave(wave)
         self.draw_wave(wave)
+
+    def asked(self, item: Item, wave: list[Entry]) -> Iterator[Entry]:
+        """The batches of a job; where they cannot be told, what came before is drawn first."""
+        try:
+            yield from self.entries(item)
+        except LdmError as error:
+            self.draw_wave(wave)
+            self.run.fail(error, item.place)
 
     def entries(self, item: Item) -> Iterator[Entry]:
         """The batches of a job; those of a stream depend on each other, and stay together."""
@@ -169,50 +181,56 @@ class Drawing:
             index += batch.count()
 
     def draw_wave(self, wave: list[Entry]) -> None:
-        """Draw what is not there of some batches, all of one model, and take them off the list.
-
-        Where one fails, the rest is drawn one by one: it fails alone.
-        """
-        entries, wave[:] = list(wave), []
-        jobs = [entry.batch for entry in entries if not entry.paths]
-        results: Iterator[Result] | None = None
-        together = len(jobs) > 1
+        """Draw what is not there of some batches, all of one model, and take them off the list."""
+        entries = [entry for entry in wave if entry.paths or entry.item.number not in self.lost]
+        wave.clear()
+        outcomes = self.outcomes([entry for entry in entries if not entry.paths])
         for entry in entries:
             for path in entry.paths:
                 self.keep(path)
-            if entry.paths or entry.item.number in self.lost:
-                continue
-            done = 0
-            while done < entry.batch.count():
-                try:
-                    if results is None:
-                        asked = jobs if together else [entry.batch]
-                        results = islice(self.results(entry, asked), done, None)
-                    for result in islice(results, entry.batch.count() - done):
-                        self.put(entry.item, result, entry.index + done)
-                        done += 1
-                        if not result.ready:
-                            self.interrupts.check()
-                    break
-                except LdmError as error:
-                    self.interrupts.busy = False
-                    results = None
-                    if not together:
-                        self.lost.add(entry.item.number)
-                        self.run.fail(error, entry.item.place)
-                        break
-                    together = False
-            if not together:
-                results = None
-            if entry.batch.noise == "stream" and done and self.run.store is not None:
-                self.run.store.note(hash_of(to_record(entry.batch)), complete=1)
+            if not entry.paths:
+                self.draw_entry(entry, outcomes)
         self.interrupts.busy = False
 
-    def results(self, entry: Entry, jobs: list[Job]) -> Iterator[Result]:
-        """The pictures of batches, by the engine that one of them is for."""
-        engine = self.engines.load(entry.item.plan)
+    def outcomes(self, entries: Sequence[Entry]) -> Iterator[Outcome]:
+        """The pictures of batches in order, or what a batch failed with."""
+        if not entries:
+            return
+        plan = entries[0].item.plan
+        try:
+            self.engines.prepare(plan)
+        except LdmError as error:
+            yield from [error] * len(entries)
+            return
         self.interrupts.busy = True
-        return engine.run_all(jobs, self.progress, self.run.outputs.batch_size)
+        batches = [(entry.item.number, entry.batch) for entry in entries]
+        yield from self.engines.drawn(plan, batches, self.progress, self.run.outputs.batch_size)
+
+    def draw_entry(self, entry: Entry, outcomes: Iterator[Outcome]) -> None:
+        """Take in what became of a batch; the first error of a job is that of all its batches."""
+        number, last = entry.item.number, entry.batch.count() - 1
+        for at, outcome in enumerate(outcomes):
+            if isinstance(outcome, LdmError):
+                self.lose(entry.item, outcome)
+                return
+            try:
+                if number not in self.lost:
+                    self.put(entry.item, outcome, entry.index + at)
+            except LdmError as error:
+                self.lose(entry.item, error)
+            if not outcome.ready:
+                self.interrupts.check()
+            if at == last:
+                break
+        whole = entry.batch.noise == "stream" and number not in self.lost
+        if whole and self.run.store is not None:
+            self.run.store.note(hash_of(to_record(entry.batch)), complete=1)
+
+    def lose(self, item: Item, error: LdmError) -> None:
+        """Count a job as failed, once."""
+        if item.number not in self.lost:
+            self.lost.add(item.number)
+            self.run.fail(error, item.place)
 
     def put(self, item: Item, result: Result, index: int) -> None:
         """Write one picture and note it, unless it is there."""
@@ -233,6 +251,7 @@ class Drawing:
         self.sink.write(result)
         if store is not None and self.sink.last is not None:
             store.add(mark, self.sink.last, result.seed)
+        self.progress.clear()
         self.sink.tell(result)
         self.progress.image(told(result, self.sink.last))
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ldm.errors import LdmError
 from ldm.families.choice import Choice
 from ldm.job import Job
 from ldm.plan import Plan, resolve
@@ -19,8 +21,11 @@ from ldm.timing import phase
 
 if TYPE_CHECKING:
     from ldm.device import Policy
-    from ldm.engine import Engine
+    from ldm.engine import Engine, OnEvent, Result
     from ldm.model import Model
+
+Batch: TypeAlias = tuple[int, Job]  # a batch, and the number of the job that it belongs to
+Outcome: TypeAlias = "Result | LdmError"
 
 
 @dataclass
@@ -37,7 +42,7 @@ class Engines:
 
     def job(self, plan: Plan) -> Job:
         """The job with what only its engine can tell; without loading it where that can be."""
-        if self.key != model_key(plan) and plan.choice.prediction_why:
+        if self.here and self.key != model_key(plan) and plan.choice.prediction_why:
             from ldm.device import choose
 
             job = plan.job
@@ -46,9 +51,32 @@ class Engines:
             return replace(
                 job, device=policy.device.type, precision=policy.precision, prediction=predicted
             )
-        self.load(plan)
+        self.prepare(plan)
         assert self.settled is not None
         return settle(plan, self.settled, script=self.script)
+
+    def prepare(self, plan: Plan) -> None:
+        """Load what a plan needs."""
+        self.load(plan)
+
+    def drawn(
+        self, plan: Plan, batches: Sequence[Batch], on_event: OnEvent, at_once: int | None
+    ) -> Iterator[Outcome]:
+        """The pictures of batches that a plan's engine can draw, as `apart` gives them."""
+        return apart(self.load(plan), batches, on_event, at_once)
+
+    @property
+    def spread(self) -> int:
+        """Among how many workers batches are dealt out."""
+        return 1
+
+    @property
+    def here(self) -> bool:
+        """Whether it is this machine that draws."""
+        return True
+
+    def close(self) -> None:
+        """Give back what outlives this process; of an engine that is nothing."""
 
     def load(self, plan: Plan) -> Engine:
         """The engine of a plan."""
@@ -66,6 +94,37 @@ class Engines:
             self.told = True
             self.tell(summary(replace(plan, job=job), self.engine))
         return self.engine
+
+
+def apart(
+    engine: Engine, batches: Sequence[Batch], on_event: OnEvent, at_once: int | None
+) -> Iterator[Outcome]:
+    """The pictures of batches in order, or after some of a batch's, or none, what it failed with.
+
+    All are drawn together; where one fails, the rest is drawn one by one: it fails alone, and with
+    it what follows of its job.
+    """
+    at = done = 0
+    failed: dict[int, LdmError] = {}
+    try:
+        for result in engine.run_all([job for _, job in batches], on_event, at_once):
+            yield result
+            done += 1
+            if done == batches[at][1].count():
+                at, done = at + 1, 0
+        return
+    except LdmError as error:
+        if len(batches) == 1:
+            failed[batches[0][0]] = error
+    for number, job in batches[at:]:
+        try:
+            if number not in failed:
+                yield from islice(engine.run_all([job], on_event, at_once), done, None)
+        except LdmError as error:
+            failed[number] = error
+        if number in failed:
+            yield failed[number]
+        done = 0
 
 
 _kept: ContextVar[list[Engines] | None] = ContextVar("kept", default=None)

@@ -18,6 +18,7 @@ A run that went on after a job of it failed ends with 3.
 from __future__ import annotations
 
 import re
+from typing import Any
 
 LONGEST = 2000  # characters of a message
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -34,6 +35,10 @@ class LdmError(Exception):
 
     def __init__(self, message: str = "") -> None:
         super().__init__(one_line(message))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors come from workers; made again they are what they were, however they are made."""
+        return _made_again, (type(self), str(self), vars(self))
 
 
 class UsageError(LdmError):
@@ -74,6 +79,13 @@ class Interrupted(LdmError):
     """The user stopped the run."""
 
     exit_code = 130
+
+
+def _made_again(kind: type[LdmError], message: str, told: dict[str, Any]) -> LdmError:
+    error = kind.__new__(kind, message)
+    error.args = (message,)
+    vars(error).update(told)
+    return error
 
 
 def one_line(text: str) -> str:

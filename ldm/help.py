@@ -28,7 +28,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "output", "outdir", "logdir", "overwrite", "save_depth", "skip_grid", "skip_save",
         "n_rows", "skip_existing", "json",
     ),
-    "On what": ("device", "precision", "attention", "vae_tiling", "offload", "lowvram"),
+    "On what": (
+        "device", "precision", "attention", "vae_tiling", "offload", "lowvram", "workers",
+    ),
     "To repeat old pictures": ("noise", "rng", "schedule_compat", "fixed_code"),
     "Old flags": (
         "plms", "dpm_solver", "bf16", "laion400m", "channels", "factor", "torchscript", "ipex",

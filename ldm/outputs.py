@@ -75,6 +75,11 @@ class OutputPlan:
         "--batch-size",
         help="Images of several jobs to draw at once [as many as change no image]; 1: none.",
     )
+    workers: int | None = option(
+        None,
+        "--workers",
+        help="Processes that share the batches, each with its GPU if there are any [1].",
+    )
     save_depth: str | None = option(
         None,
         "--save-depth",
@@ -108,11 +113,17 @@ class OutputPlan:
         """What `offload` and `lowvram` come to."""
         return "parts" if self.lowvram and self.offload == "auto" else self.offload
 
+    @property
+    def spread(self) -> bool:
+        """Whether there are workers to draw."""
+        return (self.workers or 1) > 1 and not self.dry_run
+
     def validate(self) -> None:
         """Raise JobError for what contradicts itself."""
         check_choices(self)
         check_range("--repeat", self.repeat, 1, None)
         check_range("--batch-size", self.batch_size, 1, None)
+        check_range("--workers", self.workers, 1, None)
         check_range("--n_rows", self.n_rows, 0, None)
         if self.grid_xy and not (1 <= len(self.matrix) <= 2 and self.from_file is None):
             raise JobError("--grid-xy wants --matrix with one or two axes, and no --from-file")

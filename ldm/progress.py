@@ -61,15 +61,18 @@ def emit(event: str, **fields: Any) -> None:
 class Progress:
     """News of a run of so many images: a bar on a terminal, or events; warnings each once.
 
-    The time left is that of the run, as long as its images go on as they did so far.
+    The time left is that of the run, as long as its images go on as they did so far. It `counts`
+    images where several workers draw: then nobody tells of steps.
     """
 
-    def __init__(self, outputs: OutputPlan, images: int, jobs: int = 1) -> None:
+    def __init__(
+        self, outputs: OutputPlan, images: int, jobs: int = 1, *, counts: bool = False
+    ) -> None:
         self.tell = teller(outputs)
         self.events = outputs.progress == "jsonl"
         auto = outputs.progress == "auto" and not outputs.quiet
         self.shown = auto and sys.stderr.isatty()
-        self.images, self.jobs = images, jobs
+        self.images, self.jobs, self.counts = images, jobs, counts
         self.done = 0  # images, those that were there included
         self.drawn = 0
         self.rows = 1  # images in the batch
@@ -92,6 +95,13 @@ class Progress:
         self.drawn += 1
         if self.events:
             emit("image", done=self.done, images=self.images, **told)
+        elif self.shown and self.counts:
+            self._count()
+
+    def clear(self) -> None:
+        """Make room for a line on the terminal."""
+        if self.bar is not None:
+            self.bar.clear()
 
     def there(self) -> None:
         """An image was there already."""
@@ -109,6 +119,8 @@ class Progress:
     def __enter__(self) -> Progress:
         if self.events:
             emit("start", images=self.images, jobs=self.jobs)
+        if self.counts:
+            self.began = time.perf_counter()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -137,6 +149,14 @@ class Progress:
             total = f" of {self.images}" if self.images > 1 else ""
             name = f"image {self.done + 1}{total}" if total else None
             self.bar = tqdm(total=event.total, leave=False, unit="it", desc=name)
+
+    def _count(self) -> None:
+        from tqdm import tqdm
+
+        if self.bar is None:
+            before = self.done - 1
+            self.bar = tqdm(total=self.images, initial=before, leave=False, unit="image")
+        self.bar.update(self.done - self.bar.n)
 
     def _step(self, event: Event) -> None:
         left = self._left(event.done / event.total)
