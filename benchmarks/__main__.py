@@ -36,8 +36,14 @@ PARTS: dict[str, tuple[str, ...]] = {
     "decode-1024": (OURS, "diffusers"),
     "decode-2048": (OURS,),
     # ldm beside itself without one of its optimisations.
-    "unet-without": (OURS, "ldm, no packing", "ldm, no channels_last", "ldm, bf16"),
-    "decode-512-without": (OURS, "ldm, no channels_last"),
+    "unet-without": (
+        OURS,
+        "ldm, no packing",
+        "ldm, no channels_last",
+        "ldm, memory given back",
+        "ldm, bf16",
+    ),
+    "decode-512-without": (OURS, "ldm, no channels_last", "ldm, memory given back"),
 }
 # Not in every run: minutes of arithmetic, or a disk that others use, too.
 SLOW = ("decode-2048", "first-step-cold", "unet-without", "decode-512-without")

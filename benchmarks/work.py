@@ -48,6 +48,7 @@ VARIANTS: dict[str, Callable[[Policy], Policy]] = {
     "ldm": lambda policy: policy,
     "ldm, no channels_last": lambda policy: replace(policy, channels_last=False),
     "ldm, no packing": lambda policy: replace(policy, packed=False),
+    "ldm, memory given back": lambda policy: replace(policy, keeps_freed=False),
     "ldm, bf16": lambda policy: choose("cpu", "bf16", "auto"),
 }
 
@@ -55,8 +56,11 @@ VARIANTS: dict[str, Callable[[Policy], Policy]] = {
 def _ldm(row: str, folder: Path, variant: str) -> Run:
     from ldm.conditioning import Conditioning
     from ldm.load import load_model
+    from ldm.memory import keep_freed
 
     policy = VARIANTS[variant](choose("cpu", "auto", "auto"))
+    if policy.keeps_freed:
+        keep_freed()
     path = checkpoint(folder, "fp32.safetensors")
     how = {"channels_last": policy.channels_last, "packed": policy.packed}
     model = load_model(path, dtype=policy.dtype, **how).model

@@ -21,6 +21,7 @@ class Policy:
     `upcast`: attention scores in float32 whatever the weights are (ATTN_PRECISION=fp32).
     `channels_last` and `packed`: how feature maps and weights lie in memory; `quantized`: the
     network's large layers multiply in 8 bits, the rest is float32 (see `load_model`).
+    `keeps_freed`: memory that tensors leave stays with the process (`ldm.memory.keep_freed`).
     """
 
     device: torch.device
@@ -32,6 +33,7 @@ class Policy:
     channels_last: bool = False
     packed: bool = False
     quantized: bool = False
+    keeps_freed: bool = False
     notes: tuple[str, ...] = ()
     offload: str = "auto"
 
@@ -73,6 +75,7 @@ def choose(
         channels_last=where.type in ("cpu", "cuda"),
         packed=can_pack(dtype, where),
         quantized=resolved == "int8",
+        keeps_freed=where.type == "cpu",
         notes=notes,
         offload=offload,
     )

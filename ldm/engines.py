@@ -171,11 +171,14 @@ def load_engine(
         from ldm.device import choose
         from ldm.engine import Engine
         from ldm.load import load_model
+        from ldm.memory import keep_freed
 
     job = plan.job
     policy = choose(job.device, job.precision, job.attention, dict(os.environ), offload)
     for note in policy.notes if "precision" in given else ():
         tell(note)
+    if policy.keeps_freed:
+        keep_freed()
     with phase("load"):
         loaded = load_model(
             plan.header.path,

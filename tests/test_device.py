@@ -34,6 +34,7 @@ def test_slow_precisions_are_told(
 def test_how_things_lie_in_memory() -> None:
     policy = choose("cpu", "auto", "auto")
     assert policy.channels_last
+    assert policy.keeps_freed
     assert policy.packed == torch.backends.mkldnn.is_available()
     assert not choose("cpu", "bf16", "auto").packed
 

@@ -48,6 +48,12 @@ def _norm(channels: int, groups: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
+def _silu(norm: nn.Module, x: Tensor) -> Tensor:
+    """SiLU of what a norm gives, in the same memory where no gradient needs both."""
+    normed: Tensor = norm(x)
+    return F.silu(normed, inplace=not normed.requires_grad)
+
+
 class ResnetBlock(nn.Module):
     """Two normed SiLU convolutions, residual. [B, C, h, w] -> [B, C', h, w]."""
 
@@ -61,8 +67,8 @@ class ResnetBlock(nn.Module):
         self.nin_shortcut = nn.Conv2d(cin, cout, 1) if cin != cout else None
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        h = self.conv1(_silu(self.norm1, x))
+        h = self.conv2(self.dropout(_silu(self.norm2, h)))
         out: Tensor = h + (x if self.nin_shortcut is None else self.nin_shortcut(x))
         return out
 
@@ -188,7 +194,7 @@ class Encoder(nn.Module):
         h = self.conv_in(x)
         for level in self.down:
             h = level(h)
-        out: Tensor = self.conv_out(F.silu(self.norm_out(self.mid(h))))
+        out: Tensor = self.conv_out(_silu(self.norm_out, self.mid(h)))
         return out
 
 
@@ -235,7 +241,7 @@ class Decoder(nn.Module):
         h = self.mid(self.conv_in(z))
         for level in reversed(list(self.up)):
             h = level(h)
-        h = self.conv_out(F.silu(self.norm_out(h)))
+        h = self.conv_out(_silu(self.norm_out, h))
         return torch.tanh(h) if self.tanh_out else h
 
 

@@ -54,7 +54,7 @@ class PackedLinear(nn.Module):
 
     packed: Tensor
 
-    def __init__(self, layer: nn.Linear, weight: Tensor) -> None:
+    def __init__(self, layer: nn.Linear | nn.Conv2d, weight: Tensor) -> None:
         super().__init__()
         self.bias = layer.bias
         packed = torch.ops.mkldnn._reorder_linear_weight(weight)
@@ -63,6 +63,17 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
         return out
+
+
+class PackedPointConv2d(PackedLinear):
+    """A convolution of single positions, 1x1, as what it is: [B,C,h,w] -> [B,C',h,w].
+
+    Packed as a convolution it would be in an order for large maps, and brought into another one
+    anew for small ones at every call.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def packable(module: nn.Module) -> list[str]:
@@ -96,8 +107,15 @@ def pack(module: nn.Module, packed: Callable[[str], None] = lambda name: None) -
         weight: Tensor = layer.weight
         if weight.dtype is not torch.float32:
             weight = room[: weight.numel()].view(weight.shape).copy_(weight)
-        if isinstance(layer, nn.Conv2d):
+        if isinstance(layer, nn.Conv2d) and _is_pointwise(layer):
+            setattr(place, own, PackedPointConv2d(layer, weight.flatten(1)))
+        elif isinstance(layer, nn.Conv2d):
             setattr(place, own, PackedConv2d(layer, weight))
         else:
             setattr(place, own, PackedLinear(layer, weight))
         packed(name)
+
+
+def _is_pointwise(layer: nn.Conv2d) -> bool:
+    plain = layer.kernel_size == layer.stride == (1, 1) and layer.groups == 1
+    return plain and layer.padding in ((0, 0), "valid")

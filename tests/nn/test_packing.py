@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.nn.packing import PackedConv2d, PackedLinear, can_pack, pack, packable
+from ldm.nn.packing import (
+    PackedConv2d,
+    PackedLinear,
+    PackedPointConv2d,
+    can_pack,
+    pack,
+    packable,
+)
 from ldm.nn.unet import UNetModel
 
 pytestmark = pytest.mark.skipif(
@@ -45,6 +52,7 @@ def test_a_packed_network_gives_the_same(
     kinds = [type(module) for module in net.modules()]
     assert PackedConv2d in kinds
     assert PackedLinear in kinds
+    assert PackedPointConv2d in kinds
     assert (net(x, t, context) - plain).abs().max() < 1e-5 * plain.abs().max()
 
 
@@ -82,3 +90,16 @@ def test_strides_and_padding_are_kept() -> None:
         pack(layer)
         assert isinstance(layer[0], PackedConv2d)
         torch.testing.assert_close(layer(x), plain, rtol=1e-4, atol=1e-5)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("stride", [1, 2])
+def test_single_positions(stride: int) -> None:
+    layer = nn.Sequential(nn.Conv2d(128, 192, 1, stride=stride))
+    x = torch.randn(2, 128, 3, 5).to(memory_format=torch.channels_last)
+    plain = layer(x)
+    pack(layer)
+    assert (type(layer[0]) is PackedPointConv2d) == (stride == 1)
+    packed = layer(x)
+    assert packed.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(packed, plain, rtol=1e-4, atol=1e-5)
