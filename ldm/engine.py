@@ -403,7 +403,10 @@ class Engine:
                 self.offload.use(self.model, name)
                 with ExitStack() as stack:
                     stack.enter_context(torch.inference_mode())
-                    stack.enter_context(attention_backend(policy.attention, upcast=policy.upcast))
+                    kernel = attention_backend(
+                        policy.attention, upcast=policy.upcast, rounded=policy.rounded
+                    )
+                    stack.enter_context(kernel)
                     stack.enter_context(_in_float32(precise) if again else policy.arithmetic())
                     with phase(PHASE_OF[name]):
                         result = compute(again)

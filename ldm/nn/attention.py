@@ -20,16 +20,23 @@ from ldm.errors import UsageError
 BACKENDS = ("auto", "sdpa", "xformers", "sliced", "math")
 # Queries per slice of the "sliced" kernel: bounds the score matrix to this many rows.
 SLICE_ROWS = 1024
+# The same of `_in_bf16`, and how many keys make it quicker than a fused kernel.
+_BF16_ROWS = 512
+_BF16_KEYS = 1024
 # Tokens at once that a CPU widens: so what is eight times as wide stays in the cache.
 _TOKENS = 1024
 
 
 @dataclass(frozen=True)
 class AttentionPolicy:
-    """Which kernel computes softmax(q k^T) v, and whether q and k are raised to float32 for it."""
+    """Which kernel computes softmax(q k^T) v, and whether q and k are raised to float32 for it.
+
+    `rounded` lets the kernel of "auto" be one in bf16, where that is quicker.
+    """
 
     backend: str = "auto"
     upcast: bool = False
+    rounded: bool = False
 
 
 _DEFAULT = AttentionPolicy()
@@ -39,10 +46,13 @@ _policy: contextvars.ContextVar[AttentionPolicy] = contextvars.ContextVar(
 
 
 @contextlib.contextmanager
-def attention_backend(backend: str = "auto", *, upcast: bool = False) -> Iterator[None]:
+def attention_backend(
+    backend: str = "auto", *, upcast: bool = False, rounded: bool = False
+) -> Iterator[None]:
     """Choose the attention kernel for the networks that run inside this context.
 
-    `upcast` is what `ATTN_PRECISION=fp32` asked of the original v2 code: scores in float32.
+    `upcast` is what `ATTN_PRECISION=fp32` asked of the original v2 code: scores in float32; it goes
+    before `rounded`, which is bf16 for what a CPU takes longest for.
     Raises UsageError for an unknown kernel, or for xformers when it is not installed.
     """
     if backend not in BACKENDS:
@@ -52,7 +62,7 @@ def attention_backend(backend: str = "auto", *, upcast: bool = False) -> Iterato
             "attention 'xformers' was asked for and xformers is not installed: "
             "pip install xformers, or use --attention sdpa"
         )
-    token = _policy.set(AttentionPolicy(backend, upcast))
+    token = _policy.set(AttentionPolicy(backend, upcast, rounded and not upcast))
     try:
         yield
     finally:
@@ -78,6 +88,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     elif policy.backend == "math":
         scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
         out = scores.softmax(dim=-1) @ v
+    elif policy.backend == "auto" and policy.rounded and k.shape[2] >= _BF16_KEYS:
+        out = _in_bf16(q, k, v)
     else:
         out = F.scaled_dot_product_attention(q, k, v)
     return out.transpose(1, 2).flatten(-2).to(dtype)
@@ -90,6 +102,27 @@ def _by_head(x: Tensor, heads: int) -> Tensor:
     one that holds all N*M scores.
     """
     return x.contiguous().view(*x.shape[:-1], heads, -1)
+
+
+def _in_bf16(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """q [B, heads, N, d], k and v [B, heads, M, d] -> [B, heads, N, d], bf16.
+
+    For CPUs: their fused kernel gains nothing from this precision, and its products are small. Here
+    some rows of scores at a time stay in the cache. Transposed, the last product is quicker.
+    """
+    q = q * q.shape[-1] ** -0.5
+    q, k, v = (x.to(torch.bfloat16, memory_format=torch.contiguous_format) for x in (q, k, v))
+    out = torch.empty_like(q)
+    room = q.new_empty((2, min(_BF16_ROWS, q.shape[2]), k.shape[2]))
+    heads = ([head for image in x for head in image] for x in (q, k, v, out))
+    for rows, keys, values, found in zip(*heads, strict=True):
+        columns = values.t().contiguous()
+        for some, place in zip(rows.split(_BF16_ROWS), found.split(_BF16_ROWS), strict=True):
+            scores, shares = room[:, : len(some)]
+            torch.mm(some, keys.t(), out=scores)
+            torch.softmax(scores, -1, out=shares)
+            place.copy_(torch.mm(columns, shares.t()).t())
+    return out
 
 
 def _xformers(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ldm.config import read_config
-from ldm.nn.attention import BACKENDS, attention_backend
+from ldm.nn.attention import BACKENDS, attention, attention_backend
 from ldm.nn.unet import UNetModel
 from tests.golden_data import GOLDEN, case, tensors
 
@@ -69,6 +69,29 @@ def test_every_attention_kernel_gives_the_same(backend: str, upcast: bool) -> No
     expected = tensors("modules/unet-v1/outputs.safetensors")["out"]
     with attention_backend(backend, upcast=upcast):
         assert (run(golden_network("unet-v1"), "unet-v1") - expected).abs().max() < TOLERANCE
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("tokens", "keys"), [(600, 1100), (2, 1024), (600, 77)])
+def test_attention_in_bf16(tokens: int, keys: int, dtype: torch.dtype) -> None:
+    """Where keys are many; each image as it is alone."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(2, n, 3 * 40, generator=generator).to(dtype) for n in (tokens, keys, keys)
+    )
+    plain = attention(q.float(), k.float(), v.float(), 3)
+    with attention_backend(rounded=True, upcast=True):
+        precise = attention(q, k, v, 3)
+    with attention_backend(rounded=True):
+        ours = attention(q, k, v, 3)
+        alone = attention(q[1:], k[1:], v[1:], 3)
+    assert ours.dtype is precise.dtype is dtype
+    torch.testing.assert_close(ours[1:], alone, rtol=0, atol=0)
+    assert (ours - plain).norm() < 0.02 * plain.norm()
+    if dtype is torch.float32:
+        torch.testing.assert_close(precise, plain)
+        assert torch.equal(ours, plain) == (keys == 77)
 
 
 def test_slices_are_put_together_again(monkeypatch: pytest.MonkeyPatch) -> None:
