@@ -35,18 +35,20 @@ PARTS: dict[str, tuple[str, ...]] = {
     "decode-512": (OURS, "diffusers", "diffusers channels_last", "openvino"),
     "decode-1024": (OURS, "diffusers"),
     "decode-2048": (OURS,),
+    "unet-precision": (OURS, "diffusers", "ldm, bf16", "ldm, int8"),
     # ldm beside itself without one of its optimisations.
     "unet-without": (
         OURS,
         "ldm, no packing",
         "ldm, no channels_last",
         "ldm, memory given back",
-        "ldm, bf16",
     ),
     "decode-512-without": (OURS, "ldm, no channels_last", "ldm, memory given back"),
 }
 # Not in every run: minutes of arithmetic, or a disk that others use, too.
-SLOW = ("decode-2048", "first-step-cold", "unet-without", "decode-512-without")
+SLOW = (
+    "decode-2048", "first-step-cold", "unet-precision", "unet-without", "decode-512-without"
+)  # fmt: skip
 PACKAGES = ("diffusers", "transformers", "openvino", "torch", "numpy")
 
 
@@ -93,7 +95,7 @@ def parts(name: str, folder: Path, wanted: argparse.Namespace, limit: float) -> 
         peers.append("diffusers compile")
     workers: dict[str, Worker] = {}
     for peer in (peer for peer in peers if _asked(peer, wanted)):
-        workers[peer] = Worker(peer, name.removesuffix("-without"), str(folder))
+        workers[peer] = Worker(peer, _part(name), str(folder))
     runs: dict[str, list[dict[str, float]]] = {peer: [] for peer in workers}
     for worker in workers.values():
         worker.ask("run")  # pages are read, kernels are chosen
@@ -107,13 +109,22 @@ def parts(name: str, folder: Path, wanted: argparse.Namespace, limit: float) -> 
     for peer, each in runs.items():
         difference = _difference(outputs.get(OURS), outputs[peer]) if peer != OURS else None
         best = min(run["wall"] for run in each)
-        flops = FLOPS.get(name.removesuffix("-without"))
+        flops = FLOPS.get(_part(name))
         share = None if flops is None else flops / best / limit
         entries.append(entry(name, peer, each, difference=difference, share=share))
     return entries
 
 
+def _part(row: str) -> str:
+    """What the peers of a row compute."""
+    return row.removesuffix("-without").removesuffix("-precision")
+
+
 def _asked(peer: str, wanted: argparse.Namespace) -> bool:
+    from ldm.device import computes_in
+
+    if peer == "ldm, int8" and not computes_in("int8"):
+        return False
     if peer == "openvino" and importlib.util.find_spec("openvino") is None:
         return False
     return not wanted.peers or peer in wanted.peers

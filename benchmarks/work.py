@@ -50,6 +50,7 @@ VARIANTS: dict[str, Callable[[Policy], Policy]] = {
     "ldm, no packing": lambda policy: replace(policy, packed=False),
     "ldm, memory given back": lambda policy: replace(policy, keeps_freed=False),
     "ldm, bf16": lambda policy: choose("cpu", "bf16", "auto"),
+    "ldm, int8": lambda policy: choose("cpu", "int8", "auto"),
 }
 
 
@@ -57,17 +58,28 @@ def _ldm(row: str, folder: Path, variant: str) -> Run:
     from ldm.conditioning import Conditioning
     from ldm.load import load_model
     from ldm.memory import keep_freed
+    from ldm.nn.attention import attention_backend
 
     policy = VARIANTS[variant](choose("cpu", "auto", "auto"))
     if policy.keeps_freed:
         keep_freed()
     path = checkpoint(folder, "fp32.safetensors")
-    how = {"channels_last": policy.channels_last, "packed": policy.packed}
-    model = load_model(path, dtype=policy.dtype, **how).model
+    model = load_model(
+        path,
+        dtype=policy.dtype,
+        channels_last=policy.channels_last,
+        packed=policy.packed,
+        quantized=policy.quantized,
+    ).model
     if row == "unet":
         x, t, context = _unet_inputs()
         cond = Conditioning(crossattn=context)
-        return lambda: model.predict(x, t, cond)
+
+        def predict() -> Tensor:
+            with attention_backend(policy.attention, rounded=policy.rounded):
+                return model.predict(x, t, cond)
+
+        return predict
     if row == "text":
         return lambda: _crossattn(model.condition([PROMPT, ""])[0])
     z = latent(int(row.split("-")[1]) // 8) * model.scale_factor
