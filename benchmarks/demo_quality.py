@@ -2,6 +2,7 @@
 
     python benchmarks/demo_quality.py [--model NAME] [--n 200] [--json FILE] [--grid FILE.png]
     python benchmarks/demo_quality.py --task inpaint|depth2img|upscale [...]
+    python benchmarks/demo_quality.py --precision int8 --beside full [...]
 
 Every prompt is held out: single prompts ask for a glyph on a background that training never put it
 on, two-glyph prompts for a pair that training never showed. `--truth` measures the data's own
@@ -191,6 +192,17 @@ def judge_pairs(
         report.extra[name] = float(np.mean(relations))
 
 
+def judge_beside(
+    prompts: Sequence[Prompt], pictures: Pixels, others: Pixels, finder: Finder, report: Report
+) -> None:
+    """Pictures of one glyph beside those of another precision, same seeds, into the report."""
+    right = [finder.one(o).glyph == p.glyphs[0] for o, p in zip(others, prompts, strict=True)]
+    nearness = psnr(pictures, others)
+    report.extra["beside: nearest of all is the right one"] = float(np.mean(right))
+    report.extra["beside: PSNR of these to those, dB, mean"] = float(nearness.mean())
+    report.extra["beside: PSNR of these to those, dB, least"] = float(nearness.min())
+
+
 def contact_sheet(
     pictures: Sequence[Pixels], captions: Sequence[str], columns: int = 6
 ) -> Image.Image:
@@ -250,6 +262,9 @@ def run_prompts(args: argparse.Namespace, sheet: GlyphSheet) -> tuple[Report, Im
     finder = Finder(sheet)
     judge_single(singles, pictures_of_one, finder, report)
     judge_pairs(pairs, pictures_of_two, finder, report)
+    if args.beside:
+        other = DemoModel(args.model, args.device, precision=args.beside).draw(args)(singles)
+        judge_beside(singles, pictures_of_one, other, finder, report)
     if not args.truth:
         true, _ = Scenes(args.font, seed=args.seed, split="test").batch(0, PSNR_SCENES)
         report.figures[PSNR] = float(psnr(true, model.through_autoencoder(true)).mean())
@@ -288,6 +303,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=20, help="pictures at a time")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", choices=PRECISIONS, default="auto")
+    parser.add_argument("--beside", choices=PRECISIONS, help="compare with another precision")
     parser.add_argument("--font", default=str(FONT))
     parser.add_argument("--truth", action="store_true", help="judge true drawings: the ceiling")
     parser.add_argument("--json", metavar="FILE", help="write figures and failures")
@@ -295,8 +311,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.n < 2:
         parser.error("--n must be 2 or more")
-    if args.truth and args.task != "txt2img":
-        parser.error("--truth is for pictures from prompts")
+    if (args.truth or args.beside) and args.task != "txt2img":
+        parser.error("--truth and --beside are for pictures from prompts")
+    if args.truth and args.beside:
+        parser.error("--truth draws nothing that has a precision")
     try:
         return run(args)
     except LdmError as error:

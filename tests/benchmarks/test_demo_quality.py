@@ -128,6 +128,20 @@ def test_wrong_pictures_are_judged_wrong(sheet: GlyphSheet, finder: Finder) -> N
     assert report_of(pairs, np.roll(pictures, 1, axis=0), finder).figures[demo.PAIR] == 0
 
 
+def test_pictures_beside_those_of_another_precision(sheet: GlyphSheet, finder: Finder) -> None:
+    prompts = demo.single_prompts(3, 5)
+    rng = random.Random(0)
+    pictures = np.stack([demo.true_picture(prompt, sheet, rng) for prompt in prompts])
+    others = np.roll(pictures, 1, axis=0)
+    report = demo.Report()
+    demo.judge_beside(prompts, pictures, others, finder, report)
+    right, mean, least = report.extra.values()
+    assert right == 0
+    assert least < mean < 30
+    demo.judge_beside(prompts, others, pictures, finder, report)
+    assert list(report.extra.values()) == [1, mean, least]
+
+
 def test_relations() -> None:
     def at(x: int, y: int) -> Match:
         return Match(GLYPHS[0], 1.0, x, y, 40, 40)
