@@ -64,7 +64,15 @@ def main() -> int:
     wanted = parser.parse_args()
 
     policy = choose(wanted.device, wanted.precision, wanted.attention)
-    loaded = load_model(wanted.checkpoint, wanted.config, dtype=policy.dtype, device=policy.device)
+    loaded = load_model(
+        wanted.checkpoint,
+        wanted.config,
+        dtype=policy.dtype,
+        device=policy.device,
+        channels_last=policy.channels_last,
+        packed=policy.packed,
+        quantized=policy.quantized,
+    )
     engine = Engine(loaded.model, policy)
     defaults = loaded.family.defaults
     print(machine())
