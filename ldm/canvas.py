@@ -169,6 +169,13 @@ def latent_mask(mask: Plane, height: int, width: int) -> Plane:
     return hard_mask(mask[rows[:, None], columns])
 
 
+def touched_mask(mask: Plane, height: int, width: int) -> Plane:
+    """1 for the latents [h,w] that have any part of the hard mask, whose sides are multiples."""
+    blocks = hard_mask(mask).reshape(height, mask.shape[0] // height, width, -1)
+    touched: Plane = blocks.max(axis=(1, 3))
+    return touched
+
+
 def paste(original: Pixels, generated: Pixels, mask: Plane, feather: int = 0) -> Pixels:
     """Put what was generated over the original where the mask says so: [H,W,3].
 

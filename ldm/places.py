@@ -151,13 +151,13 @@ def _bundled(task: str) -> Path:
 def able_models(task: str) -> str:
     """The end of a message: which of the models that can be named would do."""
     names = []
-    for path in (path for folder in model_folders() for path in _checkpoints(folder)):
+    for name, path in _named():
         try:
             family = choose(read_header(path)).family
         except UsageError:
             continue
         if family.task in FITTING.get(task, (task,)):
-            names.append(path.stem)
+            names.append(name)
     if not names:
         return "; none under ./models or $LDM_MODELS can"
     return f"; these can: {', '.join(names[:5])}"
@@ -179,8 +179,19 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES[1:])
 
 
+def _named() -> list[tuple[str, Path]]:
+    """All checkpoints by the names that --model takes; those of latent diffusion are all alike but
+    for their folders."""
+    return [
+        (path.relative_to(folder).with_suffix("").as_posix(), path)
+        for folder in model_folders()
+        for path in _checkpoints(folder)
+    ]
+
+
 def _no_model(name: str) -> str:
-    there = sorted({path.stem for folder in model_folders() for path in _checkpoints(folder)})
-    hint = nearest(Path(name).name, there)
+    named = _named()
+    there = sorted({name for name, _ in named})
+    hint = nearest(Path(name).name, [path.stem for _, path in named])
     known = f"; there are {', '.join(there[:10])}" if there else ""
     return f"--model {name}: no such file, nor under ./models or $LDM_MODELS{hint}{known}"

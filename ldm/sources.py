@@ -12,8 +12,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import get_args
 
-import numpy as np
-
 from ldm.canvas import (
     Fit,
     Pixels,
@@ -22,6 +20,7 @@ from ldm.canvas import (
     Size,
     fit,
     floor_resize,
+    hard_mask,
     outpaint,
     pad_to_multiple,
     paste,
@@ -30,7 +29,14 @@ from ldm.errors import ImageError, JobError
 from ldm.fields import PICTURED
 from ldm.inputs import check_file, digest, parse_outpaint
 from ldm.job import Job
-from ldm.pictures import Pictured, mask_of_alpha, read_depth, read_mask, read_picture
+from ldm.pictures import (
+    Pictured,
+    check_mask,
+    mask_of_alpha,
+    read_depth,
+    read_mask,
+    read_picture,
+)
 
 # The originals' demos padded pictures so (gradio/*.py, pad_image).
 _MULTIPLE = 64
@@ -46,8 +52,9 @@ class Sources:
     """What a job's files hold. Arrays are uint8 [H,W,3]; `mask` and `depth` float32 [H,W].
 
     `picture`, `mask` and `depth` lie on the canvas; `original` and `area` (the mask) have the size
-    of the picture that is wanted, `size`. `canvas` is the (width, height) that is decoded.
-    `images` are the pictures of variations, of any sizes.
+    of the picture that is wanted, `size`. Masks are 1 where the given one is 0.5 or more, else 0.
+    `canvas` is the (width, height) that is decoded. `images` are the pictures of variations, of any
+    sizes.
     """
 
     canvas: Size
@@ -181,7 +188,10 @@ def _placed(
         wanted = fit(source, wanted_size(job, source), _fit(job))
         canvas = pad_to_multiple(wanted.canvas, step, _LEAST)
     original = wanted.apply(rgb)
-    area = None if mask is None else wanted.apply(mask)
+    area = None if mask is None else hard_mask(wanted.apply(mask))
+    if area is not None:  # what was masked may have been cut off
+        width, height = wanted.canvas
+        check_mask(area, f"{job.mask or job.init_img} made {width}x{height}")
     return Sources(
         canvas=canvas.canvas,
         size=wanted.canvas,
@@ -189,7 +199,7 @@ def _placed(
         original=original,
         area=area,
         picture=canvas.apply(original),
-        mask=None if area is None else canvas.apply(area).astype(np.float32),
+        mask=None if area is None else canvas.apply(area),
         depth=None if depth is None else canvas.apply(wanted.apply(depth)),
     )
 

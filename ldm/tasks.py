@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.canvas import Pixels, Plane, hard_mask, latent_mask
+from ldm.canvas import Pixels, Plane, hard_mask, latent_mask, touched_mask
 from ldm.conditioning import Conditioning
 from ldm.depth import depth_concat, depth_from_map, estimate_depth
 from ldm.fields import PARTIAL
@@ -97,13 +97,13 @@ def inpaint(job: Job, given: Given) -> Problem:
     problem = _guided(job, given)
     assert given.sources.mask is not None
     images = given.images(_picture(given), job.n_samples)
-    hard = _plane(hard_mask(given.sources.mask), given)
-    small = latent_mask(given.sources.mask, *(side // model.factor for side in images.shape[-2:]))
-    mask = _plane(small, given)
+    size = (images.shape[-2] // model.factor, images.shape[-1] // model.factor)
     place = mask_place(model)
-    if not place:
-        init = given.latents(images)
-        return replace(_from(problem, job, init), mask=mask)
+    if not place:  # a latent goes as a whole, or what is masked of it would stay
+        mask = _plane(touched_mask(given.sources.mask, *size), given)
+        return replace(_from(problem, job, given.latents(images)), mask=mask)
+    hard = _plane(hard_mask(given.sources.mask), given)
+    mask = _plane(latent_mask(given.sources.mask, *size), given)
     if place == "first":  # Stable Diffusion: grey in the hole, mask, then the picture
         hidden = given.latents(images * (hard < 0.5))
         concat = torch.cat([mask.expand(len(hidden), -1, -1, -1), hidden], dim=1)

@@ -21,6 +21,7 @@ from ldm.canvas import (
     outpaint,
     pad_to_multiple,
     paste,
+    touched_mask,
     weights,
 )
 from ldm.errors import ImageError
@@ -255,6 +256,8 @@ def test_latent_masks_are_torchs_nearest(factor: int) -> None:
     size = (40 // factor, 64 // factor)
     wanted = torch.nn.functional.interpolate(whole, size=size)[0, 0].numpy()
     assert np.array_equal(latent_mask(mask, *size), wanted)
+    most = torch.nn.functional.max_pool2d(whole, factor)[0, 0].numpy()
+    assert np.array_equal(touched_mask(mask, *size), most)
 
 
 @FEW

@@ -122,6 +122,9 @@ def bad_files(folder: Path) -> None:
     save(folder / "black.png", np.zeros((13, 19), np.uint8))
     save(folder / "white.png", np.full((13, 19), 255, np.uint8))
     save(folder / "tiny.png", scene(4, 4))
+    edge = np.zeros((13, 19), np.uint8)
+    edge[:, :3] = 255
+    save(folder / "edge.png", edge)
     (folder / "empty.png").write_bytes(b"")
     (folder / "text.png").write_text("no picture", encoding="utf-8")
     (folder / "cut.png").write_bytes((folder / "in.png").read_bytes()[:-60])
@@ -164,6 +167,10 @@ REFUSALS: list[tuple[list[str], str]] = [
     ([*INP, "--mask", "black.png"], "black.png: the mask is empty"),
     ([*INP, "--mask", "white.png"], "white.png: the mask covers the whole picture"),
     ([*INP, "--mask", "black.png", "--mask-invert"], "covers the whole"),
+    (
+        [*INP, "--mask", "edge.png", "--fit", "crop", "--W", "8", "--H", "13"],
+        "edge.png made 8x13: the mask is empty",
+    ),
     ([*INP, "--mask", "cut.png"], "cut.png: the picture is damaged"),
     ([*INP, "--mask", "mask.png", "--outpaint", "1,1,1,1"], "--mask and --outpaint"),
     ([*INP, "--outpaint", "1,2,3"], "--outpaint must be four"),

@@ -248,6 +248,17 @@ def test_a_mask_may_be_inverted_or_be_the_transparency(models: Models) -> None:
     assert (draw("inpaint", "-i", "glass.png", *argv) == expected).all()
 
 
+def test_a_line_between_two_latents_is_repainted(models: Models, results: list[Result]) -> None:
+    thin = np.zeros((50, 75), np.uint8)
+    thin[:, 37] = 255
+    save(Path("mask.png"), thin)
+    argv = [*HOLE, *PROMPT, *models("text"), "--sampler", "dpmpp_2m"]
+    draw("inpaint", *argv)
+    given = np.pad(scene(75, 50), ((0, 78), (0, 53), (0, 0)), mode="edge")
+    away = (results[0].latent - encoded(load_model(models("text")[1]).model, given)).abs().mean(0)
+    assert away[:, 4].min() > 10 * away[:, 3].max()
+
+
 @pytest.mark.parametrize("name", ["text", "inpaint"])
 def test_a_picture_grows_beyond_its_edges(models: Models, name: str) -> None:
     made = draw("inpaint", "-i", "in.png", *PROMPT, *models(name), "--outpaint", "5,0,40,3")

@@ -12,7 +12,7 @@ from PIL import Image
 from ldm.errors import ImageError, JobError
 from ldm.job import Job
 from ldm.sources import check_unchanged, digests, read_sources, wanted_size
-from tests.tiny_pictures import save, scene, square_mask
+from tests.tiny_pictures import read, save, scene, square_mask
 
 
 @pytest.fixture(autouse=True)
@@ -126,6 +126,17 @@ def test_only_what_is_masked_is_taken_unless_all_is_wanted() -> None:
     whole = sources.finish(painted, job("inpaint", mask="mask.png", no_paste=True))
     assert whole.shape == (50, 75, 3)
     assert (whole == 9).all()
+
+
+def test_a_mask_saved_as_jpeg_has_sharp_edges() -> None:
+    save(Path("mask.jpg"), square_mask(75, 50), quality=30)
+    grey = read(Path("mask.jpg"))
+    assert ((grey > 0) & (grey < 128)).any()
+    asked = job("inpaint", mask="mask.jpg", feather=0)
+    sources = read_sources(asked, 8)
+    made = sources.finish(np.full((*sources.canvas[::-1], 3), 9, np.uint8), asked)
+    assert (made[grey < 128] == scene(75, 50)[grey < 128]).all()
+    assert (made[grey >= 128] == 9).all()
 
 
 @pytest.mark.parametrize(

@@ -50,8 +50,12 @@ def ddim(
     on_step: OnStep | None = None,
     eta: float = 0.0,
 ) -> Tensor:
-    """DDIM (arXiv 2010.02502, equation 12), which is ancestral Euler with eta 0 by default."""
-    return euler_ancestral(denoise, x, sigmas, noise=noise, on_step=on_step, eta=eta)
+    """DDIM (arXiv 2010.02502, equation 12), which is ancestral Euler with eta 0 by default.
+
+    Like the originals, DDPM among them, it uses up noise in a step to 0, too.
+    """
+    x = euler_ancestral(denoise, x, sigmas, noise=noise, on_step=on_step, eta=eta)
+    return x if sigmas[-1] > 0 else add_noise(x, noise, 0.0)
 
 
 @register("dpm_2_ancestral", order=2, draws=True, options=("eta",))

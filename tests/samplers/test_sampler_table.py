@@ -16,7 +16,7 @@ from torch import Tensor
 from ldm.denoiser import Prediction, make_denoiser
 from ldm.errors import UsageError
 from ldm.fields import SAMPLER_ALIASES
-from ldm.noise import ImageNoise
+from ldm.noise import ImageNoise, StreamNoise
 from ldm.samplers import SAMPLERS, Sampler, final_latent, find_sampler, masked, start_latent
 from ldm.schedule import GRIDS, NoiseSchedule, make_grid
 
@@ -180,6 +180,15 @@ def test_draws_tells_whether_noise_is_needed(sampler: Sampler) -> None:
             sampler.fn(gaussian, x, sigmas)
     else:
         sampler.fn(gaussian, x, sigmas)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_ddim_uses_up_noise_in_every_step(eta: float) -> None:
+    """DDPM of the originals drew in the step to 0, too; what follows in a stream depends on it."""
+    noise = StreamNoise(0, "cpu")
+    sigmas = make_grid("default", SCHEDULE, 5)
+    find_sampler("ddim").fn(gaussian, torch.ones(1, 4), sigmas, noise=noise, eta=eta)
+    assert noise.draws == 5
 
 
 @EVERY
