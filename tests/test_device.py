@@ -55,3 +55,14 @@ def test_int8_needs_a_cpu_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(JobError, match="needs a processor with VNNI"):
         choose_precision("int8", CPU)
     assert not choose("cpu", "auto", "auto").quantized
+
+
+@pytest.mark.parametrize("precision", ["auto", "bf16", "int8"])
+def test_attention_is_rounded_where_that_is_quicker(
+    precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "can_quantize", lambda: True)
+    for flags in ({"avx512_vnni"}, {"avx512_vnni", "avx512_bf16"}):
+        monkeypatch.setattr(device, "processor_flags", lambda flags=flags: frozenset(flags))
+        rounded = choose("cpu", precision, "auto").rounded
+        assert rounded == (precision != "auto" and "avx512_bf16" in flags)
