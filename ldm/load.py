@@ -17,6 +17,7 @@ from ldm.families.choice import choose, fitting_yamls, with_prediction
 from ldm.families.family import Family
 from ldm.inventory import expected_shapes
 from ldm.model import Model
+from ldm.nn.autoencoder import upsample_in_phases
 from ldm.nn.outline import outline
 from ldm.nn.packing import pack, packable
 from ldm.nn.quantized import quantizable, quantize
@@ -104,6 +105,7 @@ def load_model(
         quantize(model.network, done)
     if packed:  # what is left
         pack(model.network, done)
+        upsample_in_phases(model.first_stage_model)
     if not choice.prediction_why:
         choice = with_prediction(choice, *measure_prediction(model))
     model.prediction = Prediction(choice.family.prediction)

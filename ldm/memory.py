@@ -50,8 +50,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 def keep_freed() -> None:
     """Let memory that tensors have left stay with the process, for those to come.
 
-    glibc gives large pieces back at once, and the kernel clears every page of a new one: a feature
-    map costs more to put somewhere than to compute. Nothing is done where the C library is another.
+    glibc gives large pieces back at once, and the kernel clears every page of a new one, for each
+    feature map anew. Nothing is done where the C library is another.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -12,6 +12,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ldm.nn.layers import Upsample
+from ldm.nn.upsampling import in_phases, phase_kernels
+
 # Smaller weights are not worth a copy.
 _LEAST = 1 << 14
 
@@ -76,6 +79,18 @@ class PackedPointConv2d(PackedLinear):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class PackedUpsample(nn.Module):
+    """Repetition and a 3x3 convolution, [B,C,h,w] -> [B,C',2h,2w], see `ldm.nn.upsampling`."""
+
+    def __init__(self, layer: nn.Conv2d, weight: Tensor) -> None:
+        super().__init__()
+        kernels = phase_kernels(weight)
+        self.phases = nn.ModuleList(PackedConv2d(layer, kernel) for kernel in kernels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return in_phases(x, list(self.phases))
+
+
 def packable(module: nn.Module) -> list[str]:
     """The names of the weights that `pack` packs.
 
@@ -107,7 +122,9 @@ def pack(module: nn.Module, packed: Callable[[str], None] = lambda name: None) -
         weight: Tensor = layer.weight
         if weight.dtype is not torch.float32:
             weight = room[: weight.numel()].view(weight.shape).copy_(weight)
-        if isinstance(layer, nn.Conv2d) and _is_pointwise(layer):
+        if isinstance(layer, nn.Conv2d) and isinstance(place, Upsample):
+            module.set_submodule(parent, PackedUpsample(layer, weight))
+        elif isinstance(layer, nn.Conv2d) and _is_pointwise(layer):
             setattr(place, own, PackedPointConv2d(layer, weight.flatten(1)))
         elif isinstance(layer, nn.Conv2d):
             setattr(place, own, PackedConv2d(layer, weight))
