@@ -22,10 +22,11 @@ import torch
 from benchmarks.measure import machine
 from ldm.config import resource
 from ldm.device import choose
-from ldm.engine import Engine, Event
+from ldm.engine import Engine
 from ldm.fields import ATTENTIONS, PRECISIONS, SAMPLER_NAMES
 from ldm.job import Job
 from ldm.load import load_model
+from ldm.results import Event
 
 
 def measure(engine: Engine, job: Job) -> tuple[float, float, float]:

@@ -26,7 +26,7 @@ from ldm.plan import Plan
 from ldm.worker import VARIABLES, Order, Reply, begin, work
 
 if TYPE_CHECKING:
-    from ldm.engine import OnEvent
+    from ldm.results import OnEvent
 
 TRIES = 3
 _AHEAD = 3  # so many times as many bundles as there are workers may wait for those before them
@@ -128,7 +128,7 @@ class Crew(Engines):
 
         Once a stop is asked for no batch is begun, and it comes when all in work are drawn.
         """
-        from ldm.engine import Event
+        from ldm.results import Event
 
         def warn(text: str) -> None:
             on_event(Event("warning", text=text))

@@ -25,7 +25,7 @@ from ldm.progress import Progress, complain
 from ldm.sink import Sink, told, told_before
 
 if TYPE_CHECKING:
-    from ldm.engine import Result
+    from ldm.results import Result
     from ldm.runs import Run
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import takewhile
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.denoiser import DenoiseFn
@@ -27,8 +25,9 @@ from ldm.metadata import Record
 from ldm.model import Model
 from ldm.nn.attention import attention_backend
 from ldm.nn.rows import image_by_image
-from ldm.parts import Part, fit, joined, kinds, noise_of, room, stands_alone
-from ldm.samplers import final_latent, masked, start_latent
+from ldm.parts import Part, fit, joined, kinds, noise_of, room, stands_alone, started
+from ldm.results import Event, OnEvent, Result, warn_once
+from ldm.samplers import final_latent, masked
 from ldm.samplers.table import levels
 from ldm.sources import Sources, digests, read_sources
 from ldm.tasks import TASKS, Given, Problem, first_draw
@@ -47,48 +46,6 @@ ADVICE = {
     NETWORK: "try another --sampler, a --scale nearer to 1, or --prediction",
     DECODER: "the latents are too large; try a --scale nearer to 1",
 }
-
-
-@dataclass(frozen=True)
-class Event:
-    """News of a run: a batch of `rows` begins (`total` steps), a step of it is done, or a warning's
-    text."""
-
-    kind: Literal["batch", "step", "warning"]
-    done: int = 0
-    total: int = 0
-    text: str = ""
-    rows: int = 0
-
-
-OnEvent = Callable[[Event], None]
-
-
-@dataclass(frozen=True)
-class Result:
-    """One picture, with everything needed to make it again.
-
-    `latent` [C,h,w] is what was decoded, float32 on the CPU; `seconds` is its share of the time;
-    `depth` [1,H,W] is the inverse depth that the network was shown, where it was, at the picture's
-    size; `ready` counts the pictures that come next without another step.
-    """
-
-    picture: Picture
-    record: Record
-    latent: Tensor
-    seconds: float
-    depth: Tensor | None = None
-    ready: int = 0
-
-    @property
-    def prompt(self) -> str:
-        """The text it was made from."""
-        return self.record.job.texts()[self.record.row]
-
-    @property
-    def seed(self) -> int:
-        """Its own seed, or that of the stream it belongs to."""
-        return self.record.job.image_seeds()[self.record.row]
 
 
 class Engine:
@@ -125,7 +82,7 @@ class Engine:
         Their batches make up larger ones of `at_once` images, or, where that is not said, of as
         many as is quick and leaves every image as it is alone, to the bit.
         """
-        report = _warn_once(on_event or (lambda event: None))
+        report = warn_once(on_event or (lambda event: None))
         waiting: list[Part] = []
         for part in self._parts(jobs, report):
             waiting.append(part)
@@ -199,7 +156,7 @@ class Engine:
                 record=Record(part.job, row, self.name, self.digest, part.hashes),
                 latent=latent.float().cpu(),
                 seconds=part.seconds / part.job.n_samples + time.perf_counter() - start,
-                depth=_depth_of(part),
+                depth=part.depth(),
                 ready=ready + part.count - row - 1,
             )
 
@@ -219,7 +176,7 @@ class Engine:
                     ENCODERS,
                     precise,
                     lambda again: TASKS[batch.task](batch, given),
-                    _numbers,
+                    Problem.numbers,
                     report,
                 )
                 break
@@ -283,7 +240,7 @@ class Engine:
         if key not in self.agreed:
             fresh = [self._open(part.job, part.sources) for part in parts]
             starts, _ = noise_of(parts, fresh)
-            xs = [_start(part.problem, x) for part, x in zip(parts, starts, strict=True)]
+            xs = [started(part.problem, x) for part, x in zip(parts, starts, strict=True)]
 
             def first_step(problem: Problem, x: Tensor) -> Tensor:
                 with image_by_image(len(x)):
@@ -320,7 +277,7 @@ class Engine:
         if not steps and not problem.init_sigma:  # strength 0: nothing is added, or taken away
             assert problem.init is not None
             return problem.init
-        xs = [_start(part.problem, start) for part, start in zip(parts, starts, strict=True)]
+        xs = [started(part.problem, start) for part, start in zip(parts, starts, strict=True)]
         x = xs[0] if len(xs) == 1 else torch.cat(xs)
         denoise, fn = self._denoiser(problem, x), sampler.fn
         if problem.mask is not None and problem.init is not None:
@@ -429,45 +386,6 @@ class Engine:
         factor = self.model.factor
         shape = (self.model.latent_channels, height // factor, width // factor)
         return Draws(batch, shape, self.policy.device, first_draw(batch, self.model, sources))
-
-
-def _start(problem: Problem, noise: Tensor) -> Tensor:
-    """The first x: noise, or a picture with noise of a level that may not be the grid's own."""
-    sigma = float(problem.sigmas[0])
-    if problem.init is None:
-        return start_latent(problem.sampler, noise, sigma)
-    x = torch.add(problem.init, noise, alpha=problem.init_sigma)
-    if problem.init_sigma == sigma:
-        return x
-    return x * math.sqrt((1 + sigma**2) / (1 + problem.init_sigma**2))
-
-
-def _depth_of(part: Part) -> Tensor | None:
-    """The depth that the network was shown, without the edges that were added to the picture."""
-    depth, placement = part.problem.depth, part.sources.placement
-    if depth is None or placement is None:
-        return depth
-    size = placement.canvas[::-1]
-    whole = F.interpolate(depth[None], size=size, mode="bilinear", antialias=True)[0, 0]
-    return torch.from_numpy(placement.undo(whole.numpy()))[None]
-
-
-def _numbers(problem: Problem) -> list[Tensor | None]:
-    """What the encoders of a problem gave."""
-    sides = [side for side in (problem.cond, problem.uncond) if side is not None]
-    parts = [part for side in sides for part in (side.crossattn, side.concat, side.vector)]
-    return [*parts, problem.init]
-
-
-def _warn_once(report: OnEvent) -> OnEvent:
-    told: set[str] = set()
-
-    def pass_on(event: Event) -> None:
-        if event.kind != "warning" or event.text not in told:
-            told.add(event.text)
-            report(event)
-
-    return pass_on
 
 
 @contextmanager

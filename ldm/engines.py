@@ -21,8 +21,9 @@ from ldm.timing import phase
 
 if TYPE_CHECKING:
     from ldm.device import Policy
-    from ldm.engine import Engine, OnEvent, Result
+    from ldm.engine import Engine
     from ldm.model import Model
+    from ldm.results import OnEvent, Result
 
 Batch: TypeAlias = tuple[int, Job]  # a batch, and the number of the job that it belongs to
 Outcome: TypeAlias = "Result | LdmError"

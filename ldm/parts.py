@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.conditioning import Conditioning
 from ldm.draws import Draws, Joined, Rows
 from ldm.job import Job
 from ldm.noise import Noise
+from ldm.samplers import start_latent
 from ldm.sources import Sources
 from ldm.tasks import Problem
 
@@ -44,6 +47,15 @@ class Part:
         """Images in it."""
         return len(range(self.job.n_samples)[self.rows])
 
+    def depth(self) -> Tensor | None:
+        """The depth [1,H,W] that the network was shown, without the edges added to the picture."""
+        depth, placement = self.problem.depth, self.sources.placement
+        if depth is None or placement is None:
+            return depth
+        size = placement.canvas[::-1]
+        whole = F.interpolate(depth[None], size=size, mode="bilinear", antialias=True)[0, 0]
+        return torch.from_numpy(placement.undo(whole.numpy()))[None]
+
     def halves(self) -> list[Part]:
         """Its first rows and the others."""
         first, last, _ = self.rows.indices(self.job.n_samples)
@@ -53,6 +65,17 @@ class Part:
         problems = [rows_of(self.problem, rows) for rows in inside]
         pairs = zip(here, problems, strict=True)
         return [replace(self, rows=rows, problem=problem, used=True) for rows, problem in pairs]
+
+
+def started(problem: Problem, noise: Tensor) -> Tensor:
+    """The first x: noise, or a picture with noise of a level that may not be the grid's own."""
+    sigma = float(problem.sigmas[0])
+    if problem.init is None:
+        return start_latent(problem.sampler, noise, sigma)
+    x = torch.add(problem.init, noise, alpha=problem.init_sigma)
+    if problem.init_sigma == sigma:
+        return x
+    return x * math.sqrt((1 + sigma**2) / (1 + problem.init_sigma**2))
 
 
 def room(width: int, latent: tuple[int, int, int]) -> int:

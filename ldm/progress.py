@@ -18,7 +18,8 @@ from ldm.outputs import OutputPlan
 from ldm.plan import Plan
 
 if TYPE_CHECKING:
-    from ldm.engine import Engine, Event
+    from ldm.engine import Engine
+    from ldm.results import Event
 
 
 def teller(outputs: OutputPlan) -> Callable[[str], None]:

@@ -17,9 +17,9 @@ from ldm.outputs import OutputPlan
 from ldm.timing import phase
 
 if TYPE_CHECKING:
-    from ldm.engine import Result
     from ldm.images import Picture
     from ldm.job import Job
+    from ldm.results import Result
 
 
 @dataclass

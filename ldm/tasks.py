@@ -46,6 +46,12 @@ class Problem:
     depth: Tensor | None = None
     warnings: tuple[str, ...] = ()
 
+    def numbers(self) -> list[Tensor | None]:
+        """What the encoders gave."""
+        sides = [side for side in (self.cond, self.uncond) if side is not None]
+        parts = [part for side in sides for part in (side.crossattn, side.concat, side.vector)]
+        return [*parts, self.init]
+
 
 @dataclass(frozen=True)
 class Given:

@@ -20,7 +20,8 @@ from ldm.errors import CheckpointError, LdmError
 from ldm.plan import Plan
 
 if TYPE_CHECKING:
-    from ldm.engine import Engine, Event
+    from ldm.engine import Engine
+    from ldm.results import Event
 
 # Variables that have a say in how pictures are computed.
 VARIABLES = ("ATTN_PRECISION",)

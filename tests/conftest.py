@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
-    from ldm.engine import Result
+    from ldm.results import Result
     from ldm.sink import Sink
 
 # Tests run in two processes on two cores, and no test may reach for a network.

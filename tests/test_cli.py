@@ -19,11 +19,11 @@ from golden_data import GOLDEN
 from PIL import Image
 
 from ldm.cli import EXAMPLES, SCRIPT_COMMANDS, run
-from ldm.engine import Result
 from ldm.errors import LdmError
 from ldm.legacy import ORIGINAL_FLAGS, SCRIPT_CHECKPOINTS
 from ldm.metadata import read_record
 from ldm.plan import make_plan
+from ldm.results import Result
 from ldm.sink import Sink
 
 ROOT = Path(__file__).parents[1]

@@ -21,8 +21,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from ldm.cli import main_script, run
-from ldm.engine import Result
 from ldm.metadata import read_record
+from ldm.results import Result
 from ldm.sink import Sink
 
 E2E = GOLDEN / "e2e"

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from ldm.conditioning import Conditioning
 from ldm.denoiser import DenoiseFn
 from ldm.device import Policy, choose
-from ldm.engine import ENCODERS, Engine, Event, Result
+from ldm.engine import ENCODERS, Engine
 from ldm.errors import JobError, NonFiniteError
 from ldm.job import Job
 from ldm.metadata import Record
+from ldm.results import Event, Result
 from ldm.schedule import NoiseSchedule
 from ldm.wording import Memory, Wording
 

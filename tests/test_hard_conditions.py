@@ -22,8 +22,8 @@ from test_runs import QUICK, SAMPLES, contents, draw, forks, place
 from test_runs import home as home
 
 from ldm import output
-from ldm.engine import Result
 from ldm.interrupts import Interrupts
+from ldm.results import Result
 from ldm.sink import Sink
 
 OUT = Path("outputs/txt2img-samples")

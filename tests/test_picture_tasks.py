@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from ldm.canvas import latent_mask
 from ldm.cli import main_script, run
 from ldm.depth import load_depth_model
-from ldm.engine import Result
 from ldm.fields import SAMPLER_ALIASES
 from ldm.images import to_picture
 from ldm.job import Job
@@ -25,6 +24,7 @@ from ldm.load import load_model
 from ldm.metadata import read_record
 from ldm.model import Model
 from ldm.nn.dpt import MiDaSInference
+from ldm.results import Result
 from ldm.sources import read_sources
 from ldm.targets import DEPTH_MODELS
 from ldm.tasks import Given, inpaint

@@ -10,9 +10,9 @@ import pytest
 from test_runs import draw
 from test_runs import home as home
 
-from ldm.engine import Event
 from ldm.outputs import OutputPlan
 from ldm.progress import Progress
+from ldm.results import Event
 
 IMAGE = {
     "path", "seed", "prompt", "negative", "width", "height", "steps", "sampler", "scale", "model",

@@ -18,10 +18,10 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.cli import main_script
-from ldm.engine import Result
 from ldm.legacy import SCRIPT_CHECKPOINTS
 from ldm.metadata import read_record
 from ldm.noise import Noise
+from ldm.results import Result
 from ldm.samplers import final_latent, find_sampler, start_latent
 from ldm.schedule import NoiseSchedule, make_grid
 from tests.test_sample import free_tree

@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ldm.engine import Engine, Event, Result
+from ldm.engine import Engine
 from ldm.engines import load_engine
 from ldm.job import Job
 from ldm.memory import Offload, OutOfMemory, is_out_of_memory
 from ldm.plan import make_plan
+from ldm.results import Event, Result
 from ldm.wording import Memory
 from tests.test_runs import place
 

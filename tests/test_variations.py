@@ -16,11 +16,12 @@ from torch import Tensor
 from ldm.cli import run
 from ldm.conditioning import Conditioning
 from ldm.config import read_config, resource
-from ldm.engine import Draws, Result
+from ldm.engine import Draws
 from ldm.metadata import read_record
 from ldm.model import Model
 from ldm.plan import make_plan
 from ldm.registry import build
+from ldm.results import Result
 from tests.golden_data import GOLDEN, case, tensors, text_tower
 
 IMAGES = GOLDEN / "modules" / "clip-image-unclip"

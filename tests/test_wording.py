@@ -16,12 +16,13 @@ from ldm.conditioning import (
     FrozenOpenCLIPEmbedder,
 )
 from ldm.device import Policy
-from ldm.engine import Engine, Event
+from ldm.engine import Engine
 from ldm.errors import JobError
 from ldm.job import Job
 from ldm.legacy import SCRIPT_DEFAULTS
 from ldm.metadata import Record
 from ldm.model import Model
+from ldm.results import Event
 from ldm.text.tokenizer import END, START, clip_tokenizer
 from ldm.wording import Wording, encode, weighted
 from tests.golden_data import case, text_tower, without

@@ -23,12 +23,12 @@ from test_runs import QUICK, SAMPLES, contents, draw
 from test_runs import home as home
 
 from ldm.crew import TRIES, Crew, Hand
-from ldm.engine import Result
 from ldm.engines import Batch, Outcome
 from ldm.errors import JobError, LdmError, NonFiniteError
 from ldm.interrupts import Interrupts
 from ldm.memory import OutOfMemory
 from ldm.plan import Plan, make_plan
+from ldm.results import Result
 from ldm.sink import Sink
 from ldm.worker import Reply, Worker
 
