@@ -57,8 +57,11 @@ class Site(Protocol):
         """Whether that is this machine."""
         ...
 
-    def open(self) -> int:
-        """How many workers there are to be; raises LdmError where there can be none."""
+    def open(self, device: str) -> int:
+        """How many workers there are to be, for a device; raises LdmError where there can be none.
+
+        It may be asked again.
+        """
         ...
 
     def hire(self, index: int) -> Hand:
@@ -111,7 +114,9 @@ class Crew(Engines):
         self.order = Order(plan, torch.get_num_threads(), os.getcwd(), variables, self.offload)
         self.working.clear()
         self.idle.clear()
-        self.hands = self.hands or [self.site.hire(index) for index in range(self.site.open())]
+        self.hands = self.hands or [
+            self.site.hire(index) for index in range(self.site.open(plan.job.device))
+        ]
         for hand in self.hands:
             self._send(hand, None)
         try:
@@ -228,12 +233,25 @@ class Crew(Engines):
         self.idle.append(hand)
         if self.settled is None:
             self.settled, self.room = reply.settled, reply.room
-            for note in reply.notes:
+            for note in (*reply.notes, *self._crowded()):
                 self.tell(note)
         for text in reply.warnings:
             warn(text)
         if bundle is not None:
             bundle.outcomes, self.in_vain = reply.outcomes, 0
+
+    def _crowded(self) -> list[str]:
+        """What to tell where there are more threads than processors."""
+        assert self.order is not None
+        assert self.settled is not None
+        count, threads, processors = len(self.hands), self.order.threads, os.cpu_count() or 1
+        if not self.here or self.settled.job.device != "cpu" or count * threads <= processors:
+            return []
+        each = max(1, processors // count)
+        return [
+            f"{count} workers of {threads} threads are more than {processors} processors: "
+            f"OMP_NUM_THREADS={each} is quicker, and may round the last bits in another way"
+        ]
 
     def _replace(
         self,
@@ -274,7 +292,7 @@ class Process:
 
     def submit(self, order: bytes) -> Future[bytes]:
         """Give an order; the process is started with the first."""
-        with _deaf():
+        with deaf():
             return self.pool.submit(work, order)
 
     def stop(self) -> None:
@@ -291,7 +309,7 @@ class Processes:
     def __init__(self, count: int) -> None:
         self.count = count
 
-    def open(self) -> int:
+    def open(self, device: str) -> int:
         """How many they are."""
         return self.count
 
@@ -304,7 +322,7 @@ class Processes:
 
 
 @contextmanager
-def _deaf() -> Iterator[None]:
+def deaf() -> Iterator[None]:
     """Processes that are started here do not hear Ctrl-C, from their very beginning."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -318,6 +336,10 @@ def _deaf() -> Iterator[None]:
 
 def crew_of(outputs: OutputPlan, tell: Callable[[str], None], interrupts: Interrupts) -> Crew:
     """The workers that a run asks for; they are started when there is something to draw."""
-    site = Processes(outputs.workers or 1)
     depth = outputs.save_depth is not None
+    site: Site = Processes(outputs.workers or 1)
+    if outputs.engine == "ray":
+        from ldm.cluster import Cluster
+
+        site = Cluster(outputs.address, outputs.workers)
     return Crew(tell, False, outputs.put_aside, site=site, interrupts=interrupts, depth=depth)

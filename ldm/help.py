@@ -30,6 +30,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "On what": (
         "device", "precision", "attention", "vae_tiling", "offload", "lowvram", "workers",
+        "engine", "address",
     ),
     "To repeat old pictures": ("noise", "rng", "schedule_compat", "fixed_code"),
     "Old flags": (

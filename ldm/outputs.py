@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ from ldm.fields import FILE_FORMATS
 from ldm.options import check_choices, check_range, option, options_of
 
 PROGRESS = ("auto", "jsonl", "none")
+
+ENGINES = ("ray",)
 
 OFFLOADS = ("auto", "none", "parts", "layers")
 
@@ -80,6 +83,15 @@ class OutputPlan:
         "--workers",
         help="Processes that share the batches, each with its GPU if there are any [1].",
     )
+    engine: str | None = option(
+        None, "--engine", help="ray: the workers are on a Ray cluster.", choices=ENGINES
+    )
+    address: str | None = option(
+        None,
+        "--address",
+        help="The cluster of --engine ray [one on this machine, for the run].",
+        metavar="HOST:PORT",
+    )
     save_depth: str | None = option(
         None,
         "--save-depth",
@@ -116,7 +128,7 @@ class OutputPlan:
     @property
     def spread(self) -> bool:
         """Whether there are workers to draw."""
-        return (self.workers or 1) > 1 and not self.dry_run
+        return ((self.workers or 1) > 1 or self.engine is not None) and not self.dry_run
 
     def validate(self) -> None:
         """Raise JobError for what contradicts itself."""
@@ -125,6 +137,13 @@ class OutputPlan:
         check_range("--batch-size", self.batch_size, 1, None)
         check_range("--workers", self.workers, 1, None)
         check_range("--n_rows", self.n_rows, 0, None)
+        if self.address is not None and self.engine != "ray":
+            raise JobError("--address is that of a Ray cluster; add --engine ray")
+        if self.engine == "ray" and importlib.util.find_spec("ray") is None:
+            raise JobError(
+                "--engine ray: the package is not installed; pip install 'ldm-cli[ray]', "
+                "or use --workers alone"
+            )
         if self.grid_xy and not (1 <= len(self.matrix) <= 2 and self.from_file is None):
             raise JobError("--grid-xy wants --matrix with one or two axes, and no --from-file")
         if self.grid_xy and (self.output is not None or self.skip_grid):

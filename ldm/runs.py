@@ -230,7 +230,8 @@ class Run:
 
 def _check_plain(outputs: OutputPlan) -> None:
     """Raise JobError for what the scripts of the originals do not take."""
-    for name in ("format", "matrix", "expand", "skip_existing", "keep_going", "dry_run", "workers"):
+    others = ("format", "matrix", "expand", "skip_existing", "keep_going", "dry_run")
+    for name in (*others, "workers", "engine"):
         if getattr(outputs, name):
             flag = options_of(OutputPlan)[name].flags[0]
             raise JobError(f"{flag} goes with the commands of ldm, not with scripts/ or --indir")

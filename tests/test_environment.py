@@ -78,7 +78,7 @@ def test_conda_and_pip_want_the_same() -> None:
 
 
 def test_the_package_declares_what_it_imports() -> None:
-    optional = set(extra("train")) | set(extra("xformers"))
+    optional = set(extra("train")) | set(extra("xformers")) | set(extra("ray"))
     missing = imported_distributions("ldm") - set(declared()) - optional
     assert not missing, f"imported by ldm/ and not among the dependencies: {missing}"
 
@@ -99,7 +99,7 @@ def test_training_can_be_tested() -> None:
     assert extra("train").items() <= extra("test").items()
 
 
-@pytest.mark.parametrize("group", ["dependencies", "xformers", "train", "test"])
+@pytest.mark.parametrize("group", ["dependencies", "xformers", "train", "ray", "test"])
 def test_ranges_have_a_floor_and_no_pin(group: str) -> None:
     for name, specifier in (declared() if group == "dependencies" else extra(group)).items():
         operators = {part.operator for part in specifier}
