@@ -167,6 +167,16 @@ class FrozenCLIPEmbedder(nn.Module):
         return self.tokenizer.split(text).words_outside(frozenset(self.kept_tokens.tolist()))
 
 
+def pooled_state(embedder: nn.Module, hidden: Tensor) -> Tensor | None:
+    """What an embedder hands to the network as a vector: the last of its states [...,L,D], or None.
+
+    The tokens that follow a text in its chunk are end tokens, which have seen all of it.
+    """
+    if isinstance(embedder, FrozenCLIPEmbedder) and embedder.pooled:
+        return hidden[..., -1, :]
+    return None
+
+
 class FrozenOpenCLIPEmbedder(nn.Module):
     """The text conditioner of v2: OpenCLIP's last or last but one layer, then the final norm.
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ldm.conditioning import Conditioning, FrozenCLIPEmbedder, kept_token_ids
+from ldm.conditioning import Conditioning, FrozenCLIPEmbedder, kept_token_ids, pooled_state
 from ldm.config import Config
 from ldm.errors import ConfigError
 from ldm.hints import Kept, find_hint
@@ -76,9 +76,9 @@ class DiffusionLoss(nn.Module):
         pooled: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         context, _ = self.conditioner.encode(captions)
-        if vector is None and getattr(self.conditioner, "pooled", False):
-            vector = context[:, -1]
-            if pooled is not None:  # in which rows it is shown
+        if vector is None:
+            vector = pooled_state(self.conditioner, context)
+            if vector is not None and pooled is not None:  # in which rows it is shown
                 vector = vector * pooled[:, None]
         sigma = self.schedule.sigma(t).to(z)
         axes = (-1, 1, 1, 1)

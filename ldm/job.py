@@ -253,6 +253,19 @@ class Job(Fields):
         alone = self.classes[0] if self.classes else self.prompt or ""
         return self.prompts or (alone,) * self.n_samples
 
+    def image_values(self, row: int) -> dict[str, Any]:
+        """What most describes an image of a batch, by field."""
+        return {
+            "seed": self.image_seeds()[row],
+            "prompt": self.texts()[row],
+            "negative": self.negative,
+            "width": self.width,
+            "height": self.height,
+            "steps": self.steps,
+            "sampler": self.sampler,
+            "scale": self.scale,
+        }
+
     def image_seeds(self) -> tuple[int, ...]:
         """The seed of every image of a batch; in a stream, and with variations, one for all."""
         if self.seeds is not None:

@@ -123,16 +123,9 @@ def values_of(job: Job, row: int, *, index: int, number: int, model: str) -> dic
     return {
         "index": index,
         "job": number,
-        "seed": job.image_seeds()[row],
-        "prompt": job.texts()[row],
-        "negative": job.negative,
+        **job.image_values(row),
         "task": job.task,
-        "width": job.width,
-        "height": job.height,
-        "steps": job.steps,
-        "scale": job.scale,
         "strength": job.strength,
-        "sampler": job.sampler,
         "model": model,
         "input": PurePath(source).stem,
     }

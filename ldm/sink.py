@@ -155,14 +155,7 @@ def told_before(job: Job, row: int, path: Path | None, model: str, digest: str) 
     """What can be told of row `row` of a batch before it is made; `digest` is the model's hash."""
     return {
         "path": None if path is None else str(path),
-        "seed": job.image_seeds()[row],
-        "prompt": job.texts()[row],
-        "negative": job.negative,
-        "width": job.width,
-        "height": job.height,
-        "steps": job.steps,
-        "sampler": job.sampler,
-        "scale": job.scale,
+        **job.image_values(row),
         "model": model,
         "hash": digest,
     }

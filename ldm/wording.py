@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ldm.conditioning import BERTEmbedder, FrozenCLIPEmbedder, FrozenOpenCLIPEmbedder
+from ldm.conditioning import BERTEmbedder, FrozenCLIPEmbedder, FrozenOpenCLIPEmbedder, pooled_state
 from ldm.text.chunks import Chunked, Token, chunked, rows
 from ldm.text.prompt import parse
 
@@ -105,9 +105,8 @@ def _told(
     ids, weights = rows(chunks, embedder.tokenizer, embedder.pad, embedder.max_length)
     states = embedder.hidden(ids, wording.clip_skip)
     hidden = weighted(states, torch.tensor(weights, device=states.device))
-    pools = isinstance(embedder, FrozenCLIPEmbedder) and embedder.pooled
     pairs = zip(torch.split(states, list(counts)), torch.split(hidden, list(counts)), strict=True)
-    return [(own.flatten(0, 1), plain[0, -1] if pools else None) for plain, own in pairs]
+    return [(own.flatten(0, 1), pooled_state(embedder, plain[0])) for plain, own in pairs]
 
 
 def weighted(hidden: Tensor, weights: Tensor) -> Tensor:

@@ -36,3 +36,9 @@ def results(monkeypatch: pytest.MonkeyPatch) -> list[Result]:
 
     monkeypatch.setattr(Sink, "write", collect)
     return found
+
+
+@pytest.fixture
+def unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail the test where the weights of a model are read."""
+    monkeypatch.setattr("ldm.load.load_model", lambda *_: pytest.fail("the weights were read"))

@@ -7,6 +7,7 @@ float32, and so they are given here.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,12 @@ def case(path: str) -> dict[str, Any]:
     return found
 
 
+def module(name: str) -> dict[str, Tensor]:
+    """The weights of a module's case, on top of the ones that it builds on."""
+    base = case(f"modules/{name}/case.json").get("weights_base")
+    return {**(module(base) if base else {}), **tensors(f"modules/{name}/weights.safetensors")}
+
+
 def text_tower(name: str) -> dict[str, Tensor]:
     """The weights of a text tower such as "text-clip-v1"; rows of its table not given are zero."""
     found = tensors(f"modules/{name}/weights.safetensors")
@@ -37,6 +44,15 @@ def text_tower(name: str) -> dict[str, Tensor]:
     for key, values in rows.items():
         found[key] = torch.zeros(49408, values.shape[1]).index_copy(0, ids, values.float())
     return found
+
+
+def whole(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The state of a model: its parts' weights by the prefix of their names."""
+    return {
+        prefix + key: values.contiguous()
+        for prefix, part in parts.items()
+        for key, values in part.items()
+    }
 
 
 def without(prefix: str, found: dict[str, Tensor]) -> dict[str, Tensor]:

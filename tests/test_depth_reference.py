@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 
 from ldm.conditioning import Conditioning
@@ -23,11 +21,12 @@ from ldm.model import Model
 from ldm.registry import build
 from ldm.samplers import final_latent, find_sampler, start_latent
 from ldm.schedule import make_grid
-from tests.golden_data import GOLDEN, case, tensors, text_tower
+from tests.golden_data import GOLDEN, case, tensors
+from tests.golden_runs import OPEN_CLIP_TOWER, assert_latents, assert_picture, v2_state
+from tests.tiny_pictures import read
 
 CASE = "e2e/v2-depth2img"
 FOLDER = GOLDEN / CASE
-LATENT_TOLERANCE = 1e-3
 
 
 class Recorded(nn.Module):
@@ -41,47 +40,30 @@ class Recorded(nn.Module):
 @pytest.fixture(scope="module")
 def model() -> Model:
     tree = yaml.safe_load((FOLDER / "config.yaml").read_text(encoding="utf-8"))
-    tower = (GOLDEN / "modules/text-openclip-v2/open_clip_config.json").read_text(encoding="utf-8")
-    tree["model"]["params"]["cond_stage_config"]["params"]["model_config"] = json.loads(tower)
+    tower = json.loads(OPEN_CLIP_TOWER.read_text(encoding="utf-8"))
+    tree["model"]["params"]["cond_stage_config"]["params"]["model_config"] = tower
     with torch.device("meta"):
         made = build(Config("v2-depth2img", tree))
     made.add_module("depth_model", Recorded())
-    network = tensors("modules/unet-v2/weights.safetensors")
-    network |= tensors("modules/unet-depth/weights.safetensors")
-    parts = {
-        "model.diffusion_model.": network,
-        "first_stage_model.": tensors("modules/vae-kl-f8/weights.safetensors"),
-        "cond_stage_model.": text_tower("text-openclip-v2"),
-    }
-    state = {prefix + key: own for prefix, part in parts.items() for key, own in part.items()}
+    state = v2_state("unet-depth", "vae-kl-f8")
     buffers = {key: own for key, own in made.named_buffers() if not own.is_meta}
     made.load_state_dict({**buffers, **state}, assign=True)
     return made.to("cpu").requires_grad_(False).eval()
 
 
-def read(name: str) -> NDArray[np.uint8]:
-    with Image.open(FOLDER / name) as image:
-        return np.asarray(image)
-
-
 @pytest.fixture(scope="module")
 def images() -> Tensor:
     """The picture, its last rows and columns repeated up to multiples of 64."""
-    pixels = read("image.png")
+    pixels = read(FOLDER / "image.png")
     height, width, _ = pixels.shape
     edges = ((0, -height % 64), (0, -width % 64), (0, 0))
     padded = np.pad(pixels, edges, mode="edge").astype(np.float32)
     return torch.from_numpy(padded / 127.5 - 1).permute(2, 0, 1)[None]
 
 
-def difference(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> int:
-    assert one.shape == other.shape
-    return int(np.abs(one.astype(int) - other).max())
-
-
 def test_the_depth_that_was_shown(model: Model, images: Tensor) -> None:
     depth = estimate_depth(model.get_submodule("depth_model"), images)
-    assert difference(depth_picture(depth[0])[2::4, 2::4], read("depth.png")) <= 1
+    assert_picture(depth_picture(depth[0])[2::4, 2::4], FOLDER / "depth.png")
 
 
 def test_the_latents_and_the_picture(model: Model, images: Tensor) -> None:
@@ -110,9 +92,8 @@ def test_the_latents_and_the_picture(model: Model, images: Tensor) -> None:
     with torch.inference_mode():
         x = sampler.fn(denoise, x, sigmas)
     latent = final_latent(sampler, x, sigmas[-1].item())
-    scale = max(1.0, float(golden["latents_0"].std()))
-    assert (latent - golden["latents_0"]).abs().max() <= LATENT_TOLERANCE * scale
+    assert_latents(latent, golden["latents_0"])
     with torch.inference_mode():
         decoded = model.decode(latent)
     assert (decoded[..., ::4, ::4] - golden["decoded_first_strided"]).abs().max() <= 1e-3
-    assert difference(to_picture(decoded[0]), read("result-0.png")) <= 1
+    assert_picture(to_picture(decoded[0]), FOLDER / "result-0.png")

@@ -6,10 +6,8 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -25,7 +23,8 @@ from ldm.noise import StreamNoise
 from ldm.registry import build
 from ldm.samplers import final_latent, find_sampler, start_latent
 from ldm.schedule import make_grid
-from tests.golden_data import GOLDEN, case, tensors
+from tests.golden_data import GOLDEN, case, module, tensors, whole
+from tests.golden_runs import assert_latents, assert_picture
 from tests.tiny_models import make, state, v1_tree, write
 
 CASE = "e2e/cin-class-conditional"
@@ -40,10 +39,7 @@ def class_tree() -> dict[str, Any]:
 
 def class_state() -> dict[str, Tensor]:
     """The weights of the golden class model, as one checkpoint."""
-    autoencoder = tensors("modules/vq-f4/weights.safetensors")
-    return tensors("modules/unet-class/weights.safetensors") | {
-        f"first_stage_model.{key}": values for key, values in autoencoder.items()
-    }
+    return whole({"": module("unet-class"), "first_stage_model.": module("vq-f4")})
 
 
 # --- classes --------------------------------------------------------------------------------------
@@ -57,9 +53,9 @@ def test_the_class_network_gives_the_originals_output() -> None:
     embedder = ClassEmbedder(stage["embed_dim"], stage["n_classes"])
     weights = tensors("modules/unet-class/weights.safetensors")
     parts = (("model.diffusion_model.", network), ("cond_stage_model.", embedder))
-    for prefix, module in parts:
+    for prefix, part in parts:
         own = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-        module.load_state_dict(own)
+        part.load_state_dict(own)
     inputs = tensors("modules/unet-class/inputs.safetensors")
     expected = tensors("modules/unet-class/outputs.safetensors")
     context, _ = embedder.encode([str(int(label)) for label in inputs["class_label"]])
@@ -87,12 +83,10 @@ def test_the_originals_class_pictures(tmp_path: Path) -> None:
         denoise = model.denoiser(cond, uncond, told["scale"])
         x = sampler.fn(denoise, x, sigmas, noise=noise, eta=told["ddim_eta"])
         z = final_latent(sampler, x, float(sigmas[-1]))
-        expected = golden[f"latents_{index}"]
-        assert (z - expected).abs().max() < TOLERANCE * max(1.0, float(expected.std()))
+        assert_latents(z, golden[f"latents_{index}"], TOLERANCE)
         for row, image in enumerate(model.decode(z)):
-            with Image.open(GOLDEN / CASE / told["images"][index * count + row]) as picture:
-                wanted = np.asarray(picture).astype(np.int16)
-            assert np.abs(to_picture(image).astype(np.int16) - wanted).max() <= 1
+            wanted = told["images"][index * count + row]
+            assert_picture(to_picture(image), GOLDEN / CASE / wanted)
 
 
 def test_the_last_class_stands_for_none() -> None:

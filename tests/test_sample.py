@@ -16,7 +16,7 @@ from ldm.config import read_config
 from ldm.imagenet import class_names, class_number
 from ldm.metadata import read_record
 from tests.golden_data import GOLDEN
-from tests.test_cli import fake_full_size
+from tests.test_cli import error_of, fake_full_size
 from tests.tiny_models import make, state
 
 QUICK = ["--steps", "2", "--H", "16", "--W", "24", "--device", "cpu", "--seed", "1"]
@@ -53,12 +53,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LDM_MODELS", raising=False)
     return tmp_path
-
-
-def error_of(capfd: pytest.CaptureFixture[str]) -> str:
-    lines = [line for line in capfd.readouterr().err.splitlines() if "error: " in line]
-    assert len(lines) == 1
-    return lines[0]
 
 
 def planned(capfd: pytest.CaptureFixture[str], *words: str, script: bool = False) -> dict[str, Any]:
@@ -114,11 +108,10 @@ def test_a_class_by_name_and_by_number(home: Path, capfd: pytest.CaptureFixture[
 def test_what_is_wrong_is_said_before_weights_are_read(
     home: Path,
     capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    unread: None,
     words: list[str],
     message: str,
 ) -> None:
-    monkeypatch.setattr("ldm.load.load_model", lambda *_: pytest.fail("the weights were read"))
     assert run(["sample", *words]) == 2
     assert message in error_of(capfd)
 

@@ -24,6 +24,7 @@ from ldm.noise import Noise
 from ldm.results import Result
 from ldm.samplers import final_latent, find_sampler, start_latent
 from ldm.schedule import NoiseSchedule, make_grid
+from tests.test_cli import error_of
 from tests.test_sample import free_tree
 from tests.tiny_models import make, state, write
 from tests.tiny_pictures import place, textless_tree
@@ -37,12 +38,6 @@ def script(command: str, *words: str) -> int:
         main_script(command, list(words))
     assert isinstance(caught.value.code, int)
     return caught.value.code
-
-
-def error_of(capfd: pytest.CaptureFixture[str]) -> str:
-    lines = [line for line in capfd.readouterr().err.splitlines() if "error: " in line]
-    assert len(lines) == 1
-    return lines[0]
 
 
 def pixels(path: Path | str) -> NDArray[np.uint8]:

@@ -22,17 +22,12 @@ from ldm.model import Model
 from ldm.plan import make_plan
 from ldm.registry import build
 from ldm.results import Result
-from tests.golden_data import GOLDEN, case, tensors, text_tower
+from tests.golden_data import GOLDEN, case, module, tensors, text_tower, whole
+from tests.test_cli import error_of
 
 IMAGES = GOLDEN / "modules" / "clip-image-unclip"
 BIG, SMALL = str(IMAGES / "image_big.png"), str(IMAGES / "image_small.png")
 TOLERANCE = 1e-4
-
-
-def module(name: str) -> dict[str, Tensor]:
-    """The weights of a module's case, on top of the ones that it builds on."""
-    base = case(f"modules/{name}/case.json").get("weights_base")
-    return {**(module(base) if base else {}), **tensors(f"modules/{name}/weights.safetensors")}
 
 
 def unclip_tree() -> dict[str, Any]:
@@ -64,11 +59,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "modules/clip-image-unclip/noise_augmentor_buffers.safetensors"
         ),
     }
-    state = {
-        prefix + key: values.contiguous()
-        for prefix, part in parts.items()
-        for key, values in part.items()
-    }
+    state = whole(parts)
     state["embedder.model.token_embedding.weight"] = torch.zeros(49408, 16)
     save_file(state, folder / "unclip.safetensors")
     return folder / "unclip.safetensors"
@@ -95,12 +86,6 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 
     monkeypatch.setattr(Model, "predict", look)
     return found
-
-
-def error_of(capfd: pytest.CaptureFixture[str]) -> str:
-    lines = [line for line in capfd.readouterr().err.splitlines() if "error: " in line]
-    assert len(lines) == 1
-    return lines[0]
 
 
 # --- what the network is told ---------------------------------------------------------------------
@@ -234,11 +219,10 @@ def test_picture_prompt_and_level_matter(vary: Any) -> None:
 def test_what_is_wrong_is_said_before_weights_are_read(
     vary: Any,
     capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    unread: None,
     words: list[str],
     message: str,
 ) -> None:
-    monkeypatch.setattr("ldm.load.load_model", lambda *_: pytest.fail("the weights were read"))
     Path("text.png").write_text("no picture")
     assert vary(*words) == 2
     assert message in error_of(capfd)
