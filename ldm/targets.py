@@ -20,7 +20,7 @@ from ldm.image_embedders import (
 from ldm.model import Autoencoder, ImageNoiseAugmentation, TextEmbedder
 from ldm.nn.autoencoder import AutoencoderKL
 from ldm.nn.dpt import MiDaSInference
-from ldm.nn.unet import UNetModel
+from ldm.nn.unet import UNetConfig, UNetModel
 from ldm.nn.vq import VQModelInterface
 from ldm.schedule import NoiseSchedule
 from ldm.section import FLAG, INT, LIST, REAL, TEXT, TREE, Parameters, Section, Spec, names
@@ -29,7 +29,7 @@ from ldm.section import FLAG, INT, LIST, REAL, TEXT, TREE, Parameters, Section, 
 
 NETWORKS: dict[str, Spec[UNetModel]] = {
     "ldm.modules.diffusionmodules.openaimodel.UNetModel": Spec(
-        lambda section, used: UNetModel(**used),
+        lambda section, used: UNetModel(UNetConfig(**used)),
         Parameters(
             takes={
                 "in_channels": INT,

@@ -18,7 +18,7 @@ from ldm.image_embedders import SpatialRescaler
 from ldm.images import to_picture
 from ldm.load import load_model
 from ldm.model import Model
-from ldm.nn.unet import UNetModel
+from ldm.nn.unet import UNetConfig, UNetModel
 from ldm.noise import StreamNoise
 from ldm.registry import build
 from ldm.samplers import final_latent, find_sampler, start_latent
@@ -49,7 +49,7 @@ def class_state() -> dict[str, Tensor]:
 def test_the_class_network_gives_the_originals_output() -> None:
     config = read_config(GOLDEN / "modules/unet-class/config.yaml").tree
     unet, stage = config["unet_config"]["params"], config["cond_stage_config"]["params"]
-    network = UNetModel(**{k: v for k, v in unet.items() if k != "image_size"})
+    network = UNetModel(UNetConfig(**{k: v for k, v in unet.items() if k != "image_size"}))
     embedder = ClassEmbedder(stage["embed_dim"], stage["n_classes"])
     weights = tensors("modules/unet-class/weights.safetensors")
     parts = (("model.diffusion_model.", network), ("cond_stage_model.", embedder))

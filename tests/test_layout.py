@@ -13,7 +13,7 @@ from ldm.config import Config
 from ldm.diffusion import DiffusionStage
 from ldm.errors import ConfigError
 from ldm.layout import LayoutLoss
-from ldm.nn.unet import UNetModel
+from ldm.nn.unet import UNetConfig, UNetModel
 from ldm.registry import build
 from ldm.stages import AutoencoderStage
 from ldm.train import fit
@@ -86,13 +86,15 @@ def test_the_weights_that_are_kept_know_nothing_of_it(stage: DiffusionStage) -> 
 def test_a_network_that_sees_no_text_is_refused() -> None:
     with torch.device("meta"):
         network = UNetModel(
-            in_channels=4,
-            out_channels=4,
-            model_channels=32,
-            attention_resolutions=(),
-            num_res_blocks=1,
-            channel_mult=(1,),
-            num_heads=1,
+            UNetConfig(
+                in_channels=4,
+                out_channels=4,
+                model_channels=32,
+                attention_resolutions=(),
+                num_res_blocks=1,
+                channel_mult=(1,),
+                num_heads=1,
+            )
         )
     with pytest.raises(ConfigError, match=r"layout_weight: the network attends to no text"):
         LayoutLoss(network, 3)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ldm.denoiser import DenoiseFn
-from ldm.nn.unet import UNetModel
+from ldm.nn.unet import UNetConfig, UNetModel
 from ldm.tiling import AUTO_BYTES, tiled_denoiser, tiles, wants_tiling, windows
 
 
@@ -99,10 +99,10 @@ def test_a_convolution_is_kept_but_near_tile_edges() -> None:
 
 def test_no_seams_of_a_network() -> None:
     torch.manual_seed(6)
-    network = UNetModel(
+    network = UNetModel(UNetConfig(
         in_channels=4, out_channels=4, model_channels=32, num_res_blocks=1, channel_mult=[1, 2],
         attention_resolutions=[], num_heads=4,
-    )  # fmt: skip
+    ))  # fmt: skip
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.dim() > 1:

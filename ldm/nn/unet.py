@@ -31,70 +31,138 @@ class TimestepEmbedSequential(nn.Sequential):
 
 
 @dataclass(frozen=True)
-class _Parts:
-    """Makes the blocks of a network, all with the same settings."""
+class UNetConfig:
+    """What a network is like, by the names of the original YAMLs.
 
-    emb_channels: int
-    dropout: float
-    use_scale_shift_norm: bool
-    resblock_updown: bool
-    conv_resample: bool
-    num_heads: int
-    num_head_channels: int
-    num_heads_upsample: int
-    new_order: bool
-    transformer: bool
-    context_dim: int | None
-    legacy: bool
-    use_linear: bool
-    num_groups: int
+    A list has an entry for each level; -1 is a number of heads that is not given. `num_groups` is
+    ours, for narrow networks: a group of one or two channels normalises away what is added to a
+    channel. Raises ValueError for what contradicts itself.
+    """
+
+    in_channels: int
+    model_channels: int
+    out_channels: int
+    num_res_blocks: int | Sequence[int]
+    attention_resolutions: Sequence[int]
+    dropout: float = 0.0
+    channel_mult: Sequence[int] = (1, 2, 4, 8)
+    conv_resample: bool = True
+    num_classes: int | str | None = None
+    num_heads: int = -1
+    num_head_channels: int = -1
+    num_heads_upsample: int = -1
+    use_scale_shift_norm: bool = False
+    resblock_updown: bool = False
+    use_new_attention_order: bool = False
+    use_spatial_transformer: bool = False
+    transformer_depth: int | Sequence[int] = 1
+    context_dim: int | None = None
+    legacy: bool = True
+    disable_self_attentions: Sequence[bool] | None = None
+    num_attention_blocks: Sequence[int] | None = None
+    disable_middle_self_attn: bool = False
+    use_linear_in_transformer: bool = False
+    adm_in_channels: int | None = None
+    num_groups: int = 32
 
     def __post_init__(self) -> None:
         if self.num_heads == -1 and self.num_head_channels == -1:
             raise ValueError("one of num_heads and num_head_channels must be set")
 
+    @property
+    def emb_channels(self) -> int:
+        """Width of the embedding of time."""
+        return 4 * self.model_channels
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of each level."""
+        return [mult * self.model_channels for mult in self.channel_mult]
+
+    @property
+    def blocks(self) -> list[int]:
+        """Residual blocks of each level on the way down; there is one more on the way up."""
+        return self._per_level(self.num_res_blocks)
+
+    @property
+    def depths(self) -> list[int]:
+        """Transformer blocks in each attention of each level."""
+        return self._per_level(self.transformer_depth)
+
+    def attends(self, level: int, block: int) -> bool:
+        """Whether a level attends after a block."""
+        counts = self.num_attention_blocks
+        limited = counts is not None and block >= counts[level]
+        return 2**level in self.attention_resolutions and not limited
+
+    def _per_level(self, value: int | Sequence[int]) -> list[int]:
+        levels = len(self.channel_mult)
+        if isinstance(value, int):
+            return [value] * levels
+        if len(value) != levels:
+            raise ValueError(f"{list(value)} must have one entry for each of {levels} levels")
+        return list(value)
+
+
+class _Parts:
+    """Makes the blocks of a network, all with the same settings."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        self.config = config
+        self.depths = config.depths
+
     def res(self, cin: int, cout: int, *, up: bool = False, down: bool = False) -> ResBlock:
         return ResBlock(
             cin,
-            self.emb_channels,
+            self.config.emb_channels,
             cout,
-            dropout=self.dropout,
-            use_scale_shift_norm=self.use_scale_shift_norm,
+            dropout=self.config.dropout,
+            use_scale_shift_norm=self.config.use_scale_shift_norm,
             up=up,
             down=down,
-            num_groups=self.num_groups,
+            num_groups=self.config.num_groups,
         )
 
     def down(self, ch: int) -> nn.Module:
-        if self.resblock_updown:
+        if self.config.resblock_updown:
             return self.res(ch, ch, down=True)
-        return Downsample(ch, self.conv_resample)
+        return Downsample(ch, self.config.conv_resample)
 
     def up(self, ch: int) -> nn.Module:
-        if self.resblock_updown:
+        if self.config.resblock_updown:
             return self.res(ch, ch, up=True)
-        return Upsample(ch, self.conv_resample)
+        return Upsample(ch, self.config.conv_resample)
 
-    def attention(self, ch: int, depth: int, no_self: bool, upward: bool = False) -> nn.Module:
-        if self.num_head_channels == -1:
-            heads, dim_head = self.num_heads, ch // self.num_heads
-            if upward and not self.transformer and self.num_heads_upsample != -1:
-                heads = self.num_heads_upsample
+    def attention(self, ch: int, level: int, *, upward: bool = False) -> nn.Module:
+        """The attention of a level."""
+        no_self = self.config.disable_self_attentions
+        return self._attention(ch, level, bool(no_self and no_self[level]), upward)
+
+    def middle(self, ch: int) -> nn.Module:
+        """The attention between the ways down and up."""
+        return self._attention(ch, -1, self.config.disable_middle_self_attn, False)
+
+    def _attention(self, ch: int, level: int, no_self: bool, upward: bool) -> nn.Module:
+        config = self.config
+        if config.num_head_channels == -1:
+            heads, dim_head = config.num_heads, ch // config.num_heads
+            if upward and not config.use_spatial_transformer and config.num_heads_upsample != -1:
+                heads = config.num_heads_upsample
         else:
-            heads, dim_head = ch // self.num_head_channels, self.num_head_channels
-        if not self.transformer:
-            return AttentionBlock(ch, heads, self.new_order, self.num_groups)
-        if self.legacy:
+            heads, dim_head = ch // config.num_head_channels, config.num_head_channels
+        if not config.use_spatial_transformer:
+            return AttentionBlock(ch, heads, config.use_new_attention_order, config.num_groups)
+        if config.legacy:
             dim_head = ch // heads
         return SpatialTransformer(
             ch,
             heads,
             dim_head,
-            depth,
-            self.context_dim,
+            self.depths[level],
+            config.context_dim,
             no_self,
-            self.use_linear,
-            self.num_groups,
+            config.use_linear_in_transformer,
+            config.num_groups,
         )
 
 
@@ -104,112 +172,57 @@ class UNetModel(nn.Module):
     `forward(x [B,in_channels,h,w], timesteps [B], context [B,L,context_dim]?, y?)
     -> [B,out_channels,h,w]`; y is [B] integers (`num_classes` an integer), [B,1] floats
     ("continuous") or [B,adm_in_channels] ("sequential"). h and w must be multiples of
-    2**(levels - 1). Parameters carry the names of the original YAMLs; `num_groups` is ours, for
-    narrow networks: a group of one or two channels normalises away what is added to a channel.
+    2**(levels - 1).
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        model_channels: int,
-        out_channels: int,
-        num_res_blocks: int | Sequence[int],
-        attention_resolutions: Sequence[int],
-        dropout: float = 0.0,
-        channel_mult: Sequence[int] = (1, 2, 4, 8),
-        conv_resample: bool = True,
-        num_classes: int | str | None = None,
-        num_heads: int = -1,
-        num_head_channels: int = -1,
-        num_heads_upsample: int = -1,
-        use_scale_shift_norm: bool = False,
-        resblock_updown: bool = False,
-        use_new_attention_order: bool = False,
-        use_spatial_transformer: bool = False,
-        transformer_depth: int | Sequence[int] = 1,
-        context_dim: int | None = None,
-        legacy: bool = True,
-        disable_self_attentions: Sequence[bool] | None = None,
-        num_attention_blocks: Sequence[int] | None = None,
-        disable_middle_self_attn: bool = False,
-        use_linear_in_transformer: bool = False,
-        adm_in_channels: int | None = None,
-        num_groups: int = 32,
-    ) -> None:
+    def __init__(self, config: UNetConfig) -> None:
         super().__init__()
-        levels = len(channel_mult)
-        widths = [mult * model_channels for mult in channel_mult]
-        depths = _per_level(transformer_depth, levels)
-        blocks = _per_level(num_res_blocks, levels)
-        make = _Parts(
-            emb_channels=model_channels * 4,
-            dropout=dropout,
-            use_scale_shift_norm=use_scale_shift_norm,
-            resblock_updown=resblock_updown,
-            conv_resample=conv_resample,
-            num_heads=num_heads,
-            num_head_channels=num_head_channels,
-            num_heads_upsample=num_heads_upsample,
-            new_order=use_new_attention_order,
-            transformer=use_spatial_transformer,
-            context_dim=context_dim,
-            legacy=legacy,
-            use_linear=use_linear_in_transformer,
-            num_groups=num_groups,
-        )
-        no_self = disable_self_attentions or [False] * levels
-        self.in_channels = in_channels
-        self.model_channels = model_channels
-        self.num_classes = num_classes
-        self.levels = levels
-
-        def attends(level: int, block: int) -> bool:
-            limited = num_attention_blocks is not None and block >= num_attention_blocks[level]
-            return 2**level in attention_resolutions and not limited
-
+        make, blocks, first = _Parts(config), config.blocks, config.model_channels
+        self.in_channels = config.in_channels
+        self.model_channels = first
+        self.num_classes = config.num_classes
+        self.levels = len(config.channel_mult)
         self.time_embed = nn.Sequential(
-            VectorLinear(model_channels, make.emb_channels),
+            VectorLinear(first, config.emb_channels),
             nn.SiLU(),
-            VectorLinear(make.emb_channels, make.emb_channels),
+            VectorLinear(config.emb_channels, config.emb_channels),
         )
-        if num_classes is not None:
-            self.label_emb = _label_embedding(num_classes, adm_in_channels, make.emb_channels)
+        if config.num_classes is not None:
+            self.label_emb = _label_embedding(config)
 
-        first = nn.Conv2d(in_channels, model_channels, 3, padding=1)
-        self.input_blocks = nn.ModuleList([TimestepEmbedSequential(first)])
-        skips, ch = [model_channels], model_channels
-        for level, width in enumerate(widths):
+        conv_in = nn.Conv2d(config.in_channels, first, 3, padding=1)
+        self.input_blocks = nn.ModuleList([TimestepEmbedSequential(conv_in)])
+        skips, ch = [first], first
+        for level, width in enumerate(config.widths):
             for block in range(blocks[level]):
                 layers: list[nn.Module] = [make.res(ch, width)]
                 ch = width
-                if attends(level, block):
-                    layers.append(make.attention(ch, depths[level], no_self[level]))
+                if config.attends(level, block):
+                    layers.append(make.attention(ch, level))
                 self.input_blocks.append(TimestepEmbedSequential(*layers))
                 skips.append(ch)
-            if level != levels - 1:
+            if level != self.levels - 1:
                 self.input_blocks.append(TimestepEmbedSequential(make.down(ch)))
                 skips.append(ch)
 
         self.middle_block = TimestepEmbedSequential(
-            make.res(ch, ch),
-            make.attention(ch, depths[-1], disable_middle_self_attn),
-            make.res(ch, ch),
+            make.res(ch, ch), make.middle(ch), make.res(ch, ch)
         )
 
         self.output_blocks = nn.ModuleList()
-        for level, width in reversed(list(enumerate(widths))):
+        for level, width in reversed(list(enumerate(config.widths))):
             for block in range(blocks[level] + 1):
                 layers = [make.res(ch + skips.pop(), width)]
                 ch = width
-                if attends(level, block):
-                    layers.append(make.attention(ch, depths[level], no_self[level], upward=True))
+                if config.attends(level, block):
+                    layers.append(make.attention(ch, level, upward=True))
                 if level and block == blocks[level]:
                     layers.append(make.up(ch))
                 self.output_blocks.append(TimestepEmbedSequential(*layers))
 
-        self.out = nn.Sequential(
-            nn.GroupNorm(num_groups, ch), nn.SiLU(), nn.Conv2d(ch, out_channels, 3, padding=1)
-        )
+        norm = nn.GroupNorm(config.num_groups, ch)
+        conv_out = nn.Conv2d(ch, config.out_channels, 3, padding=1)
+        self.out = nn.Sequential(norm, nn.SiLU(), conv_out)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -236,21 +249,14 @@ class UNetModel(nn.Module):
         return out
 
 
-def _per_level(value: int | Sequence[int], levels: int) -> list[int]:
-    if isinstance(value, int):
-        return [value] * levels
-    if len(value) != levels:
-        raise ValueError(f"{list(value)} must have one entry for each of {levels} levels")
-    return list(value)
-
-
-def _label_embedding(num_classes: int | str, adm_in_channels: int | None, width: int) -> nn.Module:
+def _label_embedding(config: UNetConfig) -> nn.Module:
     """Embedding of y: a table of classes, of one number, or of a vector."""
+    num_classes, width = config.num_classes, config.emb_channels
     if isinstance(num_classes, int):
         return nn.Embedding(num_classes, width)
     if num_classes == "continuous":
         return VectorLinear(1, width)
-    if num_classes == "sequential" and adm_in_channels is not None:
-        first, last = VectorLinear(adm_in_channels, width), VectorLinear(width, width)
+    if num_classes == "sequential" and config.adm_in_channels is not None:
+        first, last = VectorLinear(config.adm_in_channels, width), VectorLinear(width, width)
         return nn.Sequential(nn.Sequential(first, nn.SiLU(), last))
     raise ValueError(f"num_classes {num_classes!r} is not an integer, 'continuous' or 'sequential'")

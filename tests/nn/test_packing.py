@@ -12,7 +12,7 @@ from ldm.nn.packing import (
     pack,
     packable,
 )
-from ldm.nn.unet import UNetModel
+from ldm.nn.unet import UNetConfig, UNetModel
 
 pytestmark = pytest.mark.skipif(
     not can_pack(torch.float32, torch.device("cpu")), reason="this torch packs no weights"
@@ -22,15 +22,17 @@ pytestmark = pytest.mark.skipif(
 def network() -> UNetModel:
     torch.manual_seed(0)
     net = UNetModel(
-        in_channels=4,
-        model_channels=64,
-        out_channels=4,
-        num_res_blocks=1,
-        attention_resolutions=(2,),
-        channel_mult=(1, 2),
-        num_head_channels=32,
-        use_spatial_transformer=True,
-        context_dim=128,
+        UNetConfig(
+            in_channels=4,
+            model_channels=64,
+            out_channels=4,
+            num_res_blocks=1,
+            attention_resolutions=(2,),
+            channel_mult=(1, 2),
+            num_head_channels=32,
+            use_spatial_transformer=True,
+            context_dim=128,
+        )
     )
     with torch.no_grad():
         for parameter in net.parameters():  # what training begins with is zero in places

@@ -9,7 +9,7 @@ import torch
 
 from ldm.config import read_config
 from ldm.nn.attention import BACKENDS, attention, attention_backend
-from ldm.nn.unet import UNetModel
+from ldm.nn.unet import UNetConfig, UNetModel
 from tests.golden_data import GOLDEN, case, tensors
 
 VARIANTS = (
@@ -44,7 +44,8 @@ def weights(name: str) -> dict[str, torch.Tensor]:
 
 def golden_network(name: str) -> UNetModel:
     params = read_config(GOLDEN / "modules" / name / "config.yaml").tree["params"]
-    network = UNetModel(**{key: value for key, value in params.items() if key not in INERT})
+    used = {key: value for key, value in params.items() if key not in INERT}
+    network = UNetModel(UNetConfig(**used))
     network.load_state_dict(weights(name))
     return network
 
@@ -102,14 +103,14 @@ def test_slices_are_put_together_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_level_may_have_no_block_of_its_own() -> None:
-    network = UNetModel(**{**SMALL, "num_res_blocks": [0, 1]})
+    network = UNetModel(UNetConfig(**{**SMALL, "num_res_blocks": [0, 1]}))
     out = network(torch.randn(1, 4, 8, 8), torch.tensor([3]))
     assert out.shape == (1, 4, 8, 8)
     assert len(network.input_blocks) == 3
 
 
 def test_the_network_can_be_traced_whole() -> None:
-    network = UNetModel(**SMALL, use_spatial_transformer=True, context_dim=8)
+    network = UNetModel(UNetConfig(**SMALL, use_spatial_transformer=True, context_dim=8))
     explained = torch._dynamo.explain(network)(
         torch.randn(1, 4, 8, 8), torch.tensor([3]), torch.randn(1, 5, 8)
     )
@@ -127,11 +128,12 @@ def test_the_network_can_be_traced_whole() -> None:
 )
 def test_settings_that_contradict_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        UNetModel(**{**SMALL, **changes})
+        UNetModel(UNetConfig(**{**SMALL, **changes}))
 
 
 def test_a_class_is_needed_exactly_by_a_conditional_network() -> None:
+    x, t = torch.zeros(1, 4, 8, 8), torch.tensor([0])
     with pytest.raises(ValueError, match="y must be given"):
-        UNetModel(**SMALL)(torch.zeros(1, 4, 8, 8), torch.tensor([0]), y=torch.tensor([1]))
+        UNetModel(UNetConfig(**SMALL))(x, t, y=torch.tensor([1]))
     with pytest.raises(ValueError, match="y must be given"):
-        UNetModel(**SMALL, num_classes=3)(torch.zeros(1, 4, 8, 8), torch.tensor([0]))
+        UNetModel(UNetConfig(**SMALL, num_classes=3))(x, t)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ldm.denoiser import DenoiseFn, Network, Prediction, make_denoiser
 from ldm.guidance import cfg
-from ldm.nn.unet import UNetModel
+from ldm.nn.unet import UNetConfig, UNetModel
 from ldm.samplers import Sampler, final_latent, find_sampler, masked, start_latent
 from ldm.schedule import NoiseSchedule, make_grid
 
@@ -57,7 +57,7 @@ def unet() -> UNetModel:
     config = yaml.safe_load((GOLDEN / "modules/unet-v1/config.yaml").read_text())["params"]
     for inert in ("image_size", "use_checkpoint"):
         del config[inert]
-    network = UNetModel(**config).eval()
+    network = UNetModel(UNetConfig(**config)).eval()
     network.load_state_dict(tensors("modules/unet-v1/weights.safetensors"))
     return network
 
