@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import socket
 from concurrent.futures import Future
 from typing import Any
 
@@ -76,6 +77,8 @@ def connect(address: str | None, count: int | None) -> Any:
 
     It says nothing by itself, and asks nobody outside. Raises JobError.
     """
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    _knock(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray = importlib.import_module("ray")
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -83,7 +86,6 @@ def connect(address: str | None, count: int | None) -> Any:
     inside = importlib.import_module("ray._private.worker")
     if hasattr(inside, "listen_error_messages"):
         vars(inside)["listen_error_messages"] = lambda *_: None
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
     options: dict[str, Any] = {"configure_logging": False, "log_to_driver": False}
     if address == "local":
         options |= {"num_cpus": max(count or 1, os.cpu_count() or 1), "include_dashboard": False}
@@ -94,3 +96,14 @@ def connect(address: str | None, count: int | None) -> Any:
         reason = str(error).split("\n")[0]
         raise JobError(f"--address {address}: no Ray cluster that can be used ({reason})") from None
     return ray
+
+
+def _knock(address: str) -> None:
+    """Raise JobError where nobody is at an address: Ray itself would try again for minutes."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if not (colon and port.isdecimal()):
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise JobError(f"--address {address}: no Ray cluster answers there ({error})") from None

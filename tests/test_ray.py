@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,9 @@ import pytest
 from test_hard_conditions import OUT, lines_of
 from test_runs import QUICK, contents, draw
 from test_runs import home as home
+
+from ldm.cluster import connect
+from ldm.errors import JobError
 
 JOBS = ["--prompt", "x", "--seed", "3", "--n_iter", "12", "--batch-size", "1", "-q"]
 RAY = ["--engine", "ray", "--workers", "2"]
@@ -96,6 +100,10 @@ def test_what_goes_with_it(
 ) -> None:
     assert draw("--prompt", "x", "--address", "auto") == 2
     assert "add --engine ray" in capfd.readouterr().err
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with pytest.raises(JobError, match="no Ray cluster answers there"):
+        connect(f"127.0.0.1:{port}", None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert draw("--prompt", "x", "--engine", "ray") == 2
     assert "pip install 'ldm-cli[ray]'" in capfd.readouterr().err
