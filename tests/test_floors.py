@@ -74,6 +74,7 @@ FLOORS: dict[int, set[str]] = {
         "ldm.depth",
         "ldm.tiling",
         "ldm.tiled_autoencoder",
+        "ldm.tiled_passes",
         "ldm.inventory",
         "ldm.description",
         "ldm.convert",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import ldm.tiled_autoencoder as module
+import ldm.tiled_passes as passes
 from ldm.config import resource
 from ldm.load import load_model
 from ldm.model import Autoencoder
@@ -60,11 +61,15 @@ def drawing(height: int, width: int) -> Tensor:
     return (picture * 2 - 1)[None]
 
 
+@pytest.mark.parametrize("whole", [512**2, 0])
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.inference_mode()
-def test_the_passes_lead_to_the_plain_result(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "TOLERANCE", 1e-6)
-    monkeypatch.setattr(module, "PASSES", 12)
+def test_the_passes_lead_to_the_plain_result(
+    variant: str, whole: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WHOLE", whole)
+    monkeypatch.setattr(passes, "TOLERANCE", 1e-6)
+    monkeypatch.setattr(passes, "PASSES", 12)
     autoencoder = random_autoencoder(VARIANTS[variant])
     pictures = drawing(192, 64)
     if variant == "f4":
@@ -143,3 +148,29 @@ def test_half_precision_stays_half() -> None:
     assert (z.dtype, images.dtype) == (torch.bfloat16, torch.bfloat16)
     off = (images - autoencoder.decode(z)).float().abs().mean() / 2
     assert off < 2 / 255
+
+
+@torch.inference_mode()
+def test_a_huge_picture_is_nowhere_larger_than_a_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_model(resource("models") / "emoji-128.safetensors", dtype=torch.float32).model
+    autoencoder = model.first_stage_model
+    assert isinstance(autoencoder, AutoencoderKL)
+    picture = drawing(192, 448)
+    plain = autoencoder.encode(picture).mean
+    expected = autoencoder.decode(plain)
+    monkeypatch.setattr(module, "WHOLE", 32 * 32)
+    monkeypatch.setattr(passes, "KEYS", 48 * 48)  # of 48x112
+    seen = []
+
+    def look(layer: Any, inputs: tuple[Tensor, ...]) -> None:
+        seen.append(max(inputs[0].shape[-2:]))
+
+    for part in (autoencoder.encoder.mid.block_1.norm1, autoencoder.decoder.mid.block_1.conv1):
+        part.register_forward_pre_hook(look)
+    latents = encode_tiled(autoencoder, picture, 16).mean
+    assert (latents - plain).abs().mean() < 0.01 * plain.std()
+    images = decode_tiled(autoencoder, plain, 16)
+    off = (images - expected).abs() / 2
+    assert off.mean() < 0.5 / 255
+    assert off.max() < 5 / 255
+    assert max(seen) < 112
