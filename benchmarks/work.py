@@ -55,9 +55,9 @@ VARIANTS: dict[str, Callable[[Policy], Policy]] = {
 
 
 def _ldm(row: str, folder: Path, variant: str) -> Run:
+    from ldm.allocator import keep_freed
     from ldm.conditioning import Conditioning
     from ldm.load import load_model
-    from ldm.memory import keep_freed
     from ldm.nn.attention import attention_backend
 
     policy = VARIANTS[variant](choose("cpu", "auto", "auto"))

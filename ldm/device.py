@@ -25,7 +25,7 @@ class Policy:
     in bf16 where that is quicker.
     `channels_last` and `packed`: how feature maps and weights lie in memory; `quantized`: the
     network's large layers multiply in 8 bits, the rest is float32 (see `load_model`).
-    `keeps_freed`: memory that tensors leave stays with the process (`ldm.memory.keep_freed`).
+    `keeps_freed`: memory that tensors leave stays with the process (`ldm.allocator.keep_freed`).
     """
 
     device: torch.device

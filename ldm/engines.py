@@ -169,10 +169,10 @@ def load_engine(
     """
     read_ahead(plan.header.path)
     with phase("imports"):
+        from ldm.allocator import keep_freed
         from ldm.device import choose
         from ldm.engine import Engine
         from ldm.load import load_model
-        from ldm.memory import keep_freed
 
     job = plan.job
     policy = choose(job.device, job.precision, job.attention, dict(os.environ), offload)

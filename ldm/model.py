@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from ldm.allocator import given_back
 from ldm.conditioning import (
     BERTEmbedder,
     ClassEmbedder,
@@ -227,10 +228,12 @@ class Model(nn.Module):
         `tiling` is on, off or auto, which bounds the memory of large pictures.
         """
         images = images.to(_dtype(self.first_stage_model), memory_format=self.memory_format)
-        if wants_tiling(tiling, images.shape[-2], images.shape[-1], images.device):
-            posterior = encode_tiled(self.first_stage_model, images)
-        else:
-            posterior = self.first_stage_model.encode(images)
+        height, width = images.shape[-2:]
+        with given_back(height * width):
+            if wants_tiling(tiling, height, width, images.device):
+                posterior = encode_tiled(self.first_stage_model, images)
+            else:
+                posterior = self.first_stage_model.encode(images)
         z = posterior.mode() if noise is None else posterior.sample(noise.to(posterior.mean))
         return self.scale_factor * z.float()
 
@@ -239,9 +242,10 @@ class Model(nn.Module):
         dtype = _dtype(self.first_stage_model)
         unscaled = (z / self.scale_factor).to(dtype, memory_format=self.memory_format)
         height, width = (side * self.factor for side in z.shape[-2:])
-        if wants_tiling(tiling, height, width, z.device):
-            return decode_tiled(self.first_stage_model, unscaled).float()
-        return self.first_stage_model.decode(unscaled).float()
+        with given_back(height * width):
+            if wants_tiling(tiling, height, width, z.device):
+                return decode_tiled(self.first_stage_model, unscaled).float()
+            return self.first_stage_model.decode(unscaled).float()
 
 
 def _dtype(module: nn.Module) -> torch.dtype:

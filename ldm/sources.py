@@ -76,9 +76,10 @@ class Sources:
         return picture
 
 
-def read_sources(job: Job, multiple: int) -> Sources:
+def read_sources(job: Job, multiple: int, *, padded: bool = True) -> Sources:
     """The files of a job, for a model whose pictures' sides are multiples of `multiple` pixels.
 
+    With `padded`, of 64, too, and at least 128, as the demos of Stable Diffusion made them.
     Raises ImageError and JobError for files that are missing, broken or do not fit together.
     """
     if job.task == "variations":
@@ -99,7 +100,7 @@ def read_sources(job: Job, multiple: int) -> Sources:
     elif job.task == "inpaint" or job.fit in FLOORS:
         # What lies under transparent parts is repainted; and the scripts dropped transparency.
         rgb = given.rgb
-    return _placed(job, rgb, mask, depth, multiple)
+    return _placed(job, rgb, mask, depth, multiple, padded=padded)
 
 
 def digests(job: Job) -> dict[str, str]:
@@ -176,17 +177,23 @@ def _mask(job: Job, given: Pictured) -> Plane | None:
 
 
 def _placed(
-    job: Job, rgb: Pixels, mask: Plane | None, depth: Plane | None, multiple: int
+    job: Job,
+    rgb: Pixels,
+    mask: Plane | None,
+    depth: Plane | None,
+    multiple: int,
+    *,
+    padded: bool,
 ) -> Sources:
     """The picture at the size that is wanted, then on a canvas that the model can take."""
     source = (rgb.shape[1], rgb.shape[0])
-    step = math.lcm(multiple, _MULTIPLE)
     if job.fit in FLOORS:
         floor = floor_resize(source, math.lcm(multiple, int(job.fit[-2:])))
         wanted, canvas = floor, pad_to_multiple(floor.canvas, 1)
     else:
         wanted = fit(source, wanted_size(job, source), _fit(job))
-        canvas = pad_to_multiple(wanted.canvas, step, _LEAST)
+        step, least = (math.lcm(multiple, _MULTIPLE), _LEAST) if padded else (multiple, 0)
+        canvas = pad_to_multiple(wanted.canvas, step, least)
     original = wanted.apply(rgb)
     area = None if mask is None else hard_mask(wanted.apply(mask))
     if area is not None:  # what was masked may have been cut off

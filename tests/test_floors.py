@@ -83,6 +83,7 @@ FLOORS: dict[int, set[str]] = {
     1: {"ldm.schedule", "ldm.noise", "ldm.denoiser", "ldm.guidance", "ldm.samplers"},
     0: {
         "ldm.errors",
+        "ldm.allocator",
         "ldm.timing",
         "ldm.readahead",
         "ldm.job",

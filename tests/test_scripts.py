@@ -20,6 +20,7 @@ from torch import Tensor
 from ldm.cli import main_script
 from ldm.legacy import SCRIPT_CHECKPOINTS
 from ldm.metadata import read_record
+from ldm.model import Model
 from ldm.noise import Noise
 from ldm.results import Result
 from ldm.samplers import final_latent, find_sampler, start_latent
@@ -207,6 +208,23 @@ def test_a_folder_is_repainted_from_anywhere(holes: Path) -> None:
         assert not changed.any()
     job = read_record(Path("out/b.png")).job
     assert (job.mask, job.feather, job.seed) == ("in/b_mask.png", 0, 42)
+
+
+def test_a_picture_is_drawn_at_its_own_size(holes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The original padded nothing: its noise is that of the picture's own latent."""
+    shapes = []
+
+    def decode(model: Model, z: Tensor, tiling: str = "auto") -> Tensor:
+        shapes.append(tuple(z.shape[-2:]))
+        return plain(model, z, tiling)
+
+    plain = Model.decode
+    monkeypatch.setattr(Model, "decode", decode)
+    words = ["--indir", "in", "--outdir", "out", "--steps", "1", "--device", "cpu"]
+    assert script("inpaint", *words) == 0
+    first_stage = textless_tree()["model"]["params"]["first_stage_config"]["params"]["ddconfig"]
+    side = 64 // 2 ** (len(first_stage["ch_mult"]) - 1)
+    assert shapes == [(side, side)] * 2
 
 
 def test_nothing_is_replaced_unasked(holes: Path, capfd: pytest.CaptureFixture[str]) -> None:

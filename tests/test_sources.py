@@ -51,6 +51,11 @@ def test_a_picture_lies_at_its_own_size_on_a_canvas_that_the_model_takes(
     assert (sources.finish(sources.picture, job()) == scene(*size)).all()
 
 
+def test_a_picture_need_not_be_made_larger_than_the_network_wants(folder: Path) -> None:
+    save(folder / "in.png", scene(75, 50))
+    assert read_sources(job(), 8, padded=False).canvas == (80, 56)
+
+
 def test_an_upscaler_takes_a_smaller_canvas_and_gives_four_times_the_picture(folder: Path) -> None:
     save(folder / "in.png", scene(17, 13))
     sources = read_sources(job("upscale"), 32)
