@@ -94,6 +94,10 @@ class Template:
 
 def parse(text: str) -> Template:
     """The template of a text; raises JobError for an unknown field or a broken format."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise JobError(f"--output {text!a}: half of a character is in no name") from None
     quoted = _PERCENT.sub(lambda match: f"{{index:{match[1] or ''}d}}", text)
     pieces: list[Piece] = []
     try:

@@ -298,11 +298,11 @@ def test_fifty_kills_of_a_hundred_pictures(tmp_path: Path) -> None:
     assert forks(tmp_path / "whole", [0], [], jobs) == [0]
     chance = random.Random(5)
     moments = [
-        chance.randint(1, 28) if turn % 2 else -chance.randint(1, 1500) for turn in range(50)
+        chance.randint(1, 10) if turn % 2 else -chance.randint(1, 300) for turn in range(50)
     ]  # fmt: skip
     codes = forks(tmp_path / "killed", [*moments, 0], ["--resume"], jobs)
     assert codes[-1] == 0
-    assert codes.count(-9) >= 40  # in the end there may be nothing left to be killed at
+    assert codes.count(-9) >= 45  # where much is drawn in between, nothing is left to be killed at
     whole = contents(tmp_path / "whole" / "outputs")
     assert len([name for name in whole if "/samples/" in name]) == 100
     assert contents(tmp_path / "killed" / "outputs") == whole

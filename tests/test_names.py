@@ -57,6 +57,7 @@ def test_fields_and_folder() -> None:
     ("template", "words"),
     [
         ("{sed}.png", "unknown field {sed}; did you mean seed? (known: index, "),
+        ("\ud800.png", "half of a character is in no name"),
         ("{}.png", "unknown field {}"),
         ("{seed.__class__}.png", "unknown field {seed.__class__}"),
         ("{seed!r}.png", "takes a plain format"),
