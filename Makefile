@@ -1,7 +1,7 @@
 # make demo    draw pictures with the bundled models (installs into .venv first)
 # make test    run the tests               make check   lint, types, import floors
 # make fmt     format the code             make bench   time and memory beside diffusers and others
-# make fuzz    the readers against 20,000 hostile files (an hour or so)
+# make fuzz    the readers against 20,000 hostile files (some minutes)
 # make soak    a run of a hundred pictures, killed fifty times (some minutes)
 #
 # PYTHON=python3.12 picks the interpreter, VENV=elsewhere the virtual environment.
