@@ -112,7 +112,7 @@ class Engine:
         """The batches of all jobs; in a stream each waits until the last one is drawn."""
         for job in jobs:
             # inpaint.py of latent diffusion took pictures as they are.
-            padded = mask_place(self.model) != "last"
+            padded = job.task != "inpaint" or mask_place(self.model) != "last"
             sources = read_sources(job, self.multiple, padded=padded)
             hashes = digests(job)
             draws: Draws | None = None
