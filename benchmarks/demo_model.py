@@ -15,9 +15,9 @@ from ldm.config import resource
 from ldm.data import Pixels, named_glyphs
 from ldm.device import choose
 from ldm.engine import Engine
+from ldm.engines import load_as
 from ldm.images import to_picture
 from ldm.job import Job
-from ldm.load import load_model
 from ldm.places import BUNDLED
 
 if TYPE_CHECKING:
@@ -38,14 +38,7 @@ class DemoModel:
         bundled = resource("models") / f"{BUNDLED[task][0]}.safetensors"
         path = Path(checkpoint) if checkpoint else bundled
         policy = choose(device, precision, "auto")
-        loaded = load_model(
-            path,
-            dtype=policy.dtype,
-            device=policy.device,
-            channels_last=policy.channels_last,
-            packed=policy.packed,
-            quantized=policy.quantized,
-        )
+        loaded = load_as(policy, path)
         self.defaults = loaded.family.defaults
         data = loaded.config.tree.get("data", {}).get("params", {})
         self.glyphs = named_glyphs(data.get("glyphs"))

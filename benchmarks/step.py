@@ -23,9 +23,9 @@ from benchmarks.measure import machine
 from ldm.config import resource
 from ldm.device import choose
 from ldm.engine import Engine
+from ldm.engines import load_as
 from ldm.fields import ATTENTIONS, PRECISIONS, SAMPLER_NAMES
 from ldm.job import Job
-from ldm.load import load_model
 from ldm.results import Event
 
 
@@ -65,15 +65,7 @@ def main() -> int:
     wanted = parser.parse_args()
 
     policy = choose(wanted.device, wanted.precision, wanted.attention)
-    loaded = load_model(
-        wanted.checkpoint,
-        wanted.config,
-        dtype=policy.dtype,
-        device=policy.device,
-        channels_last=policy.channels_last,
-        packed=policy.packed,
-        quantized=policy.quantized,
-    )
+    loaded = load_as(policy, wanted.checkpoint, wanted.config)
     engine = Engine(loaded.model, policy)
     defaults = loaded.family.defaults
     print(machine())

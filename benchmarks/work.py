@@ -55,22 +55,12 @@ VARIANTS: dict[str, Callable[[Policy], Policy]] = {
 
 
 def _ldm(row: str, folder: Path, variant: str) -> Run:
-    from ldm.allocator import keep_freed
     from ldm.conditioning import Conditioning
-    from ldm.load import load_model
+    from ldm.engines import load_as
     from ldm.nn.attention import attention_backend
 
     policy = VARIANTS[variant](choose("cpu", "auto", "auto"))
-    if policy.keeps_freed:
-        keep_freed()
-    path = checkpoint(folder, "fp32.safetensors")
-    model = load_model(
-        path,
-        dtype=policy.dtype,
-        channels_last=policy.channels_last,
-        packed=policy.packed,
-        quantized=policy.quantized,
-    ).model
+    model = load_as(policy, checkpoint(folder, "fp32.safetensors")).model
     if row == "unet":
         x, t, context = _unet_inputs()
         cond = Conditioning(crossattn=context)

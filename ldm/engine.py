@@ -30,7 +30,7 @@ from ldm.results import Event, OnEvent, Result, warn_once
 from ldm.samplers import final_latent, masked
 from ldm.samplers.table import levels
 from ldm.sources import Sources, digests, read_sources
-from ldm.tasks import TASKS, Given, Problem, first_draw, mask_place
+from ldm.tasks import TASKS, Given, Problem, first_draw, inpaints_without_text
 from ldm.timing import phase
 from ldm.wording import Memory
 
@@ -111,8 +111,7 @@ class Engine:
     def _parts(self, jobs: Iterable[Job], report: OnEvent) -> Iterator[Part]:
         """The batches of all jobs; in a stream each waits until the last one is drawn."""
         for job in jobs:
-            # inpaint.py of latent diffusion took pictures as they are.
-            padded = job.task != "inpaint" or mask_place(self.model) != "last"
+            padded = not inpaints_without_text(job, self.model)
             sources = read_sources(job, self.multiple, padded=padded)
             hashes = digests(job)
             draws: Draws | None = None

@@ -22,6 +22,7 @@ from ldm.timing import phase
 if TYPE_CHECKING:
     from ldm.device import Policy
     from ldm.engine import Engine
+    from ldm.load import Loaded
     from ldm.model import Model
     from ldm.results import OnEvent, Result
 
@@ -169,29 +170,16 @@ def load_engine(
     """
     read_ahead(plan.header.path)
     with phase("imports"):
-        from ldm.allocator import keep_freed
         from ldm.device import choose
         from ldm.engine import Engine
-        from ldm.load import load_model
 
     job = plan.job
     policy = choose(job.device, job.precision, job.attention, dict(os.environ), offload)
     for note in policy.notes if "precision" in given else ():
         tell(note)
-    if policy.keeps_freed:
-        keep_freed()
     with phase("load"):
-        loaded = load_model(
-            plan.header.path,
-            plan.config,
-            job.overrides,
-            job.prediction,
-            policy.dtype,
-            policy.home,
-            channels_last=policy.channels_last,
-            packed=policy.packed,
-            quantized=policy.quantized,
-        )
+        path = plan.header.path
+        loaded = load_as(policy, path, plan.config, job.overrides, job.prediction)
         _swap_parts(loaded.model, job, policy)
     for note in loaded.notes:
         tell(note)
@@ -207,6 +195,32 @@ def load_engine(
     )
     engine = Engine(loaded.model, policy, loaded.name, loaded.digest)
     return engine, replace(plan, job=settled)
+
+
+def load_as(
+    policy: Policy,
+    path: Path,
+    config: Path | None = None,
+    overrides: Sequence[str] = (),
+    prediction: str | None = None,
+) -> Loaded:
+    """A checkpoint, and all that a policy says of how it lies in memory; see `load_model`."""
+    from ldm.allocator import keep_freed
+    from ldm.load import load_model
+
+    if policy.keeps_freed:
+        keep_freed()
+    return load_model(
+        path,
+        config,
+        overrides,
+        prediction,
+        policy.dtype,
+        policy.home,
+        channels_last=policy.channels_last,
+        packed=policy.packed,
+        quantized=policy.quantized,
+    )
 
 
 def _swap_parts(model: Model, job: Job, policy: Policy) -> None:

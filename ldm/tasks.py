@@ -286,6 +286,11 @@ def mask_place(model: Model) -> str:
     return "last" if model.conditioning_key == "concat" else "first"
 
 
+def inpaints_without_text(job: Job, model: Model) -> bool:
+    """Whether it is inpaint.py of latent diffusion: no picture padded, no posterior drawn from."""
+    return job.task == "inpaint" and mask_place(model) == "last"
+
+
 def takes_noise(model: Model) -> bool:
     """Whether an upscaler's picture gets noise before the network is shown it."""
     return hasattr(model, "low_scale_model")
@@ -304,7 +309,7 @@ def first_draw(job: Job, model: Model, sources: Sources) -> tuple[int, ...] | No
         return 3, height // model.factor, width // model.factor
     if job.task == "variations":
         return (int(model.embedder.model.visual.proj.shape[1]),)
-    encodes = job.task in PARTIAL and not (job.task == "inpaint" and mask_place(model) == "last")
+    encodes = job.task in PARTIAL and not inpaints_without_text(job, model)
     kl = isinstance(model.first_stage_model, AutoencoderKL)
     if job.task == "depth2img" and job.strength == 1:
         encodes = encodes and job.schedule_compat == "ldm"  # as the demo did, for nothing

@@ -59,8 +59,9 @@ def decode_tiled(
     """
     if isinstance(autoencoder, VQModelInterface):
         z = autoencoder.quantize(z)
-    pictures = torch.split(autoencoder.post_quant_conv(z), 1)
-    return torch.cat([_decoded(autoencoder.decoder, picture, tile) for picture in pictures])
+    latents = torch.split(autoencoder.post_quant_conv(z), 1)
+    pictures = [_decoded(autoencoder.decoder, latent, tile) for latent in latents]
+    return pictures[0] if len(pictures) == 1 else torch.cat(pictures)  # which holds them twice
 
 
 @torch.no_grad()

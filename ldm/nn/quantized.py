@@ -128,12 +128,9 @@ def quantize(module: nn.Module, quantized: Callable[[str], None] = lambda name: 
     needed any more.
     """
     for name in quantizable(module):
-        parent, _, own = name.removesuffix(".weight").rpartition(".")
-        place = module.get_submodule(parent)
-        layer = place.get_submodule(own)
-        if isinstance(layer, nn.Conv2d):
-            setattr(place, own, Int8Conv2d(layer))
-        else:
-            assert isinstance(layer, nn.Linear)
-            setattr(place, own, Int8Linear(layer))
+        place = name.removesuffix(".weight")
+        layer = module.get_submodule(place)
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        one = Int8Conv2d(layer) if isinstance(layer, nn.Conv2d) else Int8Linear(layer)
+        module.set_submodule(place, one)
         quantized(name)
