@@ -149,9 +149,10 @@ def plms(
 
     The weights are those for even steps although steps in sigma are not even, hence order 2. The
     first step is Heun's and calls the network twice. Like the originals it draws noise that it does
-    not use, twice in the first step. `on_step` gets the estimate that belongs to the mixed slope,
-    as the originals recorded it. Unlike the originals' it is right for networks that predict v,
-    because it sees only denoised pictures; theirs took the raw output of any network for noise.
+    not use, twice in the first step, and where that is the only one its second call is at the same
+    time step again. `on_step` gets the estimate that belongs to the mixed slope, as the originals
+    recorded it. Unlike the originals' it is right for networks that predict v, because it sees only
+    denoised pictures; theirs took the raw output of any network for noise.
     """
     s = sigmas.tolist()
     slopes: list[Tensor] = []
@@ -160,7 +161,11 @@ def plms(
         add_noise(x, noise, 0.0)
         if i == 0 and s[1] > 0:
             x_next = torch.add(x, slopes[0], alpha=s[1] - s[0])
-            mixed = (x_next - denoise(x_next, levels(x, s[1]))).div_(s[1]).add_(slopes[0]).div_(2)
+            again = s[min(1, len(s) - 2)]
+            # The same variance-preserving latent, whichever level it is taken to be at.
+            x_next *= math.sqrt((1 + again**2) / (1 + s[1] ** 2))
+            mixed = (x_next - denoise(x_next, levels(x, again))).div_(again)
+            mixed.add_(slopes[0]).div_(2)
             add_noise(x, noise, 0.0)
         else:
             weights = PLMS_WEIGHTS[len(slopes) - 1]

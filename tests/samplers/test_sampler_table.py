@@ -230,6 +230,29 @@ def test_plms_solves_v_in_closed_form_and_raw_outputs_do_not() -> None:
     assert abs(ends[Prediction.EPS] - exact) > 5 * exact
 
 
+def test_plms_of_one_step_looks_twice_at_the_same_time() -> None:
+    """Over the variance-preserving latent, as the originals had it: CompVis' plms.py."""
+    s = torch.tensor([0.05, 0.03], dtype=torch.float64)
+    a, a_prev = (1 / (1 + s**2)).tolist()
+
+    def eps_of(latent: Tensor) -> Tensor:  # at the one time there is
+        return torch.sin(3 * latent)
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        assert sigma.tolist() == [s[0].item()] * len(x)
+        return x - sigma.view(-1, 1, 1, 1) * eps_of(x * math.sqrt(a))
+
+    def stepped(latent: Tensor, eps: Tensor) -> Tensor:
+        z = (latent - math.sqrt(1 - a) * eps) / math.sqrt(a)
+        return math.sqrt(a_prev) * z + math.sqrt(1 - a_prev) * eps
+
+    latent = torch.randn((2, 4, 3, 3), dtype=torch.float64, generator=torch.manual_seed(0))
+    eps = eps_of(latent)
+    wanted = stepped(latent, (eps + eps_of(stepped(latent, eps))) / 2)
+    ours = SAMPLERS["plms"].fn(denoise, latent / math.sqrt(a), s) * math.sqrt(a_prev)
+    torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-12)
+
+
 def test_masked_sampling_needs_noise_and_keeps_the_known_part_noised() -> None:
     z, mask = torch.full((1, 4, 8, 8), 3.0), torch.zeros(1, 1, 8, 8)
     mask[..., :4] = 1
