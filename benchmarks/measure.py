@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from benchmarks.own import STARTED
 
 # Put before a program, so that it tells at its end what it took.
 _REPORT = """
@@ -22,41 +23,33 @@ atexit.register(report)
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds on the clock, seconds of CPU, peak resident bytes, and what was printed."""
+    """Seconds on the clock, seconds of CPU, and peak resident bytes."""
 
     wall: float
     cpu: float
     peak: int
-    out: str = ""
-
-
-def run(program: str, arguments: Sequence[str] = (), times: int = 1) -> Cost:
-    """Run `python -c program arguments` and give the medians; raises CalledProcessError."""
-    costs = [run_once(program, arguments) for _ in range(times)]
-    return Cost(
-        statistics.median(cost.wall for cost in costs),
-        statistics.median(cost.cpu for cost in costs),
-        max(cost.peak for cost in costs),
-        costs[-1].out,
-    )
 
 
 def run_once(program: str, arguments: Sequence[str] = ()) -> Cost:
-    """The cost of one process from its start to its end; raises CalledProcessError."""
-    start = time.perf_counter()
+    """The cost of one process from its start to its end; raises CalledProcessError.
+
+    Or between where it calls `begin` and `end` of `benchmarks.own`.
+    """
+    start = time.time()
     done = subprocess.run(
         [sys.executable, "-c", _REPORT + program, *arguments],
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "HF_HUB_OFFLINE": "1", STARTED: str(start)},
     )
-    wall = time.perf_counter() - start
+    whole = time.time() - start
     if done.returncode:
         sys.stderr.write(done.stderr)
         done.check_returncode()
     words = next(line for line in done.stderr.splitlines() if line.startswith("measured")).split()
-    return Cost(wall, float(words[1]), int(words[2]), done.stdout)
+    wall = whole if words[4:] else float(words[1])
+    return Cost(wall, float(words[2]), int(words[3]))
 
 
 class Worker:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
+import time
+
+STARTED = "LDM_BENCH_STARTED"  # in the environment: when the process was started, seconds of 1970
+_times: dict[str, tuple[float, float]] = {}
 
 
 def peak_bytes() -> int:
@@ -23,6 +28,19 @@ def cpu_seconds() -> float:
     return own.ru_utime + own.ru_stime
 
 
+def begin() -> None:
+    """Let the seconds that are told begin here, not at the start of the process."""
+    _times["begin"] = time.time(), cpu_seconds()
+
+
+def end() -> None:
+    """Let them end here, not with the process."""
+    _times["end"] = time.time(), cpu_seconds()
+
+
 def report() -> None:
     """Tell on standard error what was taken, for `benchmarks.measure.run_once`."""
-    print("measured", cpu_seconds(), peak_bytes(), file=sys.stderr)
+    wall, cpu = _times.get("end", (time.time(), cpu_seconds()))
+    start, used = _times.get("begin", (float(os.environ[STARTED]), 0.0))
+    whole = "" if "end" in _times else "whole"
+    print("measured", wall - start, cpu - used, peak_bytes(), whole, file=sys.stderr)

@@ -1,6 +1,6 @@
-"""Whole processes to be measured: what each peer does from its start to its end.
+"""Processes to be measured: what each peer does from its start to its end.
 
-A program tells seconds since it was started by `told`, with names for them.
+Of those that only load, what is measured ends where everything is loaded.
 """
 
 from __future__ import annotations
@@ -26,49 +26,43 @@ class Program:
 
 CLI = "from ldm.cli import main\nmain()"
 
-# Everything that a first step needs, loaded, and then that step at the smallest size there is: what
-# is left is the time before it. The step at full size is a row of its own.
 LDM_LOAD = """
-import sys, time
-start = time.time()
+import sys
 import ldm.plan, ldm.engines
-kind = sys.argv[1]
-fields = {"task": "txt2img", "model": kind, "prompt": "an apple", "steps": 1, "device": "cpu"}
-one = {"n_samples": 1, "n_iter": 1, "width": 64, "height": 64, "scale": 7.5, "seed": 1}
-plan = ldm.plan.make_plan({**fields, **one})
+fields = {"task": "txt2img", "model": sys.argv[1], "prompt": "an apple", "device": "cpu"}
+plan = ldm.plan.make_plan(fields)
 from ldm.engines import load_engine
-engine, plan = load_engine(plan, plan.given, lambda text: None)
-print("loaded", time.time() - start)
-if sys.argv[2:]:
-    for result in engine.run(plan.job): pass
-    print("drawn", time.time() - start)
+load_engine(plan, plan.given, lambda text: None)
+from benchmarks.own import end
+end()
 """
 DIFFUSERS_LOAD = """
-import sys, time
-start = time.time()
+import sys
 import torch
 from diffusers import StableDiffusionPipeline
 pipeline = StableDiffusionPipeline.from_single_file(
     sys.argv[1], config=sys.argv[2], local_files_only=True, torch_dtype=torch.float32)
-print("loaded", time.time() - start)
 if sys.argv[3:]:
     pipeline.set_progress_bar_config(disable=True)
     side, steps = map(int, sys.argv[3:])
     pipeline("an apple", width=side, height=side, num_inference_steps=steps, guidance_scale=7.5)
-    print("drawn", time.time() - start)
+else:
+    from benchmarks.own import end
+    end()
 """
 # The bundled model's arithmetic alone, in a process that has everything.
 COMPUTE = """
-import sys, time
+import sys
+from benchmarks.own import begin, end
 import ldm.plan, ldm.engines
 fields = {"task": "txt2img", "prompt": sys.argv[1], "seed": 1}
 plan = ldm.plan.make_plan(fields)
 from ldm.engines import load_engine
 engine, plan = load_engine(plan, plan.given, lambda text: None)
 for result in engine.run(plan.job): pass
-start = time.time()
+begin()
 for result in engine.run(plan.job): pass
-print("drawn", time.time() - start)
+end()
 """
 
 Programs = dict[str, Program]
@@ -101,14 +95,25 @@ def _loading(kind: str) -> Callable[[Path, str | None], Programs]:
 
 
 def first_step(folder: Path, sdcpp: str | None) -> Programs:
-    """From the start of a process to a picture of 64x64 in one step."""
+    """From the start of a process to its end, with a picture of 64x64 in one step between them.
+
+    That is the smallest there is, so that what is left is all that stands around a step; the step
+    at full size is a row of its own.
+    """
+    return {**_drawn(folder, sdcpp, 64, 1), "torch alone": Program("import torch")}
+
+
+def _drawn(folder: Path, sdcpp: str | None, side: int, steps: int) -> Programs:
+    """The processes that draw one picture."""
     path = str(checkpoint(folder, "fp16.safetensors"))
-    config = str(diffusers_folder(folder))
+    words = ("txt2img", "--model", path, "--prompt", PROMPT, "--steps", str(steps), "--n_samples",
+             "1", "--n_iter", "1", "--skip_save", "--skip_grid", "--device", "cpu", "--quiet",
+             "--W", str(side), "--H", str(side), "--scale", "7.5")  # fmt: skip
+    theirs = (path, str(diffusers_folder(folder)), str(side), str(steps))
     return {
-        "ldm": Program(LDM_LOAD, (path, "draw")),
-        "torch alone": Program("import torch"),
-        "diffusers": Program(DIFFUSERS_LOAD, (path, config, "64", "1")),
-        **_sdcpp(sdcpp, path, 64, 1),
+        "ldm": Program(CLI, words),
+        "diffusers": Program(DIFFUSERS_LOAD, theirs),
+        **_sdcpp(sdcpp, path, side, steps),
     }
 
 
@@ -121,14 +126,7 @@ def first_step_cold(folder: Path, sdcpp: str | None) -> Programs:
 
 def end_to_end(folder: Path, sdcpp: str | None) -> Programs:
     """A picture of 512x512 in two steps, from the shell."""
-    path = str(checkpoint(folder, "fp16.safetensors"))
-    words = ("txt2img", "--model", path, "--prompt", PROMPT, "--steps", "2", "--n_samples", "1")
-    more = ("--n_iter", "1", "--skip_save", "--skip_grid", "--device", "cpu", "--quiet")
-    return {
-        "ldm": Program(CLI, (*words, *more)),
-        "diffusers": Program(DIFFUSERS_LOAD, (path, str(diffusers_folder(folder)), "512", "2")),
-        **_sdcpp(sdcpp, path, 512, 2),
-    }
+    return _drawn(folder, sdcpp, 512, 2)
 
 
 def bundled(folder: Path, sdcpp: str | None) -> Programs:

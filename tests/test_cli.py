@@ -121,6 +121,31 @@ def test_answers_without_torch_and_at_once(home: Path, argv: list[str], code: in
     assert used < 0.5, f"{used:.2f} s of CPU time"
 
 
+@pytest.mark.parametrize("entry", ["main()", "main_script('txt2img')"])
+def test_torch_is_not_taken_apart_at_the_end(home: Path, entry: str) -> None:
+    """What is registered for the end of the process is done, and what was said is said."""
+    program = f"""
+import atexit, sys, torch
+from ldm.cli import main, main_script
+class Left:
+    def __del__(self): print("taken apart")
+left = Left()
+atexit.register(print, "last words")
+sys.argv = ["ldm", "--no-such-flag"]
+print("first words")
+{entry}
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "first words\nlast words\n"), done.stderr
+    assert "no-such-flag" in done.stderr
+
+
 def test_a_full_size_file_is_described_without_torch(home: Path) -> None:
     path = fake_full_size(home / "full.safetensors", "sd-v1.json")
     probe = PROBE.format(argv=["info", str(path)], script=False)
@@ -359,7 +384,7 @@ def test_bytes_on_standard_output(home: Path, capfdbinary: pytest.CaptureFixture
 def test_prompts_from_standard_input(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
     argv = ["txt2img", "--from-file", "-", "--repeat", "2", "--model", "tiny", "--json", *QUICK]
     done = subprocess.run(
-        [sys.executable, "-m", "ldm.cli", *argv],
+        [sys.executable, "-m", "ldm", *argv],
         input="a cat\n\n  \nein Hündchen 🐶\n",
         capture_output=True,
         encoding="utf-8",
@@ -446,7 +471,7 @@ def test_stopping_keeps_what_is_finished(
 def test_a_real_interrupt(home: Path) -> None:
     argv = ["txt2img", "--prompt", "x", "--model", "tiny", "--n_iter", "1000", *QUICK]
     process = subprocess.Popen(
-        [sys.executable, "-m", "ldm.cli", *argv],
+        [sys.executable, "-m", "ldm", *argv],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -17,6 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "ldm"
 # What stands on each floor; a name covers a module, or a package with all that is in it.
 FLOORS: dict[int, set[str]] = {
     5: {
+        "ldm.__main__",
         "ldm.cli",
         "ldm.commands",
         "ldm.runs",

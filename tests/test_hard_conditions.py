@@ -228,7 +228,7 @@ def test_stopped_at_once_where_nothing_is_in_work() -> None:
 def test_a_reader_that_goes_away(home: Path) -> None:
     words = ["txt2img", *QUICK, "--prompt", "x", "--n_iter", "200", "--skip_grid"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "ldm.cli", *words],
+        [sys.executable, "-m", "ldm", *words],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
     )  # fmt: skip

@@ -146,10 +146,8 @@ def test_a_quick_answer_without_torch(installed: Installed, words: list[str], co
         spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(spent) < 0.5
     program = (
-        "import sys; from ldm.cli import main\n"
-        f"sys.argv = {['ldm', *words]!r}\n"
-        "try: main()\n"
-        "except SystemExit: pass\n"
+        "import sys; from ldm.cli import run\n"
+        f"run({words!r})\n"
         "sys.exit(33 if 'torch' in sys.modules else 0)"
     )
     done = installed.run("python", "-c", program, check=False)

@@ -103,7 +103,7 @@ def test_the_same_files_though_a_worker_is_killed(
 
 def test_the_driver_is_killed_and_gone_on_with(jobs: Path, whole: dict[str, str]) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "ldm.cli", "txt2img", *QUICK, *TWO, "-q"],
+        [sys.executable, "-m", "ldm", "txt2img", *QUICK, *TWO, "-q"],
         stdout=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
     )  # fmt: skip

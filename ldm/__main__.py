@@ -1,0 +1,8 @@
+"""`python -m ldm`, the same as `ldm`."""
+
+from __future__ import annotations
+
+from ldm.cli import main
+
+if __name__ == "__main__":
+    main()
