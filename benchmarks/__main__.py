@@ -1,7 +1,7 @@
 """ldm beside its peers, in one run on one machine.
 
     python -m benchmarks [--rows unet first-step ...] [--repeats 3] [--peers NAME ...]
-                         [--workdir outputs/bench] [--sdcpp PATH] [--compile]
+                         [--workdir outputs/bench] [--sdcpp PATH]
 
 The peers of a row take turns (A B A B ...), so that whatever else the machine does is shared. They
 get the same random weights of full size, made in --workdir at the first call (11 GB), and the same
@@ -36,6 +36,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "decode-1024": (OURS, "diffusers"),
     "decode-2048": (OURS,),
     "unet-precision": (OURS, "diffusers", "ldm, bf16", "ldm, int8"),
+    "unet-compiled": (OURS, "ldm, compiled", "diffusers compile"),
     # ldm beside itself without one of its optimisations.
     "unet-without": (
         OURS,
@@ -52,7 +53,8 @@ PARTS: dict[str, tuple[str, ...]] = {
 }
 # Not in every run: minutes of arithmetic, or a disk that others use, too.
 SLOW = (
-    "decode-2048", "first-step-cold", "unet-precision", "unet-without", "decode-512-without"
+    "decode-2048", "first-step-cold", "unet-precision", "unet-compiled", "unet-without",
+    "decode-512-without",
 )  # fmt: skip
 PACKAGES = ("diffusers", "transformers", "openvino", "torch", "numpy")
 
@@ -95,11 +97,8 @@ def _warm(program: Program, *, run: bool) -> None:
 
 def parts(name: str, folder: Path, wanted: argparse.Namespace, limit: float) -> list[Entry]:
     """Measure a row of one part, each peer in a process that stays."""
-    peers = list(PARTS[name])
-    if name == "unet" and wanted.compile:
-        peers.append("diffusers compile")
     workers: dict[str, Worker] = {}
-    for peer in (peer for peer in peers if _asked(peer, wanted)):
+    for peer in (peer for peer in PARTS[name] if _asked(peer, wanted)):
         workers[peer] = Worker(peer, _part(name), str(folder))
     runs: dict[str, list[dict[str, float]]] = {peer: [] for peer in workers}
     for worker in workers.values():
@@ -122,7 +121,9 @@ def parts(name: str, folder: Path, wanted: argparse.Namespace, limit: float) -> 
 
 def _part(row: str) -> str:
     """What the peers of a row compute."""
-    return row.removesuffix("-without").removesuffix("-precision")
+    for kind in ("-without", "-precision", "-compiled"):
+        row = row.removesuffix(kind)
+    return row
 
 
 def _asked(peer: str, wanted: argparse.Namespace) -> bool:
@@ -192,7 +193,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--workdir", type=Path, default=Path("outputs/bench"))
     parser.add_argument("--sdcpp", help="the program of stable-diffusion.cpp")
-    parser.add_argument("--compile", action="store_true", help="also torch.compile (100 s)")
     parser.add_argument("--name", help="of the files in benchmarks/results/ [date and machine]")
     wanted = parser.parse_args(argv)
     notes = [f"{name}: not installed" for name in ("openvino", "diffusers")

@@ -2,7 +2,7 @@
 
     python -m benchmarks.step [--checkpoint FILE] [--config YAML] [--batch 1 4]
                               [--steps 20] [--device auto] [--precision auto]
-                              [--attention auto] [--sampler ddim] [--scale 7.5]
+                              [--attention auto] [--sampler ddim] [--scale 7.5] [--compile]
 
 The bundled model unless told otherwise. A step has guidance (the network sees every picture twice);
 the first two steps of a batch are left out of the median.
@@ -27,6 +27,7 @@ from ldm.engines import load_as
 from ldm.fields import ATTENTIONS, PRECISIONS, SAMPLER_NAMES
 from ldm.job import Job
 from ldm.results import Event
+from ldm.tuning import Tuning
 
 
 def measure(engine: Engine, job: Job) -> tuple[float, float, float]:
@@ -62,9 +63,11 @@ def main() -> int:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", choices=PRECISIONS, default="auto")
     parser.add_argument("--attention", choices=ATTENTIONS, default="auto")
+    parser.add_argument("--compile", action="store_true")
     wanted = parser.parse_args()
 
-    policy = choose(wanted.device, wanted.precision, wanted.attention)
+    tuning = Tuning(compile=wanted.compile)
+    policy = choose(wanted.device, wanted.precision, wanted.attention, tuning=tuning)
     loaded = load_as(policy, wanted.checkpoint, wanted.config)
     engine = Engine(loaded.model, policy)
     defaults = loaded.family.defaults

@@ -23,6 +23,7 @@ from torch import Tensor
 from benchmarks.own import cpu_seconds, peak_bytes
 from benchmarks.weights import checkpoint, diffusers_folder
 from ldm.device import Policy, choose
+from ldm.tuning import Tuning
 
 ROWS = ("unet", "text", "decode-512", "decode-1024", "decode-2048")
 PROMPT = "a red apple on a blue background"
@@ -51,6 +52,7 @@ VARIANTS: dict[str, Callable[[Policy], Policy]] = {
     "ldm, memory given back": lambda policy: replace(policy, keeps_freed=False),
     "ldm, bf16": lambda policy: choose("cpu", "bf16", "auto"),
     "ldm, int8": lambda policy: choose("cpu", "int8", "auto"),
+    "ldm, compiled": lambda policy: choose("cpu", "auto", "auto", tuning=Tuning(compile=True)),
 }
 
 

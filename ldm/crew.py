@@ -111,7 +111,7 @@ class Crew(Engines):
 
         self.key, self.settled = model_key(plan), None
         variables = {name: os.environ[name] for name in VARIABLES if name in os.environ}
-        self.order = Order(plan, torch.get_num_threads(), os.getcwd(), variables, self.offload)
+        self.order = Order(plan, torch.get_num_threads(), os.getcwd(), variables, self.tuning)
         self.working.clear()
         self.idle.clear()
         self.hands = self.hands or [
@@ -342,4 +342,4 @@ def crew_of(outputs: OutputPlan, tell: Callable[[str], None], interrupts: Interr
         from ldm.cluster import Cluster
 
         site = Cluster(outputs.address, outputs.workers)
-    return Crew(tell, False, outputs.put_aside, site=site, interrupts=interrupts, depth=depth)
+    return Crew(tell, False, outputs.tuning, site=site, interrupts=interrupts, depth=depth)

@@ -11,6 +11,7 @@ import torch
 from ldm.errors import JobError
 from ldm.nn.packing import can_pack
 from ldm.nn.quantized import can_quantize
+from ldm.tuning import PLAIN, Tuning, check_compiler
 
 # Where and in which precision attention may be rounded to bf16.
 _ROUNDED = (("cpu", "bf16"), ("cpu", "int8"))
@@ -25,6 +26,7 @@ class Policy:
     in bf16 where that is quicker.
     `channels_last` and `packed`: how feature maps and weights lie in memory; `quantized`: the
     network's large layers multiply in 8 bits, the rest is float32 (see `load_model`).
+    `compiled`: by torch's compiler, the network alone, which then is not packed.
     `keeps_freed`: memory that tensors leave stays with the process (`ldm.allocator.keep_freed`).
     """
 
@@ -38,6 +40,7 @@ class Policy:
     channels_last: bool = False
     packed: bool = False
     quantized: bool = False
+    compiled: bool = False
     keeps_freed: bool = False
     notes: tuple[str, ...] = ()
     offload: str = "auto"
@@ -59,15 +62,19 @@ def choose(
     precision: str,
     attention: str,
     environment: dict[str, str] | None = None,
-    offload: str = "auto",
+    tuning: Tuning = PLAIN,
 ) -> Policy:
     """What a job's words mean on this machine; raises JobError for what is not here.
 
-    `offload` is what lies outside of the device: none of a model, its parts that are not in use,
-    the layers of the network, too, or auto: parts, where memory ends.
+    `tuning.offload` is what lies outside of the device: none of a model, its parts that are not in
+    use, the layers of the network, too, or auto: parts, where memory ends.
     """
     where = choose_device(device)
     resolved, notes = choose_precision(precision, where)
+    if tuning.compile:
+        if resolved == "int8":
+            raise JobError("--compile: not with --precision int8, which has kernels of its own")
+        check_compiler(where.type)
     dtypes = {"full": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     dtype = dtypes.get(resolved, torch.float32)
     return Policy(
@@ -80,10 +87,11 @@ def choose(
         upcast=(environment or {}).get("ATTN_PRECISION", "").lower() in ("fp32", "full"),
         channels_last=where.type in ("cpu", "cuda"),
         packed=can_pack(dtype, where),
+        compiled=tuning.compile,
         quantized=resolved == "int8",
         keeps_freed=where.type == "cpu",
         notes=notes,
-        offload=offload,
+        offload=tuning.offload,
     )
 
 

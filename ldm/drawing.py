@@ -92,7 +92,7 @@ class Drawing:
 
             self.engines = crew_of(outputs, self.run.tell, self.interrupts)
         else:
-            self.engines = engines_of_run(self.run.tell, self.run.script, outputs.put_aside)
+            self.engines = engines_of_run(self.run.tell, self.run.script, outputs.tuning)
         self.count = sum(item.plan.job.count() for item in self.items)
         self.named = any(item.name is not None for item in self.items)
         if store is not None and outputs.skip_existing:

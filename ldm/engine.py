@@ -106,6 +106,8 @@ class Engine:
         """How many images may be drawn together with a batch, itself included."""
         if not stands_alone(part.job):
             return 1
+        if self.policy.compiled and asked is None:  # which is anew for every size of a batch
+            return 1
         return asked or room(self.model.network.model_channels, part.draws.shape)
 
     def _parts(self, jobs: Iterable[Job], report: OnEvent) -> Iterator[Part]:

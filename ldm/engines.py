@@ -18,6 +18,7 @@ from ldm.plan import Plan, resolve
 from ldm.progress import summary
 from ldm.readahead import read_ahead
 from ldm.timing import phase
+from ldm.tuning import PLAIN, Tuning
 
 if TYPE_CHECKING:
     from ldm.device import Policy
@@ -36,7 +37,7 @@ class Engines:
 
     tell: Callable[[str], None]
     script: bool = False
-    offload: str = "auto"
+    tuning: Tuning = PLAIN
     key: tuple[Any, ...] = ()
     engine: Engine | None = None
     settled: Plan | None = None
@@ -85,7 +86,7 @@ class Engines:
         if self.engine is None or self.key != model_key(plan):
             self.engine = None  # not two models in memory at once
             self.engine, self.settled = load_engine(
-                plan, plan.given, self.tell, script=self.script, offload=self.offload
+                plan, plan.given, self.tell, script=self.script, tuning=self.tuning
             )
             self.key = model_key(plan)
             self.told = True
@@ -142,14 +143,14 @@ def kept_engine() -> Iterator[None]:
         _kept.reset(token)
 
 
-def engines_of_run(tell: Callable[[str], None], script: bool, offload: str) -> Engines:
+def engines_of_run(tell: Callable[[str], None], script: bool, tuning: Tuning) -> Engines:
     """The engines of a new run, with the one that was kept if there is one."""
-    made = Engines(tell, script, offload)
+    made = Engines(tell, script, tuning)
     kept = _kept.get()
     if kept is None:
         return made
     for last in kept:
-        if (last.script, last.offload) == (script, offload):
+        if (last.script, last.tuning) == (script, tuning):
             made.key, made.engine, made.settled = last.key, last.engine, last.settled
     kept[:] = [made]
     return made
@@ -161,12 +162,11 @@ def load_engine(
     tell: Callable[[str], None],
     *,
     script: bool = False,
-    offload: str = "auto",
+    tuning: Tuning = PLAIN,
 ) -> tuple[Engine, Plan]:
     """The engine for a plan, and the plan with what only loading could tell.
 
-    `given` are the fields that were asked for; `script` is as for `make_plan`, `offload` as for
-    `ldm.device.choose`.
+    `given` are the fields that were asked for; `script` is as for `make_plan`.
     """
     read_ahead(plan.header.path)
     with phase("imports"):
@@ -174,7 +174,7 @@ def load_engine(
         from ldm.engine import Engine
 
     job = plan.job
-    policy = choose(job.device, job.precision, job.attention, dict(os.environ), offload)
+    policy = choose(job.device, job.precision, job.attention, dict(os.environ), tuning)
     for note in policy.notes if "precision" in given else ():
         tell(note)
     with phase("load"):
@@ -183,6 +183,8 @@ def load_engine(
         _swap_parts(loaded.model, job, policy)
     for note in loaded.notes:
         tell(note)
+    if policy.compiled:
+        tell("the network is compiled at its first step, which takes a minute or more but once")
     if not plan.choice.prediction_why:
         tell(f"the network predicts {loaded.family.prediction} ({loaded.prediction_why})")
         choice = replace(plan.choice, family=loaded.family, prediction_why=loaded.prediction_why)
@@ -220,6 +222,7 @@ def load_as(
         channels_last=policy.channels_last,
         packed=policy.packed,
         quantized=policy.quantized,
+        compiled=policy.compiled,
     )
 
 

@@ -29,8 +29,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "n_rows", "skip_existing", "json",
     ),
     "On what": (
-        "device", "precision", "attention", "vae_tiling", "offload", "lowvram", "workers",
-        "engine", "address",
+        "device", "precision", "attention", "vae_tiling", "offload", "lowvram", "compile",
+        "workers", "engine", "address",
     ),
     "To repeat old pictures": ("noise", "rng", "schedule_compat", "fixed_code"),
     "Old flags": (

@@ -23,6 +23,7 @@ from ldm.nn.packing import pack, packable
 from ldm.nn.quantized import quantizable, quantize
 from ldm.registry import build
 from ldm.schedule import NoiseSchedule
+from ldm.tuning import compile_network
 from ldm.weights.files import Weights, open_weights
 from ldm.weights.header import Header, read_header
 from ldm.weights.keys import (
@@ -70,15 +71,16 @@ def load_model(
     channels_last: bool = False,
     packed: bool = False,
     quantized: bool = False,
+    compiled: bool = False,
 ) -> Loaded:
     """Load a checkpoint, strictly: each key of the model is in it, and no other one that matters.
 
     `prediction` (eps or v) overrides the YAML. `dtype` None keeps the file's own precision; where
     neither precision nor device changes, the weights stay mapped and are copied nowhere, but for
     those of the network where they are `packed` (see `ldm.nn.packing`: on the CPU, in float32) or
-    `quantized` (`ldm.nn.quantized`: 8 bits, on the CPU).
-    With `channels_last` feature maps lie so in memory. Raises ConfigError and CheckpointError,
-    before a tensor is read.
+    `quantized` (`ldm.nn.quantized`: 8 bits, on the CPU). A network that is to be `compiled` is not
+    packed: torch's compiler sees to that. With `channels_last` feature maps lie so in memory.
+    Raises ConfigError and CheckpointError, before a tensor is read.
     """
     header = read_header(checkpoint)
     choice = choose(header, config, overrides)
@@ -92,7 +94,7 @@ def load_model(
         model.cond_stage_model.look_in(header.path.parent)
     weights = open_weights(header)
     names = quantizable(model.network) if quantized else []
-    names += packable(model.network) if packed else []
+    names += packable(model.network) if packed and not compiled else []
     later = {f"{NETWORK}{name}" for name in names}
     _assign(model, weights, sources, dtype, torch.device(device), later)
     if channels_last:
@@ -103,12 +105,15 @@ def load_model(
 
     if quantized:
         quantize(model.network, done)
-    if packed:  # what is left
+    if packed and not compiled:  # what is left
         pack(model.network, done)
+    if packed:
         upsample_in_phases(model.first_stage_model)
     if not choice.prediction_why:
         choice = with_prediction(choice, *measure_prediction(model))
     model.prediction = Prediction(choice.family.prediction)
+    if compiled:
+        compile_network(model.network)
     return Loaded(
         model=model,
         family=choice.family,

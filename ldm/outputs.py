@@ -10,6 +10,7 @@ from typing import Any
 from ldm.errors import JobError
 from ldm.fields import FILE_FORMATS
 from ldm.options import check_choices, check_range, option, options_of
+from ldm.tuning import Tuning
 
 PROGRESS = ("auto", "jsonl", "none")
 
@@ -20,7 +21,10 @@ OFFLOADS = ("auto", "none", "parts", "layers")
 
 @dataclass(frozen=True)
 class OutputPlan:
-    """Where the pictures go and what is told about them; no field changes a pixel of a sample."""
+    """Where the pictures go and what is told about them.
+
+    No field changes a sample, but for what `batch_size` and `compile` round otherwise.
+    """
 
     outdir: str = option(
         "outputs",
@@ -116,14 +120,20 @@ class OutputPlan:
         choices=OFFLOADS,
     )
     lowvram: bool = option(False, "--lowvram", help="The same as --offload parts.")
+    compile: bool = option(
+        False,
+        "--compile",
+        help="Compile the network, for GPUs: a minute or more once, seconds at every start.",
+    )
     timings: bool = option(False, "--timings", help="Tell where the time went, on standard error.")
     quiet: bool = option(False, "--quiet", "-q", help="No progress and no notes.")
     debug: bool = option(False, "--debug", help="Show the traceback of an error.")
 
     @property
-    def put_aside(self) -> str:
-        """What `offload` and `lowvram` come to."""
-        return "parts" if self.lowvram and self.offload == "auto" else self.offload
+    def tuning(self) -> Tuning:
+        """What is asked of the engine; `lowvram` is a word for an `offload`."""
+        offload = "parts" if self.lowvram and self.offload == "auto" else self.offload
+        return Tuning(offload, self.compile)
 
     @property
     def spread(self) -> bool:
@@ -137,6 +147,11 @@ class OutputPlan:
         check_range("--batch-size", self.batch_size, 1, None)
         check_range("--workers", self.workers, 1, None)
         check_range("--n_rows", self.n_rows, 0, None)
+        if self.compile and self.tuning.offload in ("parts", "layers"):
+            raise JobError(
+                "--compile wants the network to stay where it is; leave it, or --lowvram and "
+                "--offload, out"
+            )
         if self.address is not None and self.engine != "ray":
             raise JobError("--address is that of a Ray cluster; add --engine ray")
         if self.engine == "ray" and importlib.util.find_spec("ray") is None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ldm.engines import Batch, Engines, Outcome, apart
 from ldm.errors import CheckpointError, LdmError
 from ldm.plan import Plan
+from ldm.tuning import PLAIN, Tuning
 
 if TYPE_CHECKING:
     from ldm.engine import Engine
@@ -39,7 +40,7 @@ class Order:
     threads: int
     folder: str
     variables: Mapping[str, str]
-    offload: str = "auto"
+    tuning: Tuning = PLAIN
     batches: tuple[Batch, ...] = ()
     at_once: int | None = None
     depth: bool = False
@@ -106,7 +107,7 @@ class Worker:
                 "see the same files under the same names"
             ) from None
         os.environ.update(order.variables)
-        self.engines.offload = order.offload
+        self.engines.tuning = order.tuning
         import torch
 
         if torch.get_num_threads() != order.threads:

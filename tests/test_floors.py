@@ -92,6 +92,7 @@ FLOORS: dict[int, set[str]] = {
         "ldm.seeds",
         "ldm.options",
         "ldm.outputs",
+        "ldm.tuning",
         "ldm.legacy",
         "ldm.config",
         "ldm.sizes",

@@ -14,6 +14,7 @@ from ldm.errors import JobError
 from ldm.memory import Offload
 from ldm.model import Model
 from ldm.outputs import OutputPlan, split
+from ldm.tuning import Tuning
 
 GPU = torch.device("cuda")
 CPU = torch.device("cpu")
@@ -80,14 +81,14 @@ def test_a_cpu_has_nowhere_to_put_things(model: Model) -> None:
 
 
 def test_where_a_model_is_loaded_to() -> None:
-    assert choose("cpu", "auto", "auto", offload="parts").home == CPU
+    assert choose("cpu", "auto", "auto", tuning=Tuning("parts")).home == CPU
     for mode, home in {"auto": GPU, "none": GPU, "parts": CPU, "layers": CPU}.items():
         assert Policy(GPU, torch.float16, "fp16", offload=mode).home == home
 
 
 def test_the_flags(tmp_path: Path) -> None:
-    assert OutputPlan().put_aside == "auto"
-    assert OutputPlan(lowvram=True).put_aside == "parts"
-    assert OutputPlan(lowvram=True, offload="layers").put_aside == "layers"
+    assert OutputPlan().tuning.offload == "auto"
+    assert OutputPlan(lowvram=True).tuning.offload == "parts"
+    assert OutputPlan(lowvram=True, offload="layers").tuning.offload == "layers"
     with pytest.raises(JobError, match="--offload"):
         split({"offload": "most"})
