@@ -38,17 +38,13 @@ PARTS: dict[str, tuple[str, ...]] = {
     "unet-precision": (OURS, "diffusers", "ldm, bf16", "ldm, int8"),
     "unet-compiled": (OURS, "ldm, compiled", "diffusers compile"),
     # ldm beside itself without one of its optimisations.
-    "unet-without": (
-        OURS,
-        "ldm, no packing",
-        "ldm, no channels_last",
-        "ldm, memory given back",
-    ),
+    "unet-without": (OURS, "ldm, no packing", "ldm, memory given back"),
     "decode-512-without": (
         OURS,
         "ldm, no packing",
-        "ldm, no channels_last",
         "ldm, memory given back",
+        "ldm, bf16",
+        "ldm, bf16, no channels_last",
     ),
 }
 # Not in every run: minutes of arithmetic, or a disk that others use, too.

@@ -47,10 +47,12 @@ def _unet_inputs() -> tuple[Tensor, Tensor, Tensor]:
 # ldm without one of its optimisations, and with what is not the default.
 VARIANTS: dict[str, Callable[[Policy], Policy]] = {
     "ldm": lambda policy: policy,
-    "ldm, no channels_last": lambda policy: replace(policy, channels_last=False),
     "ldm, no packing": lambda policy: replace(policy, packed=False),
     "ldm, memory given back": lambda policy: replace(policy, keeps_freed=False),
     "ldm, bf16": lambda policy: choose("cpu", "bf16", "auto"),
+    "ldm, bf16, no channels_last": lambda policy: replace(
+        choose("cpu", "bf16", "auto"), channels_last=False
+    ),
     "ldm, int8": lambda policy: choose("cpu", "int8", "auto"),
     "ldm, compiled": lambda policy: choose("cpu", "auto", "auto", tuning=Tuning(compile=True)),
 }

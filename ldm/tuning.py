@@ -52,4 +52,5 @@ def compile_network(network: nn.Module) -> None:
     """
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(cache) / "ldm" / "compiled"))
+    os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "1")  # not by itself before torch 2.6
     network.compile()

@@ -42,6 +42,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_compiled_picture_is_the_picture_and_the_work_is_kept(home: Path) -> None:
     def files(*words: str) -> set[Path]:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(home / "kept")}
+        environment.pop("TORCHINDUCTOR_CACHE_DIR", None)  # torch sets it where it looked for it
         command = [sys.executable, "-m", "ldm", *WORDS, *words]
         subprocess.run(command, check=True, env=environment, capture_output=True)
         return {path for path in (home / "kept").rglob("*") if path.is_file()}
@@ -60,6 +61,7 @@ def test_a_compiled_picture_is_the_picture_and_the_work_is_kept(home: Path) -> N
 
 def test_the_network_alone_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[type] = []
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "somewhere")
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(type(self)))
     monkeypatch.setattr("ldm.device.check_compiler", lambda device: None)
     policy = choose("cpu", "auto", "auto", tuning=Tuning(compile=True))

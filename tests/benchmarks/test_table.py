@@ -63,12 +63,21 @@ def test_an_unknown_row_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_process_is_measured() -> None:
-    cost = run_once("block = bytearray(64 << 20)\nblock[::4096] = block[::4096]\nprint(7)")
-    assert cost.out == "7\n"
+    cost = run_once("block = bytearray(64 << 20)\nblock[::4096] = block[::4096]")
     assert 64 << 20 < cost.peak < 256 << 20
     assert cost.cpu > 0
     with pytest.raises(subprocess.CalledProcessError):
         run_once("import sys; sys.exit(3)")
+
+
+def test_a_part_of_a_process_is_measured() -> None:
+    """Work before `begin` and after `end` does not count; without them all does."""
+    work = "import time; from benchmarks.own import begin, end; time.sleep(0.5)\n{}time.sleep(0.5)"
+    whole, start, middle = (
+        run_once(work.format(words)).wall
+        for words in ("", "end()\n", "begin(); time.sleep(0.1); end()\n")
+    )
+    assert 0.1 <= middle < 0.5 <= start < 1 <= whole
 
 
 def test_a_bench_needs_no_peers_to_tell_its_rows() -> None:
