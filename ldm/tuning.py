@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,11 @@ from ldm.errors import JobError
 if TYPE_CHECKING:
     from torch import nn
 
-_COMPILERS = ("g++", "clang++", "c++", "cl")
+# What names torch's compiler of kernels, and Triton's of what starts them, or else is looked for.
+_COMPILERS = {
+    "cpu": ("CXX", ("g++", "clang++", "cl")),
+    "cuda": ("CC", ("gcc", "clang", "cl")),
+}
 
 
 @dataclass(frozen=True)
@@ -33,15 +38,21 @@ PLAIN = Tuning()
 
 def check_compiler(device: str) -> None:
     """Raise JobError where torch could not compile for a type of device."""
-    if device == "cuda":
-        if importlib.util.find_spec("triton") is None:
-            raise JobError("--compile: needs Triton on a GPU; pip install triton, or leave it out")
-        return
-    named = os.environ.get("CXX")
-    if not any(shutil.which(name) for name in ((named,) if named else _COMPILERS)):
+    if device == "cuda" and importlib.util.find_spec("triton") is None:
         raise JobError(
-            "--compile: needs a C++ compiler on a CPU and finds none; install g++, "
-            "name one in CXX, or leave --compile out"
+            "--compile needs Triton on a GPU: pip install triton, or leave --compile out"
+        )
+    variable, usual = _COMPILERS["cuda" if device == "cuda" else "cpu"]
+    named = os.environ.get(variable)
+    if not any(shutil.which(name) for name in ((named,) if named else usual)):
+        raise JobError(
+            f"--compile needs a compiler and finds none: install {usual[0]}, name one in "
+            f"{variable}, or leave --compile out"
+        )
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        raise JobError(
+            "--compile needs Python's headers, which are not there: install them (Debian: "
+            "python3-dev), or leave --compile out"
         )
 
 
