@@ -97,7 +97,7 @@ def parts(name: str, folder: Path, wanted: argparse.Namespace, limit: float) -> 
     for peer in (peer for peer in PARTS[name] if _asked(peer, wanted)):
         workers[peer] = Worker(peer, _part(name), str(folder))
     runs: dict[str, list[dict[str, float]]] = {peer: [] for peer in workers}
-    for worker in workers.values():
+    for worker in workers.values() if len(workers) > 1 else ():
         worker.ask("run")  # pages are read, kernels are chosen
     for _ in range(wanted.repeats):
         for peer, worker in workers.items():

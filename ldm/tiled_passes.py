@@ -208,11 +208,18 @@ def _moved(span: slice, by: int) -> slice:
 
 
 def grid_of(height: int, width: int, tile: int, reach: int) -> list[Tile]:
-    """Tiles whose cores meet without overlap, `reach` or more away from the tiles' inner edges."""
+    """Tiles whose cores meet without overlap, `reach` or more away from the tiles' inner edges.
+
+    They are of `tile` units a side, or of as many less as does not make them more.
+    """
     tile = max(tile, 4 * reach)  # or else they would be mostly margin
     axes = []
     for length in (height, width):
-        spans = tiles(length, tile, 2 * reach)
+        side = tile
+        if length > tile:
+            inner = length - 2 * reach
+            side = math.ceil(inner / math.ceil(inner / (tile - 2 * reach))) + 2 * reach
+        spans = tiles(length, side, 2 * reach)
         meet = [(one.stop + two.start) // 2 for one, two in pairwise(spans)]
         cores = [slice(*ends) for ends in pairwise([0, *meet, length])]
         axes.append(list(zip(spans, cores, strict=True)))
