@@ -92,21 +92,12 @@ class Engine:
         while waiting:
             yield from self._first(waiting, at_once, report)
 
-    @property
-    def multiple(self) -> int:
-        """What the sides of a picture must be a multiple of, in pixels.
-
-        The network halves its input once per level but the last.
-        """
-        return int(self.model.factor * 2 ** (self.model.network.levels - 1))
-
     # --- batches ----------------------------------------------------------------------------------
 
     def _at_once(self, part: Part, asked: int | None) -> int:
         """How many images may be drawn together with a batch, itself included."""
-        if not stands_alone(part.job):
-            return 1
-        if self.policy.compiled and asked is None:  # which is anew for every size of a batch
+        # A compiled network is compiled anew for every size of a batch.
+        if not stands_alone(part.job) or (self.policy.compiled and asked is None):
             return 1
         return asked or room(self.model.network.model_channels, part.draws.shape)
 
@@ -114,7 +105,7 @@ class Engine:
         """The batches of all jobs; in a stream each waits until the last one is drawn."""
         for job in jobs:
             padded = not inpaints_without_text(job, self.model)
-            sources = read_sources(job, self.multiple, padded=padded)
+            sources = read_sources(job, self.model.multiple, padded=padded)
             hashes = digests(job)
             draws: Draws | None = None
             for batch in job.batches():

@@ -92,21 +92,17 @@ def load_model(
     check_fit(header, choice.config, model, sources)
     if isinstance(model.cond_stage_model, BERTEmbedder):
         model.cond_stage_model.look_in(header.path.parent)
-    weights = open_weights(header)
-    names = quantizable(model.network) if quantized else []
-    names += packable(model.network) if packed and not compiled else []
-    later = {f"{NETWORK}{name}" for name in names}
-    _assign(model, weights, sources, dtype, torch.device(device), later)
+    _fill(
+        model,
+        open_weights(header),
+        sources,
+        dtype,
+        torch.device(device),
+        packed=packed and not compiled,
+        quantized=quantized,
+    )
     if channels_last:
         model.lay_channels_last()
-
-    def done(name: str) -> None:
-        weights.release(sources[f"{NETWORK}{name}"])
-
-    if quantized:
-        quantize(model.network, done)
-    if packed and not compiled:  # what is left
-        pack(model.network, done)
     if packed:
         upsample_in_phases(model.first_stage_model)
     if not choice.prediction_why:
@@ -156,13 +152,37 @@ def _fits(found: Shapes, yaml: Path) -> bool:
         return False
 
 
+def _fill(
+    model: Model,
+    weights: Weights,
+    sources: Mapping[str, str],
+    dtype: torch.dtype | None,
+    device: torch.device,
+    *,
+    packed: bool,
+    quantized: bool,
+) -> None:
+    """Give a model the file's tensors, and the network's large layers their own kind of weights."""
+    names = quantizable(model.network) if quantized else []
+    names += packable(model.network) if packed else []
+    _assign(model, weights, sources, dtype, device, {f"{NETWORK}{name}" for name in names})
+
+    def done(name: str) -> None:
+        weights.release(sources[f"{NETWORK}{name}"])
+
+    if quantized:
+        quantize(model.network, done)
+    if packed:  # what is left
+        pack(model.network, done)
+
+
 def _assign(
     model: Model,
     weights: Weights,
     sources: Mapping[str, str],
     dtype: torch.dtype | None,
     device: torch.device,
-    later: Collection[str] = (),
+    later: Collection[str],
 ) -> None:
     """Put the file's tensors in the place of the model's, one by one.
 

@@ -140,6 +140,14 @@ class Model(nn.Module):
         """Pixels per latent position, along one side."""
         return int(self.first_stage_model.factor)
 
+    @property
+    def multiple(self) -> int:
+        """What the sides of a picture must be a multiple of, in pixels.
+
+        The network halves its input once per level but the last.
+        """
+        return int(self.factor * 2 ** (self.network.levels - 1))
+
     def use_schedule(self, schedule: NoiseSchedule) -> None:
         """Take a noise schedule, and fill the twelve DDPM buffers (float32) from it.
 

@@ -215,11 +215,10 @@ def grid_of(height: int, width: int, tile: int, reach: int) -> list[Tile]:
     tile = max(tile, 4 * reach)  # or else they would be mostly margin
     axes = []
     for length in (height, width):
-        side = tile
-        if length > tile:
-            inner = length - 2 * reach
-            side = math.ceil(inner / math.ceil(inner / (tile - 2 * reach))) + 2 * reach
-        spans = tiles(length, side, 2 * reach)
+        spans = tiles(length, tile, 2 * reach)
+        if len(spans) > 1:
+            side = math.ceil((length - 2 * reach) / len(spans)) + 2 * reach
+            spans = tiles(length, side, 2 * reach)
         meet = [(one.stop + two.start) // 2 for one, two in pairwise(spans)]
         cores = [slice(*ends) for ends in pairwise([0, *meet, length])]
         axes.append(list(zip(spans, cores, strict=True)))

@@ -54,6 +54,7 @@ class Stub:
 
     latent_channels = 3
     factor = 8
+    multiple = 8  # the network has one level
 
     def __init__(self, broken: str = "", *, even_in_float32: bool = False) -> None:
         self.schedule = NoiseSchedule.from_betas()
