@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ldm.errors import LdmError
 from ldm.families.choice import Choice
+from ldm.garbage import uncollected
 from ldm.job import Job
 from ldm.plan import Plan, resolve
 from ldm.progress import summary
@@ -169,7 +170,7 @@ def load_engine(
     `given` are the fields that were asked for; `script` is as for `make_plan`.
     """
     read_ahead(plan.header.path)
-    with phase("imports"):
+    with phase("imports"), uncollected():
         from ldm.device import choose
         from ldm.engine import Engine
 

@@ -85,6 +85,7 @@ FLOORS: dict[int, set[str]] = {
     0: {
         "ldm.errors",
         "ldm.allocator",
+        "ldm.garbage",
         "ldm.timing",
         "ldm.readahead",
         "ldm.job",
