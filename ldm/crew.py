@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Protocol
 
-from ldm.engines import Batch, Engines, Outcome, model_key
+from ldm.engines import Batch, Engines, Outcome, import_engine, model_key
 from ldm.errors import LdmError
 from ldm.interrupts import Interrupts
 from ldm.outputs import OutputPlan
@@ -100,6 +100,10 @@ class Crew(Engines):
     deaths: int = 0
     in_vain: int = 0  # deaths since something was drawn
 
+    def get_ready(self, plan: Plan) -> None:
+        """Import what this process needs, which loads no model."""
+        import_engine(plan)
+
     def prepare(self, plan: Plan) -> None:
         """Have all workers load what a plan needs, and wait for the first that has.
 
@@ -107,6 +111,7 @@ class Crew(Engines):
         """
         if self.key == model_key(plan):
             return
+        self.get_ready(plan)
         import torch
 
         self.key, self.settled = model_key(plan), None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -11,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ldm.allocator import found_ahead
 from ldm.errors import LdmError
 from ldm.families.choice import Choice
 from ldm.garbage import uncollected
@@ -20,6 +22,7 @@ from ldm.progress import summary
 from ldm.readahead import read_ahead
 from ldm.timing import phase
 from ldm.tuning import PLAIN, Tuning
+from ldm.weights.keys import NETWORK
 
 if TYPE_CHECKING:
     from ldm.device import Policy
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
     from ldm.load import Loaded
     from ldm.model import Model
     from ldm.results import OnEvent, Result
+
+# Where Linux shows GPUs of NVIDIA's and AMD's, and those of Windows around it.
+_GPUS = (Path("/dev/nvidiactl"), Path("/dev/kfd"), Path("/dev/dxg"))
 
 Batch: TypeAlias = tuple[int, Job]  # a batch, and the number of the job that it belongs to
 Outcome: TypeAlias = "Result | LdmError"
@@ -47,6 +53,7 @@ class Engines:
     def job(self, plan: Plan) -> Job:
         """The job with what only its engine can tell; without loading it where that can be."""
         if self.here and self.key != model_key(plan) and plan.choice.prediction_why:
+            self.get_ready(plan)
             from ldm.device import choose
 
             job = plan.job
@@ -58,6 +65,10 @@ class Engines:
         self.prepare(plan)
         assert self.settled is not None
         return settle(plan, self.settled, script=self.script)
+
+    def get_ready(self, plan: Plan) -> None:
+        """Import what the process needs that draws a plan."""
+        import_engine(plan, packed_bytes(plan, self.tuning))
 
     def prepare(self, plan: Plan) -> None:
         """Load what a plan needs."""
@@ -169,10 +180,9 @@ def load_engine(
 
     `given` are the fields that were asked for; `script` is as for `make_plan`.
     """
-    read_ahead(plan.header.path)
-    with phase("imports"), uncollected():
-        from ldm.device import choose
-        from ldm.engine import Engine
+    import_engine(plan, packed_bytes(plan, tuning))
+    from ldm.device import choose
+    from ldm.engine import Engine
 
     job = plan.job
     policy = choose(job.device, job.precision, job.attention, dict(os.environ), tuning)
@@ -198,6 +208,33 @@ def load_engine(
     )
     engine = Engine(loaded.model, policy, loaded.name, loaded.digest)
     return engine, replace(plan, job=settled)
+
+
+def import_engine(plan: Plan, room: int = 0) -> None:
+    """Import all that draws, torch first of it.
+
+    Meanwhile the system reads the plan's checkpoint and finds `room` bytes of memory.
+    """
+    read_ahead(plan.header.path)
+    if "ldm.engine" not in sys.modules:
+        with phase("imports"), uncollected(), found_ahead(room):
+            import ldm.device
+            import ldm.engine
+            import ldm.load  # noqa: F401
+
+
+def packed_bytes(plan: Plan, tuning: Tuning) -> int:
+    """Bytes of float32 that the network's weights will be packed into on the CPU (`device.choose`).
+
+    0 where torch alone could tell whether they will be.
+    """
+    job = plan.job
+    no_gpu = sys.platform == "linux" and not any(path.exists() for path in _GPUS)
+    on_cpu = job.device == "cpu" or (job.device == "auto" and no_gpu)
+    if not on_cpu or job.precision not in ("auto", "full") or tuning.compile:
+        return 0
+    tensors = plan.header.tensors.items()
+    return sum(4 * entry.count for key, entry in tensors if key.startswith(NETWORK))
 
 
 def load_as(

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
-from ldm.engines import Batch, Engines, Outcome, apart
+from ldm.engines import Batch, Engines, Outcome, apart, import_engine
 from ldm.errors import CheckpointError, LdmError
 from ldm.plan import Plan
 from ldm.tuning import PLAIN, Tuning
@@ -108,6 +108,7 @@ class Worker:
             ) from None
         os.environ.update(order.variables)
         self.engines.tuning = order.tuning
+        import_engine(order.plan)
         import torch
 
         if torch.get_num_threads() != order.threads:

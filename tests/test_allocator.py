@@ -5,8 +5,16 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+
+from ldm import engines
+from ldm.allocator import found_ahead
+from ldm.engines import packed_bytes
+from ldm.plan import make_plan
+from ldm.tuning import PLAIN, Tuning
 
 # Pages that the kernel had to find for a tensor of 64 MiB, after others that were let go.
 _PROGRAM = """
@@ -24,7 +32,63 @@ print(found)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+# The same for the first tensor of 512 MiB, after memory for it was found, or was not.
+_AHEAD = """
+import resource, sys, time, torch
+from ldm.allocator import found_ahead
+def found():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+with found_ahead(int(sys.argv[1]) << 20):
+    end = found() + 150_000
+    for _ in range(100):
+        if found() > end or sys.argv[1] == "0":
+            break
+        time.sleep(0.05)
+start = found()
+torch.full((1 << 27,), 1.0)
+print(found() - start)
+"""
+
+glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+
+
+@glibc
+def test_memory_is_found_ahead() -> None:
+    def pages(size: int) -> int:
+        command = [sys.executable, "-c", _AHEAD, str(size)]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    assert 10 * pages(640) < pages(0)
+
+
+def test_what_interrupts_is_not_held_up() -> None:
+    with pytest.raises(KeyboardInterrupt), found_ahead(1 << 30):
+        raise KeyboardInterrupt
+
+
+def test_memory_is_sought_where_it_will_be_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan({"task": "txt2img", "prompt": "an apple", "device": "cpu"})
+    there, missing = Path(__file__), Path("/dev/none")
+
+    def count(tuning: Tuning = PLAIN, **fields: str) -> int:
+        return packed_bytes(replace(plan, job=replace(plan.job, **fields)), tuning)
+
+    network = [
+        entry.count
+        for key, entry in plan.header.tensors.items()
+        if key.startswith("model.diffusion_model.")
+    ]
+    monkeypatch.setattr(engines, "_GPUS", (missing, there))
+    assert count() == 4 * sum(network) > 10**7
+    assert count(precision="full") == count()
+    assert not any(count(precision=name) for name in ("bf16", "fp16", "int8", "autocast"))
+    assert not count(Tuning(compile=True))
+    assert not any(count(device=name) for name in ("cuda", "mps", "auto"))
+    monkeypatch.setattr(engines, "_GPUS", (missing,))
+    assert count(device="auto") == (count() if sys.platform == "linux" else 0)
+
+
+@glibc
 def test_memory_is_kept() -> None:
     def pages(*words: str) -> int:
         command = [sys.executable, "-c", _PROGRAM, *words]
