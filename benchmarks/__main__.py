@@ -16,13 +16,13 @@ import datetime
 import importlib.metadata
 import importlib.util
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import sdcpp
 from benchmarks.limits import FLOPS, limits
 from benchmarks.measure import Worker, machine, run_once
 from benchmarks.processes import PROCESSES, Program
@@ -30,9 +30,9 @@ from benchmarks.table import OURS, Entry, entry, markdown, read, write
 
 RESULTS = Path(__file__).parent / "results"
 PARTS: dict[str, tuple[str, ...]] = {
-    "unet": (OURS, "diffusers", "diffusers channels_last", "openvino"),
-    "text": (OURS, "diffusers"),
-    "decode-512": (OURS, "diffusers", "diffusers channels_last", "openvino"),
+    "unet": (OURS, "diffusers", "diffusers channels_last", "openvino", sdcpp.NAME),
+    "text": (OURS, "diffusers", sdcpp.NAME),
+    "decode-512": (OURS, "diffusers", "diffusers channels_last", "openvino", sdcpp.NAME),
     "decode-1024": (OURS, "diffusers"),
     "decode-2048": (OURS,),
     "unet-precision": (OURS, "diffusers", "ldm, bf16", "ldm, int8"),
@@ -73,9 +73,7 @@ def _run(program: Program) -> dict[str, float]:
         with program.cold.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     if program.command:
-        start = time.perf_counter()
-        subprocess.run(program.command, capture_output=True, check=True)
-        return {"wall": time.perf_counter() - start, "cpu": 0.0, "peak": 0}
+        return sdcpp.run_command(program.command)[0]
     cost = run_once(program.text, program.arguments)
     return {"wall": cost.wall, "cpu": cost.cpu, "peak": cost.peak}
 
@@ -93,9 +91,12 @@ def _warm(program: Program, *, run: bool) -> None:
 
 def parts(name: str, folder: Path, wanted: argparse.Namespace, limit: float) -> list[Entry]:
     """Measure a row of one part, each peer in a process that stays."""
-    workers: dict[str, Worker] = {}
+    workers: dict[str, Worker | sdcpp.Timed] = {}
     for peer in (peer for peer in PARTS[name] if _asked(peer, wanted)):
-        workers[peer] = Worker(peer, _part(name), str(folder))
+        if peer == sdcpp.NAME:
+            workers[peer] = sdcpp.Timed(wanted.sdcpp, name, folder)
+        else:
+            workers[peer] = Worker(peer, _part(name), str(folder))
     runs: dict[str, list[dict[str, float]]] = {peer: [] for peer in workers}
     for worker in workers.values() if len(workers) > 1 else ():
         worker.ask("run")  # pages are read, kernels are chosen
@@ -127,21 +128,25 @@ def _asked(peer: str, wanted: argparse.Namespace) -> bool:
 
     if peer == "ldm, int8" and not computes_in("int8"):
         return False
+    if peer == sdcpp.NAME and wanted.sdcpp is None:
+        return False
     if peer == "openvino" and importlib.util.find_spec("openvino") is None:
         return False
     return not wanted.peers or peer in wanted.peers
 
 
-def _output(worker: Worker, folder: Path) -> Any:
+def _output(worker: Worker | sdcpp.Timed, folder: Path) -> Any:
     import torch
 
+    if isinstance(worker, sdcpp.Timed):  # its own sampler and weights: there is nothing to compare
+        return None
     path = folder / "output.pt"
     worker.ask(f"save {path}")
     return torch.load(path, weights_only=True)
 
 
 def _difference(ours: Any, other: Any) -> float | None:
-    return None if ours is None else float((ours - other).abs().max() / ours.std())
+    return None if ours is None or other is None else float((ours - other).abs().max() / ours.std())
 
 
 def about(measured: dict[str, float], repeats: int) -> dict[str, str]:

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from benchmarks import sdcpp
+from benchmarks.sdcpp import PROMPT
 from benchmarks.weights import checkpoint, diffusers_folder
-
-PROMPT = "a red apple on a blue background"
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,12 @@ end()
 Programs = dict[str, Program]
 
 
-def helped(folder: Path, sdcpp: str | None) -> Programs:
+def helped(folder: Path, program: str | None) -> Programs:
     """How soon help is there."""
     return {"ldm": Program(CLI, ("txt2img", "--help")), "python alone": Program("")}
 
 
-def imported(folder: Path, sdcpp: str | None) -> Programs:
+def imported(folder: Path, program: str | None) -> Programs:
     """What a program that draws imports."""
     return {
         "ldm": Program("import ldm.plan, ldm.engines, ldm.engine, ldm.load, ldm.device"),
@@ -83,7 +83,7 @@ def imported(folder: Path, sdcpp: str | None) -> Programs:
 
 
 def _loading(kind: str) -> Callable[[Path, str | None], Programs]:
-    def programs(folder: Path, sdcpp: str | None) -> Programs:
+    def programs(folder: Path, program: str | None) -> Programs:
         path = str(checkpoint(folder, kind))
         config = str(diffusers_folder(folder))
         return {
@@ -94,16 +94,16 @@ def _loading(kind: str) -> Callable[[Path, str | None], Programs]:
     return programs
 
 
-def first_step(folder: Path, sdcpp: str | None) -> Programs:
+def first_step(folder: Path, program: str | None) -> Programs:
     """From the start of a process to its end, with a picture of 64x64 in one step between them.
 
     That is the smallest there is, so that what is left is all that stands around a step; the step
     at full size is a row of its own.
     """
-    return {**_drawn(folder, sdcpp, 64, 1), "torch alone": Program("import torch")}
+    return {**_drawn(folder, program, 64, 1), "torch alone": Program("import torch")}
 
 
-def _drawn(folder: Path, sdcpp: str | None, side: int, steps: int) -> Programs:
+def _drawn(folder: Path, program: str | None, side: int, steps: int) -> Programs:
     """The processes that draw one picture."""
     path = str(checkpoint(folder, "fp16.safetensors"))
     words = ("txt2img", "--model", path, "--prompt", PROMPT, "--steps", str(steps), "--n_samples",
@@ -113,23 +113,23 @@ def _drawn(folder: Path, sdcpp: str | None, side: int, steps: int) -> Programs:
     return {
         "ldm": Program(CLI, words),
         "diffusers": Program(DIFFUSERS_LOAD, theirs),
-        **_sdcpp(sdcpp, path, side, steps),
+        **_sdcpp(program, path, side, steps),
     }
 
 
-def first_step_cold(folder: Path, sdcpp: str | None) -> Programs:
+def first_step_cold(folder: Path, program: str | None) -> Programs:
     """The same with the checkpoint on the disk alone."""
     path = checkpoint(folder, "fp16.safetensors")
-    peers = first_step(folder, sdcpp)
+    peers = first_step(folder, program)
     return {peer: replace(each, cold=path) for peer, each in peers.items() if peer != "torch alone"}
 
 
-def end_to_end(folder: Path, sdcpp: str | None) -> Programs:
+def end_to_end(folder: Path, program: str | None) -> Programs:
     """A picture of 512x512 in two steps, from the shell."""
-    return _drawn(folder, sdcpp, 512, 2)
+    return _drawn(folder, program, 512, 2)
 
 
-def bundled(folder: Path, sdcpp: str | None) -> Programs:
+def bundled(folder: Path, program: str | None) -> Programs:
     """What `make demo` runs, and what it is made of."""
     return {
         "ldm": Program(CLI, ("txt2img", "--prompt", PROMPT, "--skip_save", "--skip_grid")),
@@ -138,12 +138,10 @@ def bundled(folder: Path, sdcpp: str | None) -> Programs:
     }
 
 
-def _sdcpp(path: str | None, weights: str, side: int, steps: int) -> Programs:
-    if path is None:
+def _sdcpp(program: str | None, weights: str, side: int, steps: int) -> Programs:
+    if program is None:
         return {}
-    options = {"-m": weights, "-p": PROMPT, "-H": side, "-W": side, "--steps": steps}
-    words = tuple(str(word) for pair in options.items() for word in pair)
-    return {"sd.cpp": Program(command=(path, *words, "-o", "/dev/null"))}
+    return {sdcpp.NAME: Program(command=sdcpp.command(program, weights, side, steps))}
 
 
 PROCESSES: dict[str, Callable[[Path, str | None], Programs]] = {

@@ -73,8 +73,9 @@ def markdown(entries: Sequence[Entry], about: Mapping[str, str], notes: Sequence
         differs = "" if one.difference is None else f"{one.difference:.0e}"
         compared = "" if times is None else f"{times:.2f}"
         worked = "" if work is None else f"{work:.2f}"
+        cpu = f"{one.cpu:.2f}" if one.cpu else ""  # of its own parts sd.cpp tells no CPU seconds
         lines.append(
-            f"| {one.row} | {one.peer} | {one.wall:.2f} | {compared} | {one.cpu:.2f} | {worked} "
+            f"| {one.row} | {one.peer} | {one.wall:.2f} | {compared} | {cpu} | {worked} "
             f"| {one.peak / 2**20:.0f} | {share} | {differs} |"
         )
     return "\n".join(lines) + "\n"

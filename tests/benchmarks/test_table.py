@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from benchmarks import sdcpp
 from benchmarks.__main__ import PARTS, main
 from benchmarks.limits import FLOPS
 from benchmarks.measure import run_once
@@ -54,6 +55,26 @@ def test_every_row_has_ldm_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             compile(program.text, name, "exec")
     assert all("ldm" in peers for peers in PARTS.values())
     assert set(FLOPS) <= set(PARTS)
+
+
+def test_the_other_program_tells_its_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sdcpp, "checkpoint", lambda folder, kind: folder / kind)
+    program = tmp_path / "sd"
+    text = "echo sampling completed, taking 8.25s; echo decode_first_stage completed, taking 3.50s"
+    program.write_text(f"#!/bin/sh\n{text}\ntest -z $FAILS\n")
+    program.chmod(0o755)
+    unet, decode, words = (
+        sdcpp.Timed(str(program), row, tmp_path) for row in ("unet", "decode-1024", "text")
+    )
+    assert unet.ask("run")["wall"] == 8.25
+    assert decode.ask("run")["wall"] == 3.5
+    assert decode.ask("run")["peak"] > 0
+    assert decode.words[decode.words.index("-W") + 1] == "1024"
+    with pytest.raises(RuntimeError, match="does not tell: get_learned_condition"):
+        words.ask("run")
+    monkeypatch.setenv("FAILS", "1")
+    with pytest.raises(subprocess.CalledProcessError):
+        unet.ask("run")
 
 
 def test_an_unknown_row_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
