@@ -77,7 +77,7 @@ def load_model(
 
     `prediction` (eps or v) overrides the YAML. `dtype` None keeps the file's own precision; where
     neither precision nor device changes, the weights stay mapped and are copied nowhere, but for
-    those of the network where they are `packed` (see `ldm.nn.packing`: on the CPU, in float32) or
+    those of the network where they are `packed` (see `ldm.nn.packing`: on the CPU) or
     `quantized` (`ldm.nn.quantized`: 8 bits, on the CPU). A network that is to be `compiled` is not
     packed: torch's compiler sees to that. With `channels_last` feature maps lie so in memory.
     Raises ConfigError and CheckpointError, before a tensor is read.
@@ -173,7 +173,7 @@ def _fill(
     if quantized:
         quantize(model.network, done)
     if packed:  # what is left
-        pack(model.network, done)
+        pack(model.network, done, dtype or torch.float32)
 
 
 def _assign(

@@ -6,6 +6,7 @@ import torch
 from ldm import device
 from ldm.device import choose, choose_precision
 from ldm.errors import JobError
+from ldm.nn.packing import can_pack
 
 CPU = torch.device("cpu")
 
@@ -36,7 +37,8 @@ def test_how_things_lie_in_memory() -> None:
     assert policy.channels_last
     assert policy.keeps_freed
     assert policy.packed == torch.backends.mkldnn.is_available()
-    assert not choose("cpu", "bf16", "auto").packed
+    assert choose("cpu", "bf16", "auto").packed == can_pack(torch.bfloat16, CPU)
+    assert not choose("cpu", "fp16", "auto").packed
 
 
 def test_int8_needs_a_cpu_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:

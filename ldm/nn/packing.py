@@ -21,13 +21,16 @@ _LEAST = 1 << 14
 
 def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether this build of torch packs weights of a dtype on a device."""
-    return (
-        device.type == "cpu"
-        and dtype is torch.float32
-        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        and hasattr(torch.ops.mkldnn, "_reorder_convolution_weight")
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-    )
+    if (
+        device.type != "cpu"
+        or not torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        or not hasattr(torch.ops.mkldnn, "_reorder_convolution_weight")
+        or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+    ):
+        return False
+    if dtype is torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype is torch.float32
 
 
 class PackedConv2d(nn.Module):
@@ -104,23 +107,27 @@ def packable(module: nn.Module) -> list[str]:
 
 
 @torch.inference_mode()
-def pack(module: nn.Module, packed: Callable[[str], None] = lambda name: None) -> None:
-    """Put packed layers in the place of a network's large ones, one by one.
+def pack(
+    module: nn.Module,
+    packed: Callable[[str], None] = lambda name: None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Put packed layers of a dtype in the place of a network's large ones, one by one.
 
-    Their weights may be of another precision than float32: of all that memory, one layer's is
-    needed twice at a time. `packed` is told the name of each weight that is not needed any more.
+    Their weights may be of another precision: of all that memory, one layer's is needed twice at a
+    time. `packed` is told the name of each weight that is not needed any more.
     """
     names = packable(module)
     weights = (module.get_parameter(name) for name in names)
-    most = max((each.numel() for each in weights if each.dtype is not torch.float32), default=0)
-    room = torch.empty(most)
+    most = max((each.numel() for each in weights if each.dtype is not dtype), default=0)
+    room = torch.empty(most, dtype=dtype)
     for name in names:
         parent, _, own = name.removesuffix(".weight").rpartition(".")
         place = module.get_submodule(parent)
         layer = place.get_submodule(own)
         assert isinstance(layer, nn.Conv2d | nn.Linear)
         weight: Tensor = layer.weight
-        if weight.dtype is not torch.float32:
+        if weight.dtype is not dtype:
             weight = room[: weight.numel()].view(weight.shape).copy_(weight)
         if isinstance(layer, nn.Conv2d) and isinstance(place, Upsample):
             module.set_submodule(parent, PackedUpsample(layer, weight))

@@ -71,6 +71,30 @@ def test_half_precision_becomes_full_layer_by_layer() -> None:
     assert (half(x, t, context) - plain).abs().max() < 1e-5 * plain.abs().max()
 
 
+@torch.inference_mode()
+@pytest.mark.skipif(
+    not can_pack(torch.bfloat16, torch.device("cpu")), reason="this processor packs no bf16"
+)
+def test_bf16_is_as_near_to_full_precision_as_without() -> None:
+    net, plain, packed = network(), network().bfloat16(), network()
+    x, t, context = torch.randn(2, 4, 8, 8), torch.tensor([3.0, 700.0]), torch.randn(2, 7, 128)
+    large = set(packable(packed))
+    for name, parameter in packed.named_parameters():
+        if name not in large:
+            parameter.data = parameter.bfloat16()
+    pack(packed, dtype=torch.bfloat16)
+    assert {each.dtype for each in packed.state_dict().values()} == {torch.bfloat16}
+    assert {each.dtype for each in packed.buffers()} == {torch.bfloat16}
+    right = net(x, t, context)
+
+    def error(half: UNetModel) -> float:
+        out = half(x.bfloat16(), t, context.bfloat16())
+        assert out.dtype is torch.bfloat16
+        return (out.float() - right).square().mean().sqrt().item()
+
+    assert 0 < error(packed) < 1.25 * error(plain) < 0.1 * right.std()
+
+
 def test_what_is_packed_is_told_and_gone() -> None:
     net, told = network(), list[str]()
     small, large = {"out.2.weight", "input_blocks.0.0.weight"}, "middle_block.0.in_layers.2.weight"
