@@ -118,7 +118,7 @@ class Drawing:
         try:
             with self.progress, self.interrupts, closing(self.engines):
                 if run.store is not None and run.drawn and run.seed is not None:
-                    run.store.note(run.mark, seed=run.seed)
+                    run.store.note_seed(run.mark, run.seed)
                 self.draw_items()
             if self.there:
                 run.tell(f"{self.there} of {self.count} images were there already")
@@ -168,10 +168,8 @@ class Drawing:
         store, resume = self.run.store, self.run.outputs.skip_existing
         job = self.engines.job(item.plan)
         if job.noise == "stream":
-            if store is not None and resume and store.complete(hash_of(to_record(job))):
-                self.there += job.count()
-            else:
-                yield Entry(item, job, item.start)
+            there = store.complete(hash_of(to_record(job))) if store is not None and resume else ()
+            yield Entry(item, job, item.start, there)
             return
         index = item.start
         for batch in job.batches():
@@ -209,13 +207,15 @@ class Drawing:
     def draw_entry(self, entry: Entry, outcomes: Iterator[Outcome]) -> None:
         """Take in what became of a batch; the first error of a job is that of all its batches."""
         number, last = entry.item.number, entry.batch.count() - 1
+        paths: list[Path] = []
         for at, outcome in enumerate(outcomes):
             if isinstance(outcome, LdmError):
                 self.lose(entry.item, outcome)
                 return
             try:
                 if number not in self.lost:
-                    self.put(entry.item, outcome, entry.index + at)
+                    path = self.put(entry.item, outcome, entry.index + at)
+                    paths += [] if path is None else [path]
             except LdmError as error:
                 self.lose(entry.item, error)
             if not outcome.ready:
@@ -224,7 +224,7 @@ class Drawing:
                 break
         whole = entry.batch.noise == "stream" and number not in self.lost
         if whole and self.run.store is not None:
-            self.run.store.note(hash_of(to_record(entry.batch)), complete=1)
+            self.run.store.note_complete(hash_of(to_record(entry.batch)), paths)
 
     def lose(self, item: Item, error: LdmError) -> None:
         """Count a job as failed, once."""
@@ -232,8 +232,8 @@ class Drawing:
             self.lost.add(item.number)
             self.run.fail(error, item.place)
 
-    def put(self, item: Item, result: Result, index: int) -> None:
-        """Write one picture and note it, unless it is there."""
+    def put(self, item: Item, result: Result, index: int) -> Path | None:
+        """Write one picture and note it, unless it is there; its file, if it has one."""
         store, outputs, record = self.run.store, self.run.outputs, result.record
         mark = fingerprint(record.job, record.row, record.hash, record.inputs)
         if store is not None and outputs.skip_existing:
@@ -241,7 +241,7 @@ class Drawing:
             self.taken[mark] += 1
             if path is not None:
                 self.keep(path)
-                return
+                return path
         if self.named:
             self.sink.outputs = replace(outputs, output=None, skip_grid=True)
         if item.name is not None:
@@ -254,6 +254,7 @@ class Drawing:
         self.progress.clear()
         self.sink.tell(result)
         self.progress.image(told(result, self.sink.last))
+        return self.sink.last
 
     def found(self, item: Item, batch: Job) -> list[Path | None]:
         """The pictures of a batch that are there; with all of them it counts as drawn."""

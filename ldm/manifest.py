@@ -5,7 +5,8 @@ piece, and reaches the disk, after its picture has; of a line that was cut short
 
     {"fingerprint": ..., "path": "samples/00000.png", "seed": 7, "sha256": ...}
     {"run": ..., "seed": 7}      the seed that was drawn for a run
-    {"run": ..., "complete": 1}  a run whose pictures cannot be told apart before they are made
+    {"run": ..., "complete": ["samples/00000.png", ...]}
+                                 a run whose pictures cannot be told apart before they are made
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -87,7 +88,7 @@ class Manifest:
 
     def add(self, fingerprint: str, path: Path, seed: int, *, write: bool = True) -> None:
         """Note a picture that is in its place; not `write`: here alone."""
-        name = Path(os.path.relpath(path, self.folder)).as_posix()
+        name = self._name(path)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         told = {"fingerprint": fingerprint, "path": name, "seed": seed, "sha256": digest}
         if write:
@@ -97,21 +98,29 @@ class Manifest:
 
     def has(self, path: Path) -> bool:
         """Whether a picture has a line."""
-        return Path(os.path.relpath(path, self.folder)).as_posix() in self.paths
+        return self._name(path) in self.paths
 
     def seed(self, run: str) -> int | None:
         """The seed that was drawn for a run."""
         seed = self._runs.get(run, {}).get("seed")
         return seed if type(seed) is int else None
 
-    def complete(self, run: str) -> bool:
-        """Whether all pictures of a run were made."""
+    def complete(self, run: str) -> tuple[Path, ...]:
+        """The pictures of a run, in order, if all were made and are still there."""
         self._read()
-        return "complete" in self._runs.get(run, {})
+        names = self._runs.get(run, {}).get("complete")
+        if not isinstance(names, list) or not all(self._is_own(name) for name in names):
+            return ()
+        paths = tuple(self.folder / name for name in names)
+        return paths if all(path.is_file() for path in paths) else ()
 
-    def note(self, run: str, **told: int) -> None:
-        """Note something of a run: `seed`, or `complete`."""
-        self._append({"run": run, **told})
+    def note_seed(self, run: str, seed: int) -> None:
+        """Note the seed that was drawn for a run."""
+        self._append({"run": run, "seed": seed})
+
+    def note_complete(self, run: str, paths: Sequence[Path]) -> None:
+        """Note that all pictures of a run are there."""
+        self._append({"run": run, "complete": [self._name(path) for path in paths]})
 
     # --- the file ---------------------------------------------------------------------------------
 
@@ -119,6 +128,12 @@ class Manifest:
     def path(self) -> Path:
         """The file; it is made with the first line."""
         return self.folder / NAME
+
+    def _name(self, path: Path) -> str:
+        return Path(os.path.relpath(path, self.folder)).as_posix()
+
+    def _is_own(self, name: object) -> bool:
+        return isinstance(name, str) and name in self.paths
 
     def _read(self) -> None:
         """Take in the lines that came since the last time."""

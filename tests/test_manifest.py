@@ -97,17 +97,22 @@ def test_lines_of_another_kind_are_passed_over(tmp_path: Path, picture: Path) ->
     assert Manifest.open(tmp_path).done("a") == picture
 
 
-def test_runs(tmp_path: Path) -> None:
+def test_runs(tmp_path: Path, picture: Path) -> None:
     manifest = Manifest.open(tmp_path)
     assert manifest.seed("r") is None
-    manifest.note("r", seed=5)
+    manifest.note_seed("r", 5)
     assert Manifest.open(tmp_path).seed("r") == 5
     assert not manifest.complete("r")
-    manifest.note("r", complete=1)
+    manifest.add("a", picture, 1)
+    manifest.note_complete("r", [picture, picture])
     again = Manifest.open(tmp_path)
-    assert again.complete("r")
+    assert again.complete("r") == (picture, picture)
     assert again.seed("r") == 5
     assert not again.complete("other")
+    again.note_complete("other", [tmp_path / "unknown.png"])
+    assert not again.complete("other"), "of a file without a line nothing is known"
+    picture.unlink()
+    assert not again.complete("r")
 
 
 def test_one_sees_what_another_notes(tmp_path: Path, picture: Path) -> None:
@@ -122,7 +127,7 @@ def test_several_processes_write_whole_lines(tmp_path: Path, picture: Path) -> N
         "import sys; from pathlib import Path; from ldm.manifest import Manifest\n"
         "folder, name = Path(sys.argv[1]), sys.argv[2]\n"
         "manifest = Manifest.open(folder)\n"
-        "for i in range(25): manifest.note(f'{name} {i} ' + 'x' * 5000, seed=i)\n"
+        "for i in range(25): manifest.note_seed(f'{name} {i} ' + 'x' * 5000, i)\n"
     )
     started = [
         subprocess.Popen([sys.executable, "-c", program, str(tmp_path), str(n)], cwd=ROOT)

@@ -203,12 +203,17 @@ def test_a_stream_goes_on(home: Path) -> None:
     words = ["--prompt", "x", "--n_iter", "3", "--noise", "stream", "--seed", "2", "--eta", "1"]
     assert draw(*words) == 0
     before = contents(home)
-    assert draw(*words, "--resume") == 0
-    for name in ("samples/00002.png", "grid-0000.png"):
-        (home / "outputs/txt2img-samples" / name).unlink()
-    (home / "outputs/txt2img-samples/manifest.jsonl").unlink()
-    assert draw(*words, "--resume") == 0
-    assert contents(home) == before
+    folder = home / "outputs/txt2img-samples"
+    for names in (
+        [],
+        ["grid-0000.png"],
+        ["samples/00002.png"],
+        ["samples/00002.png", "grid-0000.png", "manifest.jsonl"],
+    ):
+        for name in names:
+            (folder / name).unlink()
+        assert draw(*words, "--resume") == 0
+        assert contents(home) == before, names
 
 
 def test_scripts_take_none_of_it(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
