@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from ldm.model import Model
     from ldm.results import OnEvent, Result
 
-# Where Linux shows GPUs of NVIDIA's and AMD's, and those of Windows around it.
-_GPUS = (Path("/dev/nvidiactl"), Path("/dev/kfd"), Path("/dev/dxg"))
+# Where Linux shows GPUs of NVIDIA and AMD, those of a Tegra, and those of Windows around it.
+_GPUS = tuple(map(Path, ("/dev/nvidiactl", "/dev/kfd", "/dev/nvmap", "/dev/dxg")))
 
 Batch: TypeAlias = tuple[int, Job]  # a batch, and the number of the job that it belongs to
 Outcome: TypeAlias = "Result | LdmError"
