@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import Any
 
 from ldm.crew import Hand, deaf
@@ -44,15 +45,15 @@ class Actor:
         self.ray.kill(self.actor)
 
 
+@dataclass
 class Cluster:
     """A Ray cluster: so many workers, or one for each GPU, or for each machine without any."""
 
+    address: str | None
+    count: int | None
+    ray: Any = field(default=None, compare=False)
+    gpus: int = field(default=0, compare=False)
     here = False
-
-    def __init__(self, address: str | None, count: int | None) -> None:
-        self.address, self.count = address, count
-        self.ray: Any = None
-        self.gpus = 0
 
     def open(self, device: str) -> int:
         """Connect; the number of workers. Raises JobError where no cluster answers."""
@@ -70,6 +71,7 @@ class Cluster:
         """Leave the cluster; one that was made for this run ends."""
         if self.ray is not None:
             self.ray.shutdown()
+            self.ray = None
 
 
 def connect(address: str | None, count: int | None) -> Any:

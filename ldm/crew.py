@@ -18,11 +18,12 @@ from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Protocol
 
-from ldm.engines import Batch, Engines, Outcome, import_engine, model_key
+from ldm.engines import Batch, Engines, Outcome, import_engine, model_key, settle
 from ldm.errors import LdmError
 from ldm.interrupts import Interrupts
 from ldm.outputs import OutputPlan
 from ldm.plan import Plan
+from ldm.progress import summary
 from ldm.worker import VARIABLES, Order, Reply, begin, work
 
 if TYPE_CHECKING:
@@ -110,6 +111,10 @@ class Crew(Engines):
         Raises LdmError where none of them can.
         """
         if self.key == model_key(plan):
+            if not self.told:  # workers of an earlier run
+                assert self.settled is not None
+                self.told, job = True, settle(plan, self.settled)
+                self.tell(summary(replace(plan, job=job), job.device))
             return
         self.get_ready(plan)
         import torch
@@ -122,6 +127,7 @@ class Crew(Engines):
         self.hands = self.hands or [
             self.site.hire(index) for index in range(self.site.open(plan.job.device))
         ]
+        self.told = True  # by the first that has loaded it
         for hand in self.hands:
             self._send(hand, None)
         try:
@@ -158,11 +164,23 @@ class Crew(Engines):
                 more = int(left > 1 or bundle is not bundles[-1])
                 yield outcome if isinstance(outcome, LdmError) else replace(outcome, ready=more)
 
+    def alike(self, other: Engines) -> bool:
+        """Whether its workers can be those of other engines."""
+        return super().alike(other) and isinstance(other, Crew) and self.site == other.site
+
+    def take_over(self, last: Engines) -> None:
+        """Go on with the workers of another one."""
+        assert isinstance(last, Crew)
+        super().take_over(last)
+        self.site, self.order, self.room = last.site, last.order, last.room
+        self.hands, self.idle, self.working = last.hands, last.idle, last.working
+
     def close(self) -> None:
         """End the workers."""
         for hand in self.hands:
             hand.stop()
         self.hands.clear()
+        self.key = ()
         self.site.close()
 
     @property
@@ -306,13 +324,12 @@ class Process:
         self.leash.close()
 
 
+@dataclass(frozen=True)
 class Processes:
     """So many processes of this machine."""
 
+    count: int
     here = True
-
-    def __init__(self, count: int) -> None:
-        self.count = count
 
     def open(self, device: str) -> int:
         """How many they are."""

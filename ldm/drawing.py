@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ldm.engines import Engines, Outcome, engines_of_run, model_key
+from ldm.engines import Engines, Outcome, in_use, model_key, taken_over
 from ldm.errors import ImageError, Interrupted, JobError, LdmError, OutputClosed
 from ldm.interrupts import Interrupts
 from ldm.job import Job, to_record
@@ -90,9 +89,10 @@ class Drawing:
         if outputs.spread:
             from ldm.crew import crew_of
 
-            self.engines = crew_of(outputs, self.run.tell, self.interrupts)
+            made: Engines = crew_of(outputs, self.run.tell, self.interrupts)
         else:
-            self.engines = engines_of_run(self.run.tell, self.run.script, outputs.tuning)
+            made = Engines(self.run.tell, self.run.script, outputs.tuning)
+        self.engines = taken_over(made)
         self.count = sum(item.plan.job.count() for item in self.items)
         self.named = any(item.name is not None for item in self.items)
         if store is not None and outputs.skip_existing:
@@ -116,7 +116,7 @@ class Drawing:
         status = "broken"
         self.progress = Progress(outputs, self.count, len(self.items), counts=outputs.spread)
         try:
-            with self.progress, self.interrupts, closing(self.engines):
+            with self.progress, self.interrupts, in_use(self.engines):
                 if run.store is not None and run.drawn and run.seed is not None:
                     run.store.note_seed(run.mark, run.seed)
                 self.draw_items()

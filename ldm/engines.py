@@ -90,6 +90,15 @@ class Engines:
         """Whether it is this machine that draws."""
         return True
 
+    def alike(self, other: Engines) -> bool:
+        """Whether what this one has can be that of other engines, not to be made anew."""
+        same = (self.script, self.tuning) == (other.script, other.tuning)
+        return same and type(self) is type(other)
+
+    def take_over(self, last: Engines) -> None:
+        """Go on with what another one has."""
+        self.key, self.engine, self.settled = last.key, last.engine, last.settled
+
     def close(self) -> None:
         """Give back what outlives this process; of an engine that is nothing."""
 
@@ -102,12 +111,12 @@ class Engines:
             )
             self.key = model_key(plan)
             self.told = True
-            self.tell(summary(self.settled, self.engine))
+            self.tell(summary(self.settled, str(self.engine.policy.device)))
         if not self.told:  # an engine of an earlier run
             assert self.settled is not None
             job = settle(plan, self.settled, script=self.script)
             self.told = True
-            self.tell(summary(replace(plan, job=job), self.engine))
+            self.tell(summary(replace(plan, job=job), str(self.engine.policy.device)))
         return self.engine
 
 
@@ -147,25 +156,42 @@ _kept: ContextVar[list[Engines] | None] = ContextVar("kept", default=None)
 
 @contextmanager
 def kept_engine() -> Iterator[None]:
-    """Keep the engine of one run for the next, as long as this lasts."""
-    token = _kept.set([])
+    """Keep the engine of one run, or its workers, for the next, as long as this lasts."""
+    kept: list[Engines] = []
+    token = _kept.set(kept)
     try:
         yield
     finally:
         _kept.reset(token)
+        for engines in kept:
+            engines.close()
 
 
-def engines_of_run(tell: Callable[[str], None], script: bool, tuning: Tuning) -> Engines:
-    """The engines of a new run, with the one that was kept if there is one."""
-    made = Engines(tell, script, tuning)
+def taken_over(made: Engines) -> Engines:
+    """The engines of a new run, with what was kept of those of the last one, if it fits."""
     kept = _kept.get()
-    if kept is None:
-        return made
-    for last in kept:
-        if (last.script, last.tuning) == (script, tuning):
-            made.key, made.engine, made.settled = last.key, last.engine, last.settled
-    kept[:] = [made]
+    if kept is not None:
+        for last in kept:
+            if last.alike(made):
+                made.take_over(last)
+            else:
+                last.close()
+        kept[:] = [made]
     return made
+
+
+@contextmanager
+def in_use(engines: Engines) -> Iterator[None]:
+    """While a run lasts. What outlives the process ends with it, unless the run ends well and what
+    it used is kept for the next.
+    """
+    try:
+        yield
+    except BaseException:
+        engines.close()
+        raise
+    if _kept.get() is None:
+        engines.close()
 
 
 def load_engine(

@@ -18,7 +18,6 @@ from ldm.outputs import OutputPlan
 from ldm.plan import Plan
 
 if TYPE_CHECKING:
-    from ldm.engine import Engine
     from ldm.results import Event
 
 
@@ -33,13 +32,13 @@ def teller(outputs: OutputPlan) -> Callable[[str], None]:
     )
 
 
-def summary(plan: Plan, engine: Engine) -> str:
-    """A line on what will be drawn, and on what."""
-    job, policy = plan.job, engine.policy
+def summary(plan: Plan, device: str) -> str:
+    """A line on what will be drawn, and on what; `plan` has what loading told."""
+    job = plan.job
     scale = "" if job.scale == 1 else f", scale {job.scale:g}"
     drawn = " (drawn at random)" if plan.why["seed"] == "drawn at random" else ""
     return (
-        f"{engine.name} on {policy.device}, {policy.precision} precision; {job.count()} x "
+        f"{plan.header.path.stem} on {device}, {job.precision} precision; {job.count()} x "
         f"{job.width}x{job.height}, {job.steps} steps of {job.sampler}{scale}, "
         f"seed {job.seed}{drawn}"
     )

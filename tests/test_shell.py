@@ -11,6 +11,7 @@ from test_runs import home as home
 
 import ldm.engines
 from ldm.cli import run
+from ldm.crew import Process
 from ldm.errors import LdmError
 from ldm.metadata import read_record
 from ldm.shell import read_line
@@ -59,9 +60,9 @@ def test_what_is_wrong_with_a_line(line: str, message: str) -> None:
     assert message in str(caught.value)
 
 
-def type_in(monkeypatch: pytest.MonkeyPatch, text: str) -> int:
+def type_in(monkeypatch: pytest.MonkeyPatch, text: str, *more: str) -> int:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
-    return run(["shell", *QUICK, "--skip_grid"])
+    return run(["shell", *QUICK, "--skip_grid", *more])
 
 
 def test_the_model_is_loaded_once_and_a_bad_line_is_passed_over(
@@ -106,3 +107,29 @@ def test_another_model_and_other_commands(
 def test_nothing_is_fine(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert type_in(monkeypatch, "") == 0
     assert run(["shell", "--help"]) == 0
+
+
+def test_workers_stay_for_the_next_line(
+    home: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hired: list[int] = []
+    ended: list[Process] = []
+
+    class Noted(Process):
+        def __init__(self, index: int) -> None:
+            super().__init__(index)
+            hired.append(index)
+
+        def stop(self) -> None:
+            ended.append(self)
+            super().stop()
+
+    monkeypatch.setattr("ldm.crew.Process", Noted)
+    lines = ["a --seed 1 --n_iter 2", "b --seed 2", "c --seed 3 --workers 1", "d --workers 2"]
+    assert type_in(monkeypatch, "\n".join(lines[:2]), "--workers", "2") == 0
+    assert (hired, len(ended)) == ([0, 1], 2)
+    said = capfd.readouterr().err
+    assert said.count("steps of ddim") == 2, "each line says what it draws"
+    assert len(list((home / SAMPLES).glob("*.png"))) == 3
+    assert type_in(monkeypatch, "\n".join(lines[1:]), "--workers", "2") == 0
+    assert (hired, len(ended)) == ([0, 1] * 3, 6), "a line without them ends them"
