@@ -182,9 +182,7 @@ def taken_over(made: Engines) -> Engines:
 
 @contextmanager
 def in_use(engines: Engines) -> Iterator[None]:
-    """While a run lasts. What outlives the process ends with it, unless the run ends well and what
-    it used is kept for the next.
-    """
+    """Close engines at the end of a run, unless it ends well and they are kept for the next."""
     try:
         yield
     except BaseException:
