@@ -73,8 +73,9 @@ def _run(program: Program) -> dict[str, float]:
         with program.cold.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     if program.command:
-        return sdcpp.run_command(program.command)[0]
-    cost = run_once(program.text, program.arguments)
+        cost, _ = sdcpp.run_command(program.command)
+    else:
+        cost = run_once(program.text, program.arguments)
     return {"wall": cost.wall, "cpu": cost.cpu, "peak": cost.peak}
 
 

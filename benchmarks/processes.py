@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks import sdcpp
-from benchmarks.sdcpp import PROMPT
-from benchmarks.weights import checkpoint, diffusers_folder
+from benchmarks.weights import PROMPT, checkpoint, diffusers_folder
 
 
 @dataclass(frozen=True)

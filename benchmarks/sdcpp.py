@@ -12,10 +12,10 @@ import subprocess
 import time
 from pathlib import Path
 
-from benchmarks.weights import checkpoint
+from benchmarks.measure import Cost
+from benchmarks.weights import PROMPT, checkpoint
 
 NAME = "sd.cpp"
-PROMPT = "a red apple on a blue background"
 # What it calls the parts that a row measures ("sampling completed, taking 8.12s"), and the side of
 # the picture where the row does not say it.
 _PARTS = {"unet": "sampling", "decode": "decode_first_stage", "text": "get_learned_condition"}
@@ -29,8 +29,8 @@ def command(program: str, weights: str, side: int, steps: int) -> tuple[str, ...
     return (program, "-m", weights, "-p", PROMPT, *sizes, *guided, "-o", os.devnull)
 
 
-def run_command(words: tuple[str, ...]) -> tuple[dict[str, float], str]:
-    """What a process of a program cost (wall, cpu, peak), and what it said."""
+def run_command(words: tuple[str, ...]) -> tuple[Cost, str]:
+    """What a process of a program cost, and what it said."""
     start = time.perf_counter()
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert process.stdout is not None
@@ -41,8 +41,7 @@ def run_command(words: tuple[str, ...]) -> tuple[dict[str, float], str]:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, words, said)
-    cost = {"wall": wall, "cpu": used.ru_utime + used.ru_stime, "peak": used.ru_maxrss << 10}
-    return cost, said
+    return Cost(wall, used.ru_utime + used.ru_stime, used.ru_maxrss << 10), said
 
 
 class Timed:
@@ -61,7 +60,7 @@ class Timed:
         found = self.pattern.search(said)
         if found is None:
             raise RuntimeError(f"{self.words[0]} does not tell: {self.pattern.pattern}")
-        return {"wall": float(found[1]), "cpu": 0.0, "peak": cost["peak"]}
+        return {"wall": float(found[1]), "cpu": 0.0, "peak": cost.peak}
 
     def close(self) -> None:
         """Nothing stays."""

@@ -1,6 +1,7 @@
-"""Checkpoints of full size to measure with: Stable Diffusion v1's keys and shapes, random numbers.
+"""What all peers are given: a prompt, and checkpoints of full size with random numbers.
 
-They lie in a folder of their own, are made once, and take 11 GB for all three.
+Keys and shapes are those of Stable Diffusion v1. The checkpoints lie in a folder of their own, are
+made once, and take 11 GB for all three.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ldm.config import read_config, resource
 if TYPE_CHECKING:
     from torch import Tensor
 
+PROMPT = "a red apple on a blue background"  # for whoever draws
 YAML = "stable-diffusion/v1-inference.yaml"
 KINDS = ("fp16.safetensors", "fp32.safetensors", "fp32.ckpt")
 # A random network's output has an amplitude that a schedule does not expect; it stays finite.

@@ -21,12 +21,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.own import cpu_seconds, peak_bytes
-from benchmarks.weights import checkpoint, diffusers_folder
+from benchmarks.weights import PROMPT, checkpoint, diffusers_folder
 from ldm.device import Policy, choose
 from ldm.tuning import Tuning
 
 ROWS = ("unet", "text", "decode-512", "decode-1024", "decode-2048")
-PROMPT = "a red apple on a blue background"
 
 Run = Callable[[], Tensor]
 

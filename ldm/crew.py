@@ -18,12 +18,11 @@ from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Protocol
 
-from ldm.engines import Batch, Engines, Outcome, import_engine, model_key, settle
+from ldm.engines import Batch, Engines, Outcome, import_engine, model_key
 from ldm.errors import LdmError
 from ldm.interrupts import Interrupts
 from ldm.outputs import OutputPlan
 from ldm.plan import Plan
-from ldm.progress import summary
 from ldm.worker import VARIABLES, Order, Reply, begin, work
 
 if TYPE_CHECKING:
@@ -111,10 +110,8 @@ class Crew(Engines):
         Raises LdmError where none of them can.
         """
         if self.key == model_key(plan):
-            if not self.told:  # workers of an earlier run
-                assert self.settled is not None
-                self.told, job = True, settle(plan, self.settled)
-                self.tell(summary(replace(plan, job=job), job.device))
+            assert self.settled is not None
+            self.tell_once(plan, self.settled.job.device)
             return
         self.get_ready(plan)
         import torch

@@ -215,7 +215,8 @@ class Drawing:
             try:
                 if number not in self.lost:
                     path = self.put(entry.item, outcome, entry.index + at)
-                    paths += [] if path is None else [path]
+                    if path is not None:
+                        paths.append(path)
             except LdmError as error:
                 self.lose(entry.item, error)
             if not outcome.ready:

@@ -112,12 +112,16 @@ class Engines:
             self.key = model_key(plan)
             self.told = True
             self.tell(summary(self.settled, str(self.engine.policy.device)))
-        if not self.told:  # an engine of an earlier run
+        self.tell_once(plan, str(self.engine.policy.device))
+        return self.engine
+
+    def tell_once(self, plan: Plan, device: str) -> None:
+        """Say what this run draws, if what draws it was there before and nothing has been said."""
+        if not self.told:
             assert self.settled is not None
             job = settle(plan, self.settled, script=self.script)
             self.told = True
-            self.tell(summary(replace(plan, job=job), str(self.engine.policy.device)))
-        return self.engine
+            self.tell(summary(replace(plan, job=job), device))
 
 
 def apart(

@@ -109,7 +109,9 @@ class Manifest:
         """The pictures of a run, in order, if all were made and are still there."""
         self._read()
         names = self._runs.get(run, {}).get("complete")
-        if not isinstance(names, list) or not all(self._is_own(name) for name in names):
+        if not isinstance(names, list):
+            return ()
+        if not all(isinstance(name, str) and name in self.paths for name in names):
             return ()
         paths = tuple(self.folder / name for name in names)
         return paths if all(path.is_file() for path in paths) else ()
@@ -131,9 +133,6 @@ class Manifest:
 
     def _name(self, path: Path) -> str:
         return Path(os.path.relpath(path, self.folder)).as_posix()
-
-    def _is_own(self, name: object) -> bool:
-        return isinstance(name, str) and name in self.paths
 
     def _read(self) -> None:
         """Take in the lines that came since the last time."""
