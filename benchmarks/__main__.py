@@ -125,7 +125,7 @@ def _part(row: str) -> str:
 
 
 def _asked(peer: str, wanted: argparse.Namespace) -> bool:
-    from ldm.device import computes_in
+    from ldm.engine.device import computes_in
 
     if peer == "ldm, int8" and not computes_in("int8"):
         return False

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ldm.config import resource
-from ldm.data import Pixels, named_glyphs
-from ldm.device import choose
-from ldm.engine import Engine
-from ldm.engines import load_as
-from ldm.images import to_picture
-from ldm.job import Job
-from ldm.places import BUNDLED
+from ldm.checkpoints.config import resource
+from ldm.checkpoints.locate import BUNDLED
+from ldm.engine.device import choose
+from ldm.engine.engine import Engine
+from ldm.images.tensors import to_picture
+from ldm.jobs.job import Job
+from ldm.training.data import Pixels, named_glyphs
+from ldm.workers.pool import load_as
 
 if TYPE_CHECKING:
     from benchmarks.demo_quality import Draw, Prompt

@@ -30,11 +30,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a bare 
 
 from benchmarks import demo_tasks
 from benchmarks.retrieval import Finder, Match, background_of, psnr
-from ldm.data import FONT, GlyphSheet, Pixels, Scenes, render
 from ldm.errors import LdmError
-from ldm.fields import PRECISIONS
-from ldm.glyphs import BACKGROUNDS, GLYPHS, Background, Glyph, backgrounds_of, pair_split
-from ldm.scenes import CANVAS, Placed, Scene, with_article
+from ldm.jobs.fields import PRECISIONS
+from ldm.training.data import FONT, GlyphSheet, Pixels, Scenes, render
+from ldm.training.glyphs import BACKGROUNDS, GLYPHS, Background, Glyph, backgrounds_of, pair_split
+from ldm.training.scenes import CANVAS, Placed, Scene, with_article
 
 BARS = demo_tasks.BARS | {
     "single glyph, nearest of all is the right one": 0.90,

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.retrieval import Finder, background_of, border_colour, psnr
-from ldm.data import GlyphSheet, Pixels, layers, render
-from ldm.glyphs import GLYPHS, Glyph, backgrounds_of
-from ldm.scenes import CANVAS, Placed, Scene, with_article
+from ldm.training.data import GlyphSheet, Pixels, layers, render
+from ldm.training.glyphs import GLYPHS, Glyph, backgrounds_of
+from ldm.training.scenes import CANVAS, Placed, Scene, with_article
 
 BARS = {
     "inpainting, the glyph of the prompt is the nearest": 0.85,

@@ -23,14 +23,14 @@ class Program:
     cold: Path | None = None  # a file that is to be read from the disk
 
 
-CLI = "from ldm.cli import main\nmain()"
+CLI = "from ldm.cli.app import main\nmain()"
 
 LDM_LOAD = """
 import sys
-import ldm.plan, ldm.engines
+import ldm.engine.plan, ldm.workers.pool
 fields = {"task": "txt2img", "model": sys.argv[1], "prompt": "an apple", "device": "cpu"}
-plan = ldm.plan.make_plan(fields)
-from ldm.engines import load_engine
+plan = ldm.engine.plan.make_plan(fields)
+from ldm.workers.pool import load_engine
 load_engine(plan, plan.given, lambda text: None)
 from benchmarks.own import end
 end()
@@ -53,10 +53,10 @@ else:
 COMPUTE = """
 import sys
 from benchmarks.own import begin, end
-import ldm.plan, ldm.engines
+import ldm.engine.plan, ldm.workers.pool
 fields = {"task": "txt2img", "prompt": sys.argv[1], "seed": 1}
-plan = ldm.plan.make_plan(fields)
-from ldm.engines import load_engine
+plan = ldm.engine.plan.make_plan(fields)
+from ldm.workers.pool import load_engine
 engine, plan = load_engine(plan, plan.given, lambda text: None)
 for result in engine.run(plan.job): pass
 begin()
@@ -75,7 +75,9 @@ def helped(folder: Path, program: str | None) -> Programs:
 def imported(folder: Path, program: str | None) -> Programs:
     """What a program that draws imports."""
     return {
-        "ldm": Program("import ldm.plan, ldm.engines, ldm.engine, ldm.load, ldm.device"),
+        "ldm": Program(
+            "import ldm.workers.pool, ldm.engine.engine, ldm.models.load, ldm.engine.device"
+        ),
         "torch alone": Program("import torch"),
         "diffusers": Program("from diffusers import StableDiffusionPipeline"),
     }

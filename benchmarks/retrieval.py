@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ldm.data import GlyphSheet, Pixels
-from ldm.glyphs import BACKGROUNDS, GLYPHS, Background, Glyph
-from ldm.scenes import CANVAS
+from ldm.training.data import GlyphSheet, Pixels
+from ldm.training.glyphs import BACKGROUNDS, GLYPHS, Background, Glyph
+from ldm.training.scenes import CANVAS
 
 Floats = NDArray[np.float32]
 

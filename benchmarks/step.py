@@ -20,14 +20,14 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import machine
-from ldm.config import resource
-from ldm.device import choose
-from ldm.engine import Engine
-from ldm.engines import load_as
-from ldm.fields import ATTENTIONS, PRECISIONS, SAMPLER_NAMES
-from ldm.job import Job
-from ldm.results import Event
-from ldm.tuning import Tuning
+from ldm.checkpoints.config import resource
+from ldm.engine.device import choose
+from ldm.engine.engine import Engine
+from ldm.engine.results import Event
+from ldm.jobs.fields import ATTENTIONS, PRECISIONS, SAMPLER_NAMES
+from ldm.jobs.job import Job
+from ldm.jobs.tuning import Tuning
+from ldm.workers.pool import load_as
 
 
 def measure(engine: Engine, job: Job) -> tuple[float, float, float]:

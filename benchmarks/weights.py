@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.config import read_config, resource
+from ldm.checkpoints.config import read_config, resource
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,8 +58,8 @@ def _tensors() -> Iterator[tuple[str, Tensor]]:
     """Keys and random tensors of about the amplitudes that trained ones have."""
     import torch
 
+    from ldm.models.registry import build
     from ldm.nn.outline import outline
-    from ldm.registry import build
 
     with outline():
         model = build(read_config(resource("configs") / YAML))

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from benchmarks.own import cpu_seconds, peak_bytes
 from benchmarks.weights import PROMPT, checkpoint, diffusers_folder
-from ldm.device import Policy, choose
-from ldm.tuning import Tuning
+from ldm.engine.device import Policy, choose
+from ldm.jobs.tuning import Tuning
 
 ROWS = ("unet", "text", "decode-512", "decode-1024", "decode-2048")
 
@@ -58,9 +58,9 @@ VARIANTS: dict[str, Callable[[Policy], Policy]] = {
 
 
 def _ldm(row: str, folder: Path, variant: str) -> Run:
-    from ldm.conditioning import Conditioning
-    from ldm.engines import load_as
+    from ldm.models.conditioning import Conditioning
     from ldm.nn.attention import attention_backend
+    from ldm.workers.pool import load_as
 
     policy = VARIANTS[variant](choose("cpu", "auto", "auto"))
     model = load_as(policy, checkpoint(folder, "fp32.safetensors")).model
@@ -138,7 +138,7 @@ def _openvino(row: str, folder: Path, variant: str) -> Run:
 
 def _graph(row: str, folder: Path) -> tuple[Callable[[], torch.nn.Module], tuple[Tensor, ...]]:
     """ldm's own network or decoder, to be converted, and its inputs."""
-    from ldm.load import load_model
+    from ldm.models.load import load_model
 
     def model() -> Any:
         return load_model(checkpoint(folder, "fp32.safetensors")).model

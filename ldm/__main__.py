@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ldm.cli import main
+from ldm.cli.app import main
 
 if __name__ == "__main__":
     main()

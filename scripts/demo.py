@@ -18,9 +18,9 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from ldm.cli import run
-from ldm.config import resource
-from ldm.places import BUNDLED
+from ldm.checkpoints.config import resource
+from ldm.checkpoints.locate import BUNDLED
+from ldm.cli.app import run
 
 SIDE, BAND = 128, 34
 

@@ -2,6 +2,6 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from ldm.cli import main_script
+from ldm.cli.app import main_script
 
 main_script("sample_diffusion")

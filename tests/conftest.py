@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
-    from ldm.results import Result
-    from ldm.sink import Sink
+    from ldm.engine.results import Result
+    from ldm.runs.writer import Sink
 
 # Tests run in two processes on two cores, and no test may reach for a network.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -25,7 +25,7 @@ settings.load_profile("ldm")
 @pytest.fixture
 def results(monkeypatch: pytest.MonkeyPatch) -> list[Result]:
     """The results of the runs of a test, beside their files."""
-    from ldm.sink import Sink
+    from ldm.runs.writer import Sink
 
     found: list[Result] = []
     write = Sink.write
@@ -41,4 +41,6 @@ def results(monkeypatch: pytest.MonkeyPatch) -> list[Result]:
 @pytest.fixture
 def unread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail the test where the weights of a model are read."""
-    monkeypatch.setattr("ldm.load.load_model", lambda *_: pytest.fail("the weights were read"))
+    monkeypatch.setattr(
+        "ldm.models.load.load_model", lambda *_: pytest.fail("the weights were read")
+    )

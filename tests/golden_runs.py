@@ -15,7 +15,7 @@ import yaml
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ldm.results import Result
+from ldm.engine.results import Result
 from tests.golden_data import GOLDEN, case, module, tensors, text_tower, whole
 from tests.tiny_pictures import read
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ldm.errors import ImageError
-from ldm.pictures import read_picture
+from ldm.images.reading import read_picture
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_COLOUR = {1: 0, 2: 4, 3: 2, 4: 6}  # by channels

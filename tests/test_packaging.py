@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from cpu_time import at_once
 from PIL import Image
+
+from tests.cpu_time import at_once
 
 TOP = Path(__file__).parents[1]
 BUNDLED = "emoji-128"
@@ -83,7 +84,9 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installe
 
 def test_the_wheel_has_the_configs(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    configs = {f"ldm/{p.relative_to(TOP).as_posix()}" for p in TOP.glob("configs/**/*.yaml")}
+    configs = {
+        f"ldm/bundled/{p.relative_to(TOP).as_posix()}" for p in TOP.glob("configs/**/*.yaml")
+    }
     assert configs
     assert configs <= names
 
@@ -91,10 +94,10 @@ def test_the_wheel_has_the_configs(wheel: Path) -> None:
 @needs_model
 def test_the_wheel_has_the_bundled_model(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    models = {f"ldm/models/{path.name}" for path in TOP.glob(f"models/{BUNDLED}*")}
+    models = {f"ldm/bundled/models/{path.name}" for path in TOP.glob(f"models/{BUNDLED}*")}
     told = {f"{name}.{kind}" for name in MADE for kind in KINDS}
-    assert {f"ldm/models/{name}" for name in (*told, *CARDS)} == models
-    assert models == {name for name in names if name.startswith("ldm/models/")}
+    assert {f"ldm/bundled/models/{name}" for name in (*told, *CARDS)} == models
+    assert models == {name for name in names if name.startswith("ldm/bundled/models/")}
 
 
 def test_the_wheel_has_the_package_and_nothing_beside_it(wheel: Path) -> None:
@@ -106,7 +109,9 @@ def test_the_wheel_has_the_package_and_nothing_beside_it(wheel: Path) -> None:
 
 
 def test_the_installed_code_is_the_wheels(installed: Installed) -> None:
-    done = installed.run("python", "-c", "import ldm.config as c; print(c.resource('configs'))")
+    done = installed.run(
+        "python", "-c", "import ldm.checkpoints.config as c; print(c.resource('configs'))"
+    )
     folder = Path(done.stdout.strip())
     assert installed.bin.parent in folder.parents
     assert (folder / "stable-diffusion" / "v1-inference.yaml").is_file()
@@ -138,7 +143,7 @@ def test_a_picture_from_the_wheel(installed: Installed) -> None:
 def test_a_quick_answer_without_torch(installed: Installed, words: list[str], code: int) -> None:
     at_once(lambda: installed.run("ldm", *words, check=False), code)
     program = (
-        "import sys; from ldm.cli import run\n"
+        "import sys; from ldm.cli.app import run\n"
         f"run({words!r})\n"
         "sys.exit(33 if 'torch' in sys.modules else 0)"
     )

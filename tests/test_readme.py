@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from ldm.cli import EXAMPLES, SCRIPT_COMMANDS, app
-from ldm.config import read_config
-from ldm.families import FAMILIES
-from ldm.families.choice import _prediction, _task
-from ldm.fields import GRID_NAMES, SAMPLER_ALIASES
-from ldm.flags import make_table, normalise, spread
-from ldm.legacy import ORIGINAL_FLAGS
-from ldm.places import FITTING
+from ldm.checkpoints.config import read_config
+from ldm.checkpoints.families import FAMILIES
+from ldm.checkpoints.families.choice import _prediction, _task
+from ldm.checkpoints.locate import FITTING
+from ldm.cli.app import EXAMPLES, SCRIPT_COMMANDS, app
+from ldm.cli.flags import make_table, normalise, spread
+from ldm.jobs.fields import GRID_NAMES, SAMPLER_ALIASES
+from ldm.jobs.legacy import ORIGINAL_FLAGS
 
 TOP = Path(__file__).parents[1]
 README = (TOP / "README.md").read_text(encoding="utf-8")

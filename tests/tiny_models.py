@@ -11,9 +11,9 @@ import torch
 import yaml
 from torch import Tensor
 
-from ldm.config import Config
-from ldm.model import Model
-from ldm.registry import build
+from ldm.checkpoints.config import Config
+from ldm.models.model import Model
+from ldm.models.registry import build
 
 GOLDEN = Path(__file__).parent / "golden"
 TINY = GOLDEN / "e2e" / "sd-v1-tiny"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 
-from ldm.config import read_config, resource
+from ldm.checkpoints.config import read_config, resource
 from tests.golden_data import GOLDEN
 from tests.tiny_models import OPEN_CLIP, make, state, v1_tree, v2_tree, write
 

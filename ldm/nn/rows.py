@@ -3,7 +3,7 @@
 A library takes another kernel for a product of few rows than for one of many, and its last bits are
 others. So that an image does not depend on its neighbours in a batch, the layers here can take one
 image after the other. They are the small ones; the large ones are the same at every size from two
-rows on, where that was looked at: `ldm.engine` looks each time.
+rows on, where that was looked at: `ldm.engine.engine` looks each time.
 """
 
 from __future__ import annotations

@@ -1,1 +1,3 @@
+"""Tokenizers and the prompt language."""
+
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.retrieval import Finder
-from ldm.data import GlyphSheet
+from ldm.training.data import GlyphSheet
 
 
 @pytest.fixture(scope="module")

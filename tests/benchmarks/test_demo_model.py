@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 
 from benchmarks.demo_model import DemoModel
 from benchmarks.demo_quality import single_prompts
-from ldm.config import override, read_config, resource
-from ldm.data import Scenes
-from ldm.diffusion import start_text
-from ldm.registry import build
+from ldm.checkpoints.config import override, read_config, resource
+from ldm.models.registry import build
+from ldm.training.data import Scenes
+from ldm.training.trainer import start_text
 
 SMALLER = (
     "model.params.unet_config.params.model_channels=32",

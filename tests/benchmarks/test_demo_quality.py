@@ -15,9 +15,9 @@ from PIL import Image, ImageFilter
 
 import benchmarks.demo_quality as demo
 from benchmarks.retrieval import Finder, Match, background_of, emptiest_line, psnr
-from ldm.data import FONT, GlyphSheet, Pixels, render
-from ldm.glyphs import BACKGROUNDS, GLYPHS, backgrounds_of, pair_split
-from ldm.scenes import Placed, Scene, scene
+from ldm.training.data import FONT, GlyphSheet, Pixels, render
+from ldm.training.glyphs import BACKGROUNDS, GLYPHS, backgrounds_of, pair_split
+from ldm.training.scenes import Placed, Scene, scene
 
 pytestmark = pytest.mark.skipif(
     not FONT.is_file(), reason="needs the Debian package fonts-noto-color-emoji"

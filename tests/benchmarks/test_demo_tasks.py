@@ -11,8 +11,8 @@ from PIL import Image
 
 from benchmarks import demo_tasks as tasks
 from benchmarks.retrieval import Finder
-from ldm.data import FONT, GlyphSheet, Pixels, render
-from ldm.glyphs import GLYPHS, backgrounds_of
+from ldm.training.data import FONT, GlyphSheet, Pixels, render
+from ldm.training.glyphs import GLYPHS, backgrounds_of
 
 pytestmark = pytest.mark.skipif(
     not FONT.is_file(), reason="needs the Debian package fonts-noto-color-emoji"

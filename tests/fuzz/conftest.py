@@ -10,7 +10,8 @@ import os
 
 import pytest
 from hypothesis import HealthCheck, settings
-from watch import cases
+
+from tests.fuzz.watch import cases
 
 IN_THE_SUITE = 20
 ASKED = int(os.environ.get("LDM_FUZZ_CASES", "0"))

@@ -14,20 +14,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from odd_pictures import PNG_START, png_chunk, png_header
-from test_hostile_files import INDEX, MEMBERS, read_checkpoint, read_our_record, zipped
-from watch import watched
 
-from ldm.batch import parse_rows, read_axes
-from ldm.config import parse_config
+from ldm.checkpoints.config import parse_config
 from ldm.errors import UsageError
-from ldm.grammar import expand
-from ldm.job import Job
-from ldm.manifest import NAME, Manifest
-from ldm.metadata import read_texts
-from ldm.names import parse as parse_name
-from ldm.pictures import read_picture
+from ldm.images.reading import read_picture
+from ldm.images.texts import read_texts
+from ldm.jobs.expansion import expand
+from ldm.jobs.files import parse_rows, read_axes
+from ldm.jobs.job import Job
+from ldm.jobs.templates import parse as parse_name
+from ldm.runs.manifest import NAME, Manifest
 from ldm.text.prompt import parse as parse_prompt
+from tests.fuzz.hostile_files import INDEX, MEMBERS, read_checkpoint, read_our_record, zipped
+from tests.fuzz.watch import watched
+from tests.odd_pictures import PNG_START, png_chunk, png_header
 
 MEBIBYTE = 2**20
 

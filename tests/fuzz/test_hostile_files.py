@@ -8,29 +8,34 @@ import io
 import json
 import pickletools
 import zipfile
-from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from damage import ODD_NUMBERS, ODD_VALUES, damaged, damaged_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save
-from watch import watched
 
-from ldm.description import describe, format_description
 from ldm.errors import UsageError
-from ldm.job import Job
-from ldm.manifest import fingerprint
-from ldm.metadata import Record, encode_png, read_record, read_texts
-from ldm.pictures import read_depth, read_mask, read_picture
-from ldm.weights.files import open_weights
-from ldm.weights.header import read_header
+from ldm.images.reading import read_depth, read_mask, read_picture
+from ldm.images.texts import encode_png, read_texts
+from ldm.jobs.job import Job
+from ldm.jobs.metadata import Record
+from tests.fuzz.damage import ODD_NUMBERS, ODD_VALUES, damaged, damaged_json
+from tests.fuzz.hostile_files import (
+    CKPTS,
+    INDEX,
+    MEMBERS,
+    TENSORS,
+    placed,
+    read_checkpoint,
+    read_our_record,
+    zipped,
+)
+from tests.fuzz.watch import watched
 
 fuzzed = settings(settings.get_profile("fuzz"))
 
@@ -51,47 +56,9 @@ def warm(home: Path) -> None:
                 read(placed(home, content))
 
 
-def placed(home: Path, content: bytes) -> Path:
-    path = home / "file"
-    path.write_bytes(content)
-    return path
-
-
 # --- checkpoints ----------------------------------------------------------------------------------
 
-TENSORS = {
-    "model.diffusion_model.w": torch.arange(6.0).reshape(2, 3),
-    "b": torch.ones(5, dtype=torch.float16),
-    "ids": torch.arange(4),
-    "empty": torch.zeros(0, 3),
-    "turned": torch.arange(6.0).reshape(2, 3).t(),
-}
-
-
-def ckpt(value: object) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    return buffer.getvalue()
-
-
-CKPTS = [
-    ckpt(TENSORS),
-    ckpt({"state_dict": OrderedDict(TENSORS), "global_step": 7, "callbacks": {"x": [1, (2.5,)]}}),
-]
 SAFETENSORS = [save({k: v.contiguous() for k, v in TENSORS.items()}, {"modelspec.title": "x"})]
-
-
-def read_checkpoint(home: Path, content: bytes) -> None:
-    """Read all there is to a checkpoint: the header, what it says of itself, every tensor."""
-    path = placed(home, content)
-    header = read_header(path)
-    format_description(describe(path))
-    weights = open_weights(header)
-    for key, entry in header.tensors.items():
-        tensor = weights[key]
-        assert tuple(tensor.shape) == entry.shape
-        assert tensor.numel() * tensor.element_size() <= len(content)
-        tensor.clone()  # a number outside of the file would end the process
 
 
 @fuzzed
@@ -101,21 +68,6 @@ def test_ckpts(home: Path, content: bytes) -> None:
         read_checkpoint(home, content)
 
 
-def zipped(members: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", method) as archive:
-        for name, data in members.items():
-            archive.writestr(name, data)
-    return buffer.getvalue()
-
-
-def members(content: bytes) -> dict[str, bytes]:
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
-
-
-MEMBERS = [members(content) for content in CKPTS]
-INDEX = next(name for name in MEMBERS[0] if name.endswith("data.pkl"))
 METHODS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
 TRICKS = [
     "../data.pkl",
@@ -253,12 +205,6 @@ PICTURES = [
     picture("WEBP"),
     picture("PPM"),
 ]
-
-
-def read_our_record(path: Path) -> None:
-    """What a resumed run and `ldm rerun` look at."""
-    record = read_record(path)
-    fingerprint(record.job, record.row, record.hash, record.inputs)
 
 
 READERS: dict[str, Callable[[Path], object]] = {

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from damage import damaged_json, with_an_odd_value
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from watch import watched
 
-from ldm.config import Config, read_config
-from ldm.inventory import shapes_of
-from ldm.plan import size_rule
+from ldm.checkpoints.config import Config, read_config
+from ldm.engine.plan import size_rule
+from ldm.models.inventory import shapes_of
+from tests.fuzz.damage import damaged_json, with_an_odd_value
+from tests.fuzz.watch import watched
 
 fuzzed = settings(settings.get_profile("fuzz"))
 TOP = Path(__file__).parents[2]

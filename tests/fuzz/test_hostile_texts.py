@@ -9,22 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from damage import ODD_VALUES, damaged, damaged_json, damaged_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from watch import watched
 
-from ldm.batch import parse_rows, read_axes, read_text
-from ldm.config import parse_config, read_config
+from ldm.checkpoints.config import parse_config, read_config
 from ldm.errors import ConfigError, JobError
-from ldm.grammar import expand
-from ldm.job import Job
-from ldm.manifest import NAME, Manifest
-from ldm.metadata import format_infotext, parse_infotext
-from ldm.names import parse as parse_name
-from ldm.names import values_of
+from ldm.jobs.expansion import expand
+from ldm.jobs.files import parse_rows, read_axes, read_text
+from ldm.jobs.job import Job
+from ldm.jobs.metadata import format_infotext, parse_infotext
+from ldm.jobs.templates import parse as parse_name
+from ldm.jobs.templates import values_of
+from ldm.runs.manifest import NAME, Manifest
 from ldm.text.chunks import chunked
 from ldm.text.tokenizer import clip_tokenizer, open_clip_tokenizer
+from tests.fuzz.damage import ODD_VALUES, damaged, damaged_json, damaged_text
+from tests.fuzz.watch import watched
 
 fuzzed = settings(settings.get_profile("fuzz"))
 CONFIGS = Path(__file__).parents[2] / "configs"

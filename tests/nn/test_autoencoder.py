@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.attention
 
-from ldm.config import read_config
+from ldm.checkpoints.config import read_config
 from ldm.nn.autoencoder import AttnBlock, AutoencoderKL, DiagonalGaussian
 from tests.golden_data import GOLDEN, tensors
 

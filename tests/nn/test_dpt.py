@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ldm.checkpoints.weights.depth_keys import transformers_names
 from ldm.nn.dpt import DPTDepthModel, MiDaSInference
-from ldm.weights.depth_keys import transformers_names
 from tests.golden_keys import golden_shapes
 from tests.tiny_dpt import TINY_DPT, tiny_dpt
 

@@ -11,8 +11,8 @@ from ldm.nn.outline import outline
 PROGRAM = """
 import sys
 from ldm.nn.outline import outline
-from ldm.config import read_config, resource
-from ldm.registry import build
+from ldm.checkpoints.config import read_config, resource
+from ldm.models.registry import build
 
 with outline():
     model = build(read_config(resource("configs") / "stable-diffusion" / "v1-inference.yaml"))

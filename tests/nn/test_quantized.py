@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ldm.device import computes_in
+from ldm.engine.device import computes_in
 from ldm.nn.quantized import Int8Conv2d, Int8Linear, can_quantize, quantizable, quantize
 from ldm.nn.rows import PointConv2d
-from tests.nn.test_packing import network
+from tests.tiny_network import network
 
 pytestmark = pytest.mark.skipif(
     not (computes_in("int8") and can_quantize()), reason="no 8-bit arithmetic here"

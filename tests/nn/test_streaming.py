@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_packing import network
 from torch import Tensor
 
 from ldm.nn.streaming import Streamed
+from tests.tiny_network import network
 
 CPU = torch.device("cpu")
 

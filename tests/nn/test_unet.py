@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from ldm.config import read_config
+from ldm.checkpoints.config import read_config
 from ldm.nn.attention import BACKENDS, attention, attention_backend
 from ldm.nn.unet import UNetConfig, UNetModel
 from tests.golden_data import GOLDEN, case, tensors

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from ldm.config import read_config
+from ldm.checkpoints.config import read_config
 from ldm.errors import UsageError
 from ldm.nn import vq
 from ldm.nn.vq import VectorQuantizer, VQModelInterface

@@ -1,0 +1,77 @@
+"""Which family a checkpoint is of, from its header: no tensor is read, nothing is guessed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ldm.checkpoints.config import resource
+from ldm.checkpoints.families import latent_diffusion, stable_diffusion
+from ldm.checkpoints.families.family import Family
+from ldm.checkpoints.weights.header import Header
+from ldm.checkpoints.weights.keys import Shapes, listed
+from ldm.errors import CheckpointError
+
+FAMILIES: dict[str, Family] = {
+    family.name: family for family in (*stable_diffusion.FAMILIES, *latent_diffusion.FAMILIES)
+}
+
+
+def candidates(shapes: Shapes) -> list[Family]:
+    """The families whose fingerprint a header has; of twins the first."""
+    found = [family for family in FAMILIES.values() if family.matches(shapes)]
+    names = {family.name for family in found}
+    order = list(FAMILIES)
+    return [
+        family
+        for family in found
+        if family.twin not in names or order.index(family.name) < order.index(str(family.twin))
+    ]
+
+
+def detect(header: Header) -> Family:
+    """The family of a checkpoint; raises CheckpointError where none or more than one fits.
+
+    Of a pair of twins it is the first: what its header does not tell is for the caller to find.
+    """
+    found = candidates(header.shapes)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        titles = " and ".join(family.title for family in found)
+        raise CheckpointError(f"{header.path}: fits {titles}; choose one with --config")
+    if all(key in header.shapes for key in latent_diffusion.AUTOENCODER_KEYS):
+        raise CheckpointError(
+            f"{header.path}: an autoencoder alone, which draws nothing by itself; "
+            "give the checkpoint of a whole model"
+        )
+    keys = listed((f"{key} {list(shape)}" for key, shape in header.shapes.items()), 3)
+    raise CheckpointError(
+        f"{header.path}: of no known family ({', '.join(FAMILIES)}); its {len(header.tensors)} "
+        f"keys begin with {keys}; name its YAML with --config or put it beside the file"
+    )
+
+
+def yaml_of(family: Family) -> Path:
+    """The packaged YAML of a family."""
+    return resource("configs") / family.yaml
+
+
+def yaml_beside(checkpoint: Path) -> Path | None:
+    """The YAML of the same name in the checkpoint's folder, else config.yaml there, if any.
+
+    The originals kept models/ldm/NAME/{config.yaml,model.ckpt}. A config.yaml counts only if it
+    has a line `model:`, since many a program has a file of that name.
+    """
+    for suffix in (".yaml", ".yml"):
+        path = checkpoint.with_suffix(suffix)
+        if path.is_file():
+            return path
+    path = checkpoint.with_name("config.yaml")
+    return path if path.is_file() and _is_of_a_model(path) else None
+
+
+def _is_of_a_model(path: Path) -> bool:
+    try:
+        return any(line.startswith(b"model:") for line in path.read_bytes().splitlines())
+    except OSError:
+        return False

@@ -1,0 +1,185 @@
+"""Which YAML and which family a checkpoint is loaded with, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ldm.checkpoints.config import Config, override, read_config
+from ldm.checkpoints.families import FAMILIES, candidates, detect, yaml_beside, yaml_of
+from ldm.checkpoints.families.family import Family
+from ldm.checkpoints.weights.header import Header
+from ldm.errors import CheckpointError, ConfigError
+from ldm.jobs.job import Defaults
+from ldm.jobs.options import nearest
+
+# ModelSpec's field in a .safetensors header, and its words for a prediction.
+_SPEC = "modelspec.prediction_type"
+_SPEC_WORDS = {"epsilon": "eps", "eps": "eps", "v": "v"}
+# The target of a section that stands for no part at all.
+NOTHING = "torch.nn.Identity"
+_DEPTH = "depth_stage_config"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A YAML and a family for a checkpoint.
+
+    `why` says where the YAML comes from; `prediction_why` where eps or v comes from, and is empty
+    where only a measurement of the loaded network can tell.
+    """
+
+    config: Config
+    family: Family
+    why: str
+    prediction_why: str
+
+
+def choose(header: Header, config: Path | None = None, overrides: Sequence[str] = ()) -> Choice:
+    """The YAML given, else the one beside the checkpoint, else the detected family's.
+
+    Raises ConfigError for a YAML that cannot be read, and CheckpointError where there is none and
+    no family or more than one fits the header. A file without its depth network, which can be given
+    apart, is loaded without.
+    """
+    choice = _chosen(header, config, overrides)
+    holds = any(key.startswith("depth_model.") for key in header.tensors)
+    if holds or _params(choice.config).get(_DEPTH) is None:
+        return choice
+    tree = override(choice.config, [f"model.params.{_DEPTH}={{target: {NOTHING}}}"])
+    return replace(choice, config=tree, why=f"{choice.why}; the file has no depth network")
+
+
+def _chosen(header: Header, config: Path | None, overrides: Sequence[str]) -> Choice:
+    path, why = config, "asked for"
+    if path is None:
+        path, why = yaml_beside(header.path), "in the checkpoint's folder, beside it"
+    if path is not None:
+        tree = override(read_config(path), overrides)
+        return _as_told(header, tree, f"{path} ({why})")
+    family = detect(header)
+    twin = FAMILIES.get(family.twin or "")
+    told = _SPEC_WORDS.get(header.metadata.get(_SPEC, ""))
+    prediction_why = f"every {family.title} checkpoint" if twin is None else ""
+    if twin is not None and told is not None:
+        family = family if told == family.prediction else twin
+        prediction_why = f"the file's {_SPEC}"
+    tree = override(read_config(yaml_of(family)), overrides)
+    choice = Choice(tree, family, f"{family.yaml} (found from the header)", prediction_why)
+    if _prediction(tree) != family.prediction:
+        return with_prediction(choice, _prediction(tree), "--set")
+    return choice
+
+
+def with_prediction(choice: Choice, prediction: str, why: str) -> Choice:
+    """The same choice with the prediction known: of two twins the one that has it."""
+    twin = FAMILIES.get(choice.family.twin or "")
+    family = choice.family
+    if family.prediction != prediction:
+        family = twin if twin is not None else replace(family, prediction=prediction)
+    return replace(choice, family=family, prediction_why=why)
+
+
+def fitting_yamls(header: Header, used: str) -> list[Path]:
+    """YAMLs that may fit better than the one used: the one beside, the one of the family."""
+    found = [yaml_beside(header.path)]
+    found += [yaml_of(family) for family in candidates(header.shapes)]
+    return [path for path in found if path is not None and str(path) != used]
+
+
+def _as_told(header: Header, config: Config, why: str) -> Choice:
+    prediction = _prediction(config)
+    try:
+        family = detect(header)
+    except CheckpointError:
+        family = _own_family(header, config)
+    choice = Choice(config, family, why, "")
+    return with_prediction(choice, prediction, f"{config.source}: parameterization")
+
+
+def _own_family(header: Header, config: Config) -> Family:
+    """A family of one: a checkpoint of no known size, told by its YAML."""
+    params = _params(config)
+    ddconfig = _params(config, "first_stage_config").get("ddconfig")
+    levels = ddconfig.get("ch_mult") if isinstance(ddconfig, dict) else None
+    factor = 2 ** (len(levels) - 1 if isinstance(levels, list) and levels else 3)
+    image_size = params.get("image_size")
+    side = (image_size if isinstance(image_size, int) else 64) * factor
+    stage = params.get("cond_stage_config")
+    open_clip = isinstance(stage, dict) and "OpenCLIP" in str(stage.get("target"))
+    task = _task(config)
+    scale = 1.0 if task == "sample" else 9.0 if open_clip else 7.5
+    defaults = Defaults(side, side, scale, 50, "ddim", f"image_size of {config.source}")
+    return Family(
+        name=header.path.stem,
+        title=f"{header.path.stem}, of a size of its own",
+        yaml=config.source,
+        prediction=_prediction(config),
+        defaults=_sampling(config, defaults),
+        needs={},
+        task=task,
+    )
+
+
+# What a model of the originals' is for, by its class; else by what it is told.
+_TASKS = {
+    "LatentInpaintDiffusion": "inpaint",
+    "LatentDepth2ImageDiffusion": "depth2img",
+    "LatentUpscaleDiffusion": "upscale",
+    "ImageEmbeddingConditionedLatentDiffusion": "variations",
+    "__is_first_stage__": "inpaint",
+    "__is_unconditional__": "sample",
+    "ClassEmbedder": "sample",
+    "SpatialRescaler": "map2img",
+    "Identity": "upscale",
+}
+
+
+def _task(config: Config) -> str:
+    """What a YAML's model is for."""
+    if _params(config, "cond_stage_config").get("use_tokenizer") is False:
+        return "layout2img"
+    model = config.tree.get("model")
+    stage = _params(config).get("cond_stage_config")
+    told = [model.get("target") if isinstance(model, dict) else None]
+    told.append(stage.get("target") if isinstance(stage, dict) else stage)
+    names = [str(name).rpartition(".")[2] for name in told]
+    return next((_TASKS[name] for name in names if name in _TASKS), "txt2img")
+
+
+def _sampling(config: Config, defaults: Defaults) -> Defaults:
+    """The defaults that a YAML states itself: a `sampling` section of ours, beside `model`."""
+    section = config.tree.get("sampling")
+    if section is None:
+        return defaults
+    known = {"width": int, "height": int, "scale": float, "steps": int, "sampler": str}
+    if not isinstance(section, dict):
+        raise ConfigError(f"{config.source}: sampling must be a section of {', '.join(known)}")
+    for name, value in section.items():
+        if name not in known:
+            hint = nearest(str(name), known)
+            raise ConfigError(f"{config.source}: sampling.{name} is not a default{hint}")
+        if type(value) is not known[name] and not (known[name] is float and type(value) is int):
+            raise ConfigError(
+                f"{config.source}: sampling.{name} must be {known[name].__name__}, not {value!r}"
+            )
+    return replace(defaults, **section, source=f"sampling in {config.source}")
+
+
+def _prediction(config: Config) -> str:
+    return str(_params(config).get("parameterization") or "eps")
+
+
+def _params(config: Config, section: str | None = None) -> dict[str, Any]:
+    """The model's parameters, or those of a section in them; what is malformed counts as empty.
+
+    The registry complains of it, with words of its own, when it builds the model.
+    """
+    tree: Any = config.tree.get("model")
+    tree = tree.get("params") if isinstance(tree, dict) else None
+    if section is not None and isinstance(tree, dict):
+        tree = tree.get(section)
+        tree = tree.get("params") if isinstance(tree, dict) else None
+    return tree if isinstance(tree, dict) else {}

@@ -1,0 +1,197 @@
+"""Where checkpoints and YAMLs are found, and which of them can do a task; without torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+
+from ldm.checkpoints.config import resource
+from ldm.checkpoints.families import yaml_beside
+from ldm.checkpoints.families.choice import Choice, choose
+from ldm.checkpoints.weights.header import Header, read_header
+from ldm.errors import CheckpointError, ConfigError, UsageError
+from ldm.jobs.legacy import SCRIPT_CHECKPOINTS
+from ldm.jobs.options import nearest
+
+# The bundled models by what they can do; the first one is the whole list where one will do.
+BUNDLED: Mapping[str, tuple[str, ...]] = {
+    "txt2img": ("emoji-128",),
+    "img2img": ("emoji-128",),
+    "inpaint": ("emoji-128-inpaint", "emoji-128"),
+    "depth2img": ("emoji-128-depth",),
+    "upscale": ("emoji-128-x4",),
+}
+# Which models a task can be done with, by what their families are for.
+FITTING: Mapping[str, tuple[str, ...]] = {
+    "img2img": ("txt2img",),
+    "inpaint": ("inpaint", "txt2img"),
+}
+Stamp = tuple[Path, int, int, int]
+SUFFIXES = ("", ".safetensors", ".ckpt")
+CONFIG_FOLDERS = ("stable-diffusion/", "latent-diffusion/")
+
+
+def find_checkpoint(
+    name: str | None, task: str = "txt2img", *, script: bool = False
+) -> tuple[Path, tuple[str, ...]]:
+    """The checkpoint of a path or a name, and what to tell; without one, the bundled model.
+
+    Names are looked up in ./models, the folders of $LDM_MODELS and the packaged models, subfolders
+    included. Raises CheckpointError listing what is there.
+    """
+    if name is None:
+        usual = Path(SCRIPT_CHECKPOINTS.get(task, SCRIPT_CHECKPOINTS["txt2img"]))
+        if script and usual.is_file():
+            return usual, ()
+        path = _bundled(task)
+        note = f"no --model given: using the bundled model {path.stem}, which is small"
+        if script:
+            note = f"no --ckpt, and no {usual}: using the bundled model {path.stem}"
+        return path, (note,)
+    path = Path(name).expanduser()
+    for suffix in SUFFIXES if path.name else ():
+        if (found := path.with_name(path.name + suffix)).is_file():
+            return found, ()
+    if path.is_dir():
+        raise CheckpointError(f"--model {name} is a folder; name the checkpoint file in it")
+    if not path.is_absolute():
+        for folder in model_folders():
+            matches = _matches(folder, name)
+            if len(matches) > 1:
+                listed = ", ".join(str(match) for match in matches[:4])
+                raise CheckpointError(f"--model {name} fits several files: {listed}")
+            if matches:
+                return matches[0], ()
+    raise CheckpointError(_no_model(name))
+
+
+def model_folders() -> list[Path]:
+    """Where names of models are looked up, in order."""
+    named = [Path(part) for part in os.environ.get("LDM_MODELS", "").split(os.pathsep) if part]
+    return [Path("models"), *named, resource("models")]
+
+
+def find_config(name: str | None) -> tuple[Path | None, tuple[str, ...]]:
+    """The YAML of a path; one that is not there is looked up among the packaged ones.
+
+    The Intel variants of the v2 YAMLs differ in precision alone, which is a flag here.
+    """
+    if name is None or Path(name).expanduser().is_file():
+        return (Path(name).expanduser() if name else None), ()
+    packaged = resource("configs")
+    wanted = name.removeprefix("./").removeprefix("configs/")
+    inside = [f"{folder}{wanted}" for folder in ("", *CONFIG_FOLDERS)]
+    for plain in (name for path in inside for name in (path, f"{path}.yaml")):
+        stem = plain.replace("/intel/", "/").replace("-fp32.", ".").replace("-bf16.", ".")
+        for candidate in (plain, stem):
+            if (packaged / candidate).is_file():
+                return packaged / candidate, (f"{name}: using the packaged configs/{candidate}",)
+    found = [path for folder in CONFIG_FOLDERS for path in packaged.glob(f"{folder}*.yaml")]
+    known = [path.name for path in sorted(found)]
+    hint = nearest(Path(name).name, known)
+    raise ConfigError(f"--config {name}: no such file{hint} (packaged: {', '.join(known)})")
+
+
+def chosen(
+    checkpoint: Path, config: Path | None, overrides: tuple[str, ...]
+) -> tuple[Header, Choice]:
+    """The header of a checkpoint and what it is loaded with: read once for many jobs.
+
+    Raises CheckpointError and ConfigError.
+    """
+    yaml = yaml_beside(checkpoint) if config is None else config
+    stamps = _stamp(checkpoint), None if yaml is None else _stamp(yaml)
+    return _choice_of(checkpoint, config, overrides, stamps)
+
+
+@lru_cache(maxsize=8)
+def _choice_of(
+    checkpoint: Path,
+    config: Path | None,
+    overrides: tuple[str, ...],
+    stamps: tuple[Stamp, Stamp | None],
+) -> tuple[Header, Choice]:
+    header = _header(checkpoint, stamps[0])
+    return header, choose(header, config, overrides)
+
+
+@lru_cache(maxsize=8)
+def _header(path: Path, stamp: Stamp) -> Header:
+    return read_header(path)
+
+
+def header_of(path: Path) -> Header:
+    """The header of a checkpoint: read once as long as the file stays as it is."""
+    return _header(path, _stamp(path))
+
+
+def _stamp(path: Path) -> Stamp:
+    """What changes where a file does, or where a name means another one."""
+    try:
+        status = path.stat()
+    except OSError:  # whoever reads it will say so
+        return path, 0, 0, 0
+    return path.resolve(), status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _bundled(task: str) -> Path:
+    """The first of the bundled models for a task that is there."""
+    paths = [resource("models") / f"{name}.safetensors" for name in BUNDLED.get(task, ())]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        raise CheckpointError(
+            f"--model is missing: no bundled model can do {task}{able_models(task)}; "
+            "the README says where checkpoints are published"
+        )
+    return path
+
+
+def able_models(task: str) -> str:
+    """The end of a message: which of the models that can be named would do."""
+    names = []
+    for name, path in _named():
+        try:
+            family = choose(read_header(path)).family
+        except UsageError:
+            continue
+        if family.task in FITTING.get(task, (task,)):
+            names.append(name)
+    if not names:
+        return "; none under ./models or $LDM_MODELS can"
+    return f"; these can: {', '.join(names[:5])}"
+
+
+def _matches(folder: Path, name: str) -> list[Path]:
+    """The checkpoints in a folder tree whose path ends in a name; .safetensors before .ckpt."""
+    *parents, last = Path(name).parts
+    for suffix in SUFFIXES:
+        tail = (*parents, f"{last}{suffix}")
+        found = [path for path in _checkpoints(folder) if path.parts[-len(tail) :] == tail]
+        direct = [path for path in found if path == folder.joinpath(*tail)]
+        if found:
+            return direct or found
+    return []
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES[1:])
+
+
+def _named() -> list[tuple[str, Path]]:
+    """All checkpoints by the names that --model takes; those of latent diffusion are all alike but
+    for their folders."""
+    return [
+        (path.relative_to(folder).with_suffix("").as_posix(), path)
+        for folder in model_folders()
+        for path in _checkpoints(folder)
+    ]
+
+
+def _no_model(name: str) -> str:
+    named = _named()
+    there = sorted({name for name, _ in named})
+    hint = nearest(Path(name).name, [path.stem for _, path in named])
+    known = f"; there are {', '.join(there[:10])}" if there else ""
+    return f"--model {name}: no such file, nor under ./models or $LDM_MODELS{hint}{known}"

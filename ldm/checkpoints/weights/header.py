@@ -1,0 +1,296 @@
+"""What a checkpoint file says of itself: keys, types, shapes and places, read without torch.
+
+The format is told from the first bytes, never from the name. Nothing but the index is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import struct
+import zipfile
+import zlib
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import IO, Any
+
+from ldm.checkpoints.weights.pickled import MOST_AXES, Strided, read_pickle
+from ldm.errors import CheckpointError
+
+# Names of the safetensors format and their bytes per number; torch's name for each.
+SIZES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2,
+    "BF16": 2, "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8,
+}  # fmt: skip
+TORCH_NAMES = {
+    "BOOL": "bool", "U8": "uint8", "I8": "int8", "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2", "I16": "int16", "U16": "uint16", "F16": "float16",
+    "BF16": "bfloat16", "I32": "int32", "U32": "uint32", "F32": "float32", "I64": "int64",
+    "U64": "uint64", "F64": "float64",
+}  # fmt: skip
+FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
+_STORAGES = {
+    "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
+    "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8",
+    "ByteStorage": "U8", "BoolStorage": "BOOL", "UntypedStorage": "U8",
+}  # fmt: skip
+
+# What an index may cost: it is read whole, and 100,000 tensors need 12 MiB of either.
+LONGEST_HEADER = 16 * 2**20  # bytes of JSON
+LONGEST_PICKLE = 64 * 2**20  # bytes, unpacked
+MOST_SHARED = 8  # times the size of the file that all tensors of a .ckpt may have together,
+SPARE = 256 * 2**20  # and bytes beyond it
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a file: its type and shape, and where its numbers lie.
+
+    `start` is the byte of its first number in the file. `strides` count elements; None means
+    that the numbers follow each other.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    strides: tuple[int, ...] | None = None
+
+    @property
+    def count(self) -> int:
+        """Numbers in the tensor."""
+        return math.prod(self.shape)
+
+    @property
+    def span(self) -> int:
+        """Numbers in the file from the tensor's first to its last."""
+        if self.strides is None or self.count == 0:
+            return self.count
+        return 1 + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
+
+    @property
+    def size(self) -> int:
+        """Bytes of the tensor's numbers."""
+        return self.count * SIZES[self.dtype]
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a checkpoint file says of itself.
+
+    `metadata` has safetensors' own, or a training checkpoint's plain values (global_step ...);
+    `dropped` names the things a .ckpt wanted made, none of which was.
+    """
+
+    path: Path
+    format: str
+    tensors: dict[str, Entry]
+    metadata: dict[str, str] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Key -> shape."""
+        return {key: entry.shape for key, entry in self.tensors.items()}
+
+    @cached_property
+    def short_hash(self) -> str:
+        """First 8 hex digits of the SHA-256 of the 64 KiB at 1 MiB: the cheap model hash.
+
+        Source: AUTOMATIC1111/stable-diffusion-webui, modules/sd_models.py, model_hash. A file that
+        ends before 1 MiB is hashed whole, since that piece of it is empty.
+        """
+        with self.path.open("rb") as file:
+            file.seek(0x100000)
+            piece = file.read(0x10000)
+            if not piece:
+                file.seek(0)
+                piece = file.read()
+        return hashlib.sha256(piece).hexdigest()[:8]
+
+
+def read_header(path: Path | str) -> Header:
+    """The header of a .safetensors or .ckpt file; raises CheckpointError for anything else."""
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(512)
+            size = os.fstat(file.fileno()).st_size
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such checkpoint file; check --model") from None
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise CheckpointError(f"{path}: cannot be read ({reason})") from None
+    if start[8:9] == b"{":
+        header = _read_safetensors(path, size)
+    elif start[:4] == b"PK\x03\x04":
+        header = _read_ckpt(path, size)
+    else:
+        raise CheckpointError(f"{path}: {_foreign(start)}")
+    if not header.tensors:
+        raise CheckpointError(f"{path}: holds no tensors; it is not a checkpoint of a model")
+    return header
+
+
+def _read_safetensors(path: Path, size: int) -> Header:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > LONGEST_HEADER:
+            raise CheckpointError(f"{path}: is no .safetensors file (impossible header length)")
+        text = file.read(length)
+    begin = 8 + length
+    if len(text) < length:
+        raise CheckpointError(_truncated(path, size, begin))
+    try:
+        plan = json.loads(text)
+        metadata = {str(k): str(v) for k, v in (plan.pop("__metadata__", None) or {}).items()}
+        tensors = {key: _entry_of(item, begin) for key, item in plan.items()}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: has a broken header ({_reason(error)})") from None
+    needed = max((entry.start + entry.size for entry in tensors.values()), default=0)
+    if needed > size:
+        raise CheckpointError(_truncated(path, size, needed))
+    places = sorted((e.start, e.start + e.size, key) for key, e in tensors.items() if e.size)
+    for (_, end, first), (start, _, second) in pairwise(places):
+        if start < end:
+            raise CheckpointError(f"{path}: has a broken header ({first} and {second} overlap)")
+    return Header(path, "safetensors", tensors, metadata)
+
+
+def _entry_of(item: dict[str, Any], begin: int) -> Entry:
+    first, last = item["data_offsets"]
+    shape = tuple(item["shape"])
+    if len(shape) > MOST_AXES:
+        raise ValueError(f"a tensor of more than {MOST_AXES} axes")
+    if not all(type(n) is int and 0 <= n < 2**62 for n in (first, last, *shape)):
+        raise ValueError("a shape or place is not a natural number, or beyond all files")
+    if item["dtype"] not in SIZES:
+        raise ValueError(f"unknown number type {item['dtype']!r}")
+    entry = Entry(item["dtype"], shape, begin + first)
+    if entry.size != last - first:
+        raise ValueError("a shape does not fit its place")
+    return entry
+
+
+def _read_ckpt(path: Path, size: int) -> Header:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            infos = {info.filename: info for info in archive.infolist()}
+            name = next((n for n in infos if n.count("/") == 1 and n.endswith("/data.pkl")), None)
+            if name is None:
+                raise CheckpointError(f"{path}: is a zip archive, but not one that torch wrote")
+            root = name.removesuffix("data.pkl")
+            order = f"{root}byteorder"
+            if order in infos and _unpacked(archive, infos[order], 16) != b"little":
+                raise CheckpointError(f"{path}: was written on a big-endian machine; convert it")
+            value, dropped = read_pickle(_unpacked(archive, infos[name], LONGEST_PICKLE))
+    except (
+        zipfile.BadZipFile, EOFError, zlib.error, struct.error, NotImplementedError, OSError
+    ) as error:  # fmt: skip
+        reason = _reason(error)
+        raise CheckpointError(
+            f"{path}: is truncated or damaged ({reason}); download it again"
+        ) from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: is no readable checkpoint: {_reason(error)}") from None
+    state, metadata = _state_dict(value)
+    records = {key: item for key, item in state.items() if isinstance(item, Strided)}
+    try:
+        with path.open("rb") as file:
+            starts = {
+                record.storage.key: _start_of(file, infos[f"{root}data/{record.storage.key}"])
+                for record in records.values()
+            }
+        tensors = {
+            key: _entry_of_record(
+                record,
+                starts[record.storage.key],
+                infos[f"{root}data/{record.storage.key}"].file_size,
+            )
+            for key, record in records.items()
+        }
+    except (ValueError, LookupError) as error:
+        raise CheckpointError(f"{path}: has a damaged index ({_reason(error)})") from None
+    needed = max((entry.start + entry.size for entry in tensors.values()), default=0)
+    if needed > size:
+        raise CheckpointError(_truncated(path, size, needed))
+    if sum(entry.size for entry in tensors.values()) > MOST_SHARED * size + SPARE:
+        raise CheckpointError(f"{path}: has a damaged index (its tensors share their numbers)")
+    return Header(path, "ckpt", tensors, metadata, tuple(sorted(dropped)))
+
+
+def _unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> bytes:
+    """The contents of a member of at most so many bytes, whatever it says of itself."""
+    if info.flag_bits & 1:
+        raise ValueError("it is encrypted; unpack it and zip it without a password")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError("its index is compressed in an unusual way; unpack it and zip it anew")
+    if info.file_size > most:
+        raise ValueError(f"its index has {info.file_size} bytes, and {most} are the most")
+    with archive.open(info) as member:
+        return member.read(most)
+
+
+def _state_dict(value: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    """Tensors by key and plain values, from a training checkpoint or a bare state dict."""
+    if not isinstance(value, dict):
+        return {}, {}
+    metadata = {
+        key: str(item)
+        for key, item in value.items()
+        if isinstance(key, str) and isinstance(item, str | int | float)
+    }
+    inner = value.get("state_dict")
+    state = inner if isinstance(inner, dict) else value
+    return {key: item for key, item in state.items() if isinstance(key, str)}, metadata
+
+
+def _start_of(file: IO[bytes], info: zipfile.ZipInfo) -> int:
+    """The byte at which a stored member's contents begin."""
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise ValueError("its tensors are compressed; unpack it and zip it without compression")
+    file.seek(info.header_offset)
+    local = file.read(30)
+    if len(local) < 30 or local[:4] != b"PK\x03\x04":
+        raise ValueError("a member is not where it should be")
+    name, extra = (int.from_bytes(local[at : at + 2], "little") for at in (26, 28))
+    return info.header_offset + 30 + name + extra
+
+
+def _entry_of_record(record: Strided, start: int, stored: int) -> Entry:
+    dtype = _STORAGES.get(record.storage.kind)
+    if record.dtype is not None:
+        dtype = next((name for name, known in TORCH_NAMES.items() if known == record.dtype), None)
+    if dtype is None:
+        raise ValueError(f"unknown number type {record.dtype or record.storage.kind}")
+    entry = Entry(dtype, record.shape, start + record.offset * SIZES[dtype], record.strides)
+    if (record.offset + entry.span) * SIZES[dtype] > stored:
+        raise ValueError("a tensor reaches beyond its numbers")
+    plain, step = True, 1
+    for length, stride in zip(reversed(record.shape), reversed(record.strides), strict=True):
+        plain = plain and (length == 1 or stride == step)
+        step *= length
+    return replace(entry, strides=None) if plain else entry
+
+
+def _truncated(path: Path, size: int, needed: int) -> str:
+    return f"{path}: is truncated: {size} bytes of {needed}; download it again"
+
+
+def _foreign(start: bytes) -> str:
+    if not start:
+        return "is empty; download it again"
+    if start.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the weights; run `git lfs pull`"
+    if start.lstrip()[:1] == b"<":
+        return "is a web page, not the weights; the download went wrong"
+    if start[:1] == b"\x80":
+        return "is a bare pickle, as torch wrote before 1.6; load and save it with a newer torch"
+    return "is neither a .safetensors nor a .ckpt file; check the path or download it again"
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,3 @@
+"""The command line: words in, exit codes out."""
+
+from __future__ import annotations

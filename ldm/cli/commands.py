@@ -1,0 +1,134 @@
+"""What each command does, once its words are understood."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from ldm.engine.plan import make_plan
+from ldm.errors import CheckpointError, Interrupted, JobError
+from ldm.images.texts import read_record, read_texts
+from ldm.jobs.legacy import sample_fields, translate
+from ldm.jobs.metadata import Record, parse_infotext
+from ldm.jobs.outputs import default_outdir, split
+from ldm.runs.progress import Progress, teller
+from ldm.runs.run import run
+from ldm.runs.writer import Sink, told
+from ldm.workers.pool import load_engine
+
+
+def draw(task: str, given: Mapping[str, Any], *, script: bool, notes: Sequence[str] = ()) -> int:
+    """Do a task as asked; `given` are fields of Job, OutputPlan and Legacy, `notes` to be told."""
+    fields, more = translate(given, script=script, task=task)
+    fields.setdefault("outdir", default_outdir(task))
+    outputs, fields = split(fields)
+    indir = given.get("indir")
+    return run(task, fields, outputs, [*notes, *more], script=script, indir=indir)
+
+
+def draw_samples(given: Mapping[str, Any]) -> int:
+    """Do what sample_diffusion.py did; `given` are its flags, and fields of Job and OutputPlan."""
+    fields, notes = sample_fields(given)
+    return draw("sample", fields, script=True, notes=notes)
+
+
+def rerun(image: str, given: dict[str, Any]) -> int:
+    """Make an image again from its record; `given` replaces fields of its job."""
+    record = read_record(Path(image))
+    outputs, changes = split({"outdir": default_outdir(record.job.task), **given})
+    _check_inputs(record, changes, image)
+    outputs = replace(outputs, skip_grid=True)
+    if record.job.rng == "device" and record.job.device == "cuda" and "device" in changes:
+        changes["rng"] = "philox"  # the numbers of the GPU that it was made on
+    plan = make_plan({**vars(record.job), **changes})
+    tell = teller(outputs)
+    if plan.header.short_hash != record.hash:
+        text = f"{plan.header.path} has hash {plan.header.short_hash}; {image} was made with"
+        text = f"{text} {record.model}, hash {record.hash}"
+        if "model" not in changes:
+            raise CheckpointError(f"{text}; name that checkpoint with --model")
+        tell(f"{text}: it will be another picture")
+    sink = Sink(outputs, 1, 1)
+    engine, plan = load_engine(plan, vars(plan.job), tell)
+    try:
+        with Progress(outputs, 1) as progress:
+            for row, result in enumerate(engine.run(plan.job, progress)):
+                if row == record.row:
+                    sink.write(result)
+                    sink.tell(result)
+                    progress.image(told(result, sink.last))
+            progress.end("done")
+    except KeyboardInterrupt:
+        raise Interrupted(f"stopped; {sink.kept()}") from None
+    return 0
+
+
+def _check_inputs(record: Record, changes: Mapping[str, Any], image: str) -> None:
+    """Raise ImageError where what an image was made from is another now, unless it is replaced."""
+    from ldm.images.sources import check_unchanged
+
+    replaced = {vars(record.job)[name] for name in changes}
+    check_unchanged({k: told for k, told in record.inputs.items() if k not in replaced}, image)
+
+
+def info(file: str, *, as_json: bool) -> int:
+    """Print what an image or a checkpoint tells of itself."""
+    path = Path(file)
+    try:
+        with path.open("rb") as handle:
+            start = handle.read(12)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise JobError(f"{file}: cannot be read ({reason})") from None
+    if start.startswith((b"\x89PNG", b"\xff\xd8", b"GIF8")) or start[8:12] == b"WEBP":
+        return _info_of_image(path, as_json=as_json)
+    from ldm.cli.info import describe, format_description
+
+    description = describe(path)
+    typer.echo(
+        json.dumps(asdict(description), default=str) if as_json else format_description(description)
+    )
+    return 0
+
+
+def convert(source: str, target: str, *, dtype: str | None, ema: str, overwrite: bool) -> int:
+    """Write a checkpoint anew in another format or precision; prints its path."""
+    from ldm.checkpoints.convert import Ema
+    from ldm.checkpoints.convert import convert as write
+
+    kinds: dict[str, Ema] = {"keep": "keep", "drop": "drop", "only": "only"}
+    if ema not in kinds:
+        raise JobError(f"--ema must be keep, drop or only, not {ema!r}")
+    header = write(source, target, dtype, kinds[ema], overwrite=overwrite)
+    typer.echo(header.path)
+    return 0
+
+
+def train(config: str, *, resume: bool, settings: Sequence[str]) -> int:
+    """Train what a YAML describes; prints the path of the weights."""
+    from ldm.training.train import run
+
+    typer.echo(run(Path(config), resume=resume, overrides=settings))
+    return 0
+
+
+def _info_of_image(path: Path, *, as_json: bool) -> int:
+    texts = read_texts(path)
+    parameters, record = texts.get("parameters"), texts.get("ldm")
+    if as_json:
+        told = None if parameters is None else vars(parse_infotext(parameters))
+        content = {"parameters": told, "ldm": None if record is None else json.loads(record)}
+        typer.echo(json.dumps(content))
+        return 0
+    if parameters is None and record is None:
+        typer.echo(f"{path}: nothing is written in it about how it was made")
+    if parameters is not None:
+        typer.echo(parameters)
+    if record is not None:
+        typer.echo(json.dumps(json.loads(record), indent=2))
+    return 0

@@ -1,0 +1,3 @@
+"""The one driver: a job and a model in, images out."""
+
+from __future__ import annotations

@@ -1,0 +1,374 @@
+"""From what was asked to what will be run: the files, the family, its defaults; without torch.
+
+Everything that can be wrong with a request is found here, before weights are read.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ldm.checkpoints.config import Config, resource
+from ldm.checkpoints.families import FAMILIES
+from ldm.checkpoints.families.choice import NOTHING, Choice, with_prediction
+from ldm.checkpoints.locate import (
+    FITTING,
+    able_models,
+    chosen,
+    find_checkpoint,
+    find_config,
+    header_of,
+)
+from ldm.checkpoints.weights.depth_keys import is_depth_model
+from ldm.checkpoints.weights.header import Header
+from ldm.checkpoints.weights.vae_keys import FIRST_STAGE, autoencoder_keys, autoencoder_sources
+from ldm.errors import CheckpointError, JobError
+from ldm.jobs.fields import ETA_SAMPLERS, PICTURED, PROMPTED
+from ldm.jobs.files import read_text
+from ldm.jobs.imagenet import CLASSES, class_number
+from ldm.jobs.job import Defaults, Job
+from ldm.jobs.legacy import SCRIPT_CHECKPOINTS, SCRIPT_DEFAULTS
+from ldm.models.inventory import expected_shapes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job without gaps, the checkpoint and YAML to run it with, and a reason for each value.
+
+    `choice` has no `prediction_why` where only a measurement of the network can tell eps from v;
+    then `asked` must be resolved again with what it found. `given` is what it was made from.
+    """
+
+    asked: Job
+    job: Job
+    why: dict[str, str]
+    header: Header
+    config: Path | None
+    choice: Choice
+    notes: tuple[str, ...] = ()
+    given: Mapping[str, Any] = field(default_factory=dict)
+
+
+def make_plan(given: Mapping[str, Any], *, script: bool = False) -> Plan:
+    """The plan for the fields that were given; raises UsageError for what cannot be done.
+
+    `script` takes the defaults of the original scripts where nothing is given.
+    """
+    asked = Job(**given)
+    asked.validate()
+    if asked.classes:
+        asked = replace(asked, classes=tuple(class_number(name) for name in asked.classes))
+    if asked.attention == "xformers" and importlib.util.find_spec("xformers") is None:
+        raise JobError(
+            "--attention xformers: the package is not installed; "
+            "pip install 'ldm-cli[xformers]', or use --attention sdpa"
+        )
+    checkpoint, notes = find_checkpoint(asked.model, asked.task, script=script)
+    if script and asked.model is None and asked.task == "inpaint" and asked.prompt is None:
+        _check_usual(checkpoint)
+    config, config_notes = find_config(asked.config)
+    header, choice = chosen(checkpoint, config, tuple(asked.overrides))
+    if asked.prediction is not None:
+        choice = with_prediction(choice, asked.prediction, "asked for")
+    if script:
+        asked = Job(**{**script_defaults(asked.task, choice), **given})
+    if asked.prompts:
+        asked = replace(asked, prompt=None)
+    asked = replace(asked, model=_recorded(asked.model, checkpoint), config=_short(asked.config))
+    check_task(asked.task, choice)
+    _check_vocabulary(header, choice)
+    plan = Plan(asked, asked, {}, header, config, choice, (*notes, *config_notes))
+    plan = resolve(plan, choice.family.defaults, given, script=script)
+    check_model(plan.job, choice)
+    check_parts(plan.job, choice)
+    if asked.task in PICTURED or asked.images:
+        plan = replace(plan, job=_measured(plan.job, choice))
+    if plan.job.eta and plan.job.sampler not in ETA_SAMPLERS:
+        note = f"--eta is ignored: {plan.job.sampler} draws no noise"
+        plan = replace(plan, notes=(*plan.notes, note))
+    ignored = [flag for name, flag in _TEXTS.items() if getattr(asked, name)]
+    if ignored and _is_textless(choice) and asked.task in PROMPTED:
+        note = f"this model takes no text: {' and '.join(ignored)} will do nothing"
+        plan = replace(plan, notes=(*plan.notes, note))
+    return replace(plan, given=given)
+
+
+def _check_usual(checkpoint: Path) -> None:
+    """Raise CheckpointError where it is another than a script without prompts was made for."""
+    usual = Path(SCRIPT_CHECKPOINTS["inpaint"])
+    if checkpoint != usual:
+        raise CheckpointError(
+            f"{usual}: no such file; put the checkpoint of latent diffusion's inpainting there, "
+            "or name one with --ckpt"
+        )
+
+
+# What says something to a model that takes text.
+_TEXTS = {
+    "prompt": "--prompt",
+    "prompts": "--from-file",
+    "negative": "--negative",
+    "scale": "--scale",
+}
+
+
+def resolve(
+    plan: Plan,
+    defaults: Defaults,
+    given: Mapping[str, Any],
+    *,
+    script: bool = False,
+    draw_seed: Callable[[], int] = lambda: secrets.randbelow(2**32),
+) -> Plan:
+    """The plan with its job filled up from a family's defaults; the seed is drawn only once."""
+    asked = plan.asked
+    defaults = _for_task(defaults, asked, plan.choice)
+    _check_subject(asked, plan.choice)
+    if script and asked.task == "txt2img" and plan.choice.family.name in FAMILIES:
+        scale = 9.0 if _is_v2(plan.choice) else 7.5
+        defaults = Defaults(512, 512, scale, 50, "ddim", "the original script")
+    if plan.job.seed is not None and plan.job.seed >= 0:
+        asked = replace(asked, seed=plan.job.seed)
+    resolved = asked.resolve(defaults, draw_seed)
+    why = dict.fromkeys(vars(asked), "the original script" if script else "the default")
+    why |= dict.fromkeys(given, "asked for") | resolved.why
+    why |= {name: plan.why[name] for name in ("seed",) if name in plan.why}
+    job = resolved.job
+    if asked.task in PICTURED:  # as measured, if they were
+        job = replace(job, width=plan.job.width, height=plan.job.height)
+    if asked.task in PROMPTED and _is_textless(plan.choice):
+        job, why["scale"] = replace(job, scale=1.0), "the model takes no text"
+    return replace(plan, asked=asked, job=job, why=why)
+
+
+def script_defaults(task: str, choice: Choice) -> Mapping[str, Any]:
+    """The defaults of the original script of a task, of the version that a checkpoint is for."""
+    return SCRIPT_DEFAULTS[task][1 if _is_v2(choice) else 0]
+
+
+def _is_v2(choice: Choice) -> bool:
+    """Version 2 has the text encoder of OpenCLIP, whatever its size."""
+    return "OpenCLIP" in str(_part(choice.config, "cond_stage_config").get("target", ""))
+
+
+def _for_task(defaults: Defaults, asked: Job, choice: Choice) -> Defaults:
+    """A family's defaults, with what the originals' program of a task had of its own."""
+    task = asked.task
+    if task == "img2img":
+        return replace(defaults, strength=0.8 if _is_v2(choice) else 0.75)
+    if task == "sample" and not asked.classes:
+        return replace(defaults, eta=1.0)
+    if task == "variations":  # the demo put noise on a mixture, and none on a picture alone
+        return replace(defaults, noise_level=50 if len(asked.images) > 1 else 0)
+    own = {"inpaint": (1.0, 0), "depth2img": (0.9, 0), "upscale": (0.75, 20)}
+    strength, level = own.get(task, (defaults.strength, 0))
+    most = most_noise(task, choice.config)
+    return replace(defaults, strength=strength, noise_level=min(level, most))
+
+
+def _check_subject(asked: Job, choice: Choice) -> None:
+    """Raise JobError where it is not said what to draw, or cannot be said to this model."""
+    target = _conditioner(choice)
+    if asked.task == "sample":
+        if target.endswith("ClassEmbedder") and not asked.classes:
+            raise JobError("--class is missing: say what to draw, by its number or its name")
+        if not target.endswith("ClassEmbedder"):
+            _check_told_nothing(asked)
+            return
+        table = _number(_part(choice.config, "cond_stage_config", "params"), "n_classes", CLASSES)
+        wrong = [name for name in asked.classes if not int(name) < table]
+        if wrong:
+            raise JobError(f"--class {wrong[0]}: this model has the classes 0 to {table - 1}")
+        if table == CLASSES and asked.scale not in (None, 1):
+            raise JobError("--scale: this model was not trained without a class; use --scale 1")
+        return
+    prompted = asked.prompt is not None or bool(asked.prompts)
+    if not prompted and asked.task not in ("upscale", "variations") and not _is_textless(choice):
+        raise JobError("--prompt is missing: say what to draw")
+
+
+def _conditioner(choice: Choice) -> str:
+    """The target of a model's conditioner, or the word that stands for one."""
+    told = _part(choice.config).get("cond_stage_config")
+    return str(told.get("target") if isinstance(told, dict) else told)
+
+
+def _is_textless(choice: Choice) -> bool:
+    """Whether a model is shown a picture alone."""
+    target = _conditioner(choice)
+    return target.startswith("__") or target == NOTHING
+
+
+def _check_told_nothing(asked: Job) -> None:
+    """Raise JobError where a model that draws what it was trained on is told something."""
+    if asked.classes:
+        raise JobError("--class: this model knows no classes; it draws what it was trained on")
+    if asked.scale not in (None, 1):
+        raise JobError("--scale: this model is told nothing, so there is nothing to follow")
+
+
+def _check_vocabulary(header: Header, choice: Choice) -> None:
+    """Raise CheckpointError where a model's text encoder lacks its vocabulary."""
+    told = _part(choice.config, "cond_stage_config")
+    params = _part(choice.config, "cond_stage_config", "params")
+    if str(told.get("target")).endswith("BERTEmbedder") and params.get("use_tokenizer", True):
+        from ldm.text.wordpiece import find_vocabulary
+
+        find_vocabulary(header.path.parent, params.get("bert_vocab"))
+
+
+# --- texts --------------------------------------------------------------------------------------
+
+
+def read_prompts(name: str, repeat: int) -> tuple[str, ...]:
+    """The prompts of a text file, a line each; blank lines are skipped. `-` is standard input."""
+    prompts = [line for line in read_text(name).splitlines() if line.strip()]
+    if not prompts:
+        raise JobError(f"--from-file {name}: no prompt in it")
+    return tuple(prompt for prompt in prompts for _ in range(repeat))
+
+
+def _recorded(name: str | None, checkpoint: Path) -> str | None:
+    """What a record says of the checkpoint: the name or path as it was given."""
+    if name is None:
+        packaged = checkpoint.parent == resource("models")
+        return checkpoint.stem if packaged else checkpoint.as_posix()
+    return _short(name)
+
+
+def _short(name: str | None) -> str | None:
+    """A path that tells no one's home folder."""
+    if name is None or not Path(name).is_absolute():
+        return name
+    home = Path.home()
+    if home == Path(home.anchor) or not Path(name).is_relative_to(home):
+        return name
+    return f"~/{Path(name).relative_to(home).as_posix()}"
+
+
+# --- fit ------------------------------------------------------------------------------------------
+
+
+def check_task(task: str, choice: Choice) -> None:
+    """Raise JobError where the model cannot do the task."""
+    family = choice.family
+    if family.task not in FITTING.get(task, (task,)):
+        raise JobError(
+            f"{family.title} is a model for {family.task}, not for {task}; "
+            f"use another --model{able_models(task)}"
+        )
+
+
+def check_model(job: Job, choice: Choice) -> None:
+    """Raise JobError where the model cannot do the size, or --C or --f contradict it."""
+    factor, multiple = size_rule(choice.config)
+    sides = () if job.task in PICTURED else (("--width", job.width), ("--height", job.height))
+    for flag, value in sides:
+        if value is not None and value % multiple:
+            near = max(multiple, round(value / multiple) * multiple)
+            raise JobError(f"{flag} must be a multiple of {multiple} here, not {value}; try {near}")
+    if job.factor not in (None, factor):
+        raise JobError(f"--f {job.factor}: this model has {factor} pixels per latent position")
+    channels = _part(choice.config, "first_stage_config", "params").get("embed_dim")
+    if job.channels is not None and job.channels != channels:
+        raise JobError(f"--C {job.channels}: this model's latents have {channels} channels")
+
+
+def check_parts(job: Job, choice: Choice) -> None:
+    """Raise JobError where the model lacks a part that the job needs, CheckpointError where a part
+    that is given is none."""
+    most = most_noise(job.task, choice.config)
+    if (job.noise_level or 0) > most:
+        told = f"must be 0 to {most} for this model" if most else "is nothing this model takes"
+        raise JobError(f"--noise-level {told}, not {job.noise_level}")
+    if job.task == "depth2img" and job.depth is None and job.depth_model is None:
+        target = str(_part(choice.config, "depth_stage_config").get("target", ""))
+        if target in ("", NOTHING):
+            raise JobError(
+                "this model has no depth network: give a depth map with --depth, "
+                "or a network to estimate it with --depth-model"
+            )
+    if job.vae is not None:
+        check_autoencoder(job.vae, choice.config)
+    if job.depth_model is not None:
+        check_depth_model(job.depth_model)
+
+
+def check_autoencoder(name: str, config: Config) -> None:
+    """Raise CheckpointError where a file holds no autoencoder for the model of a YAML."""
+    header = _header_of("--vae", name)
+    if "decoder.conv_in.weight" not in autoencoder_keys(header.tensors):
+        raise CheckpointError(
+            f"--vae {name}: holds no autoencoder; give the file of one, or of a whole model"
+        )
+    shapes = expected_shapes(config)
+    own = {k.removeprefix(FIRST_STAGE): s for k, s in shapes.items() if k.startswith(FIRST_STAGE)}
+    autoencoder_sources(header, own)
+
+
+def check_depth_model(name: str) -> None:
+    """Raise CheckpointError where a file holds no depth network."""
+    if not is_depth_model(_header_of("--depth-model", name).tensors):
+        raise CheckpointError(
+            f"--depth-model {name}: holds no DPT-hybrid; give dpt_hybrid-midas-501f0c75.pt, "
+            "the weights of Intel/dpt-hybrid-midas, or a v2-midas checkpoint"
+        )
+
+
+def _header_of(flag: str, name: str) -> Header:
+    if not Path(name).is_file():
+        raise CheckpointError(f"{flag} {name}: no such file; check the path")
+    return header_of(Path(name))
+
+
+def most_noise(task: str, config: Config) -> int:
+    """The highest noise level that a model takes; 0 where it takes none."""
+    section = {"upscale": "low_scale_config", "variations": "noise_aug_config"}.get(task, "")
+    params = _part(config, section, "params")
+    steps = _number(_part(config, section, "params", "noise_schedule_config"), "timesteps", 1000)
+    known = _number(_part(config, "unet_config", "params"), "num_classes", steps)
+    most = _number(params, "max_noise_level", steps - 1)
+    return min(steps - 1, known - 1, most) if params else 0
+
+
+def _measured(job: Job, choice: Choice) -> Job:
+    """The job with the size of the picture that comes out; its files are read and tried."""
+    from ldm.images.sources import read_sources  # numpy, which an error in a flag need not wait for
+
+    width, height = read_sources(job, size_rule(choice.config)[1]).size
+    return replace(job, width=width, height=height)
+
+
+def size_rule(config: Config) -> tuple[int, int]:
+    """Pixels per latent position of a YAML's autoencoder, and what sides must be a multiple of.
+
+    The network halves its input once per level but the last.
+    """
+    ddconfig = _part(config, "first_stage_config", "params", "ddconfig")
+    network = _part(config, "unet_config", "params")
+    factor = 2 ** (_levels(ddconfig, "ch_mult") - 1)
+    return factor, factor * 2 ** (_levels(network, "channel_mult") - 1)
+
+
+def _part(config: Config, *keys: str) -> dict[str, Any]:
+    """A section below model.params; what is missing or malformed is left to the registry to say."""
+    tree: Any = config.tree
+    for key in ("model", "params", *keys):
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree if isinstance(tree, dict) else {}
+
+
+def _number(params: dict[str, Any], name: str, default: int) -> int:
+    """A whole number of a section; what is malformed is left to the registry, too."""
+    value = params.get(name)
+    return value if isinstance(value, int) else default
+
+
+def _levels(params: dict[str, Any], name: str) -> int:
+    """How many levels a list of multipliers gives a network; 4 where there is none."""
+    value = params.get(name)
+    return len(value) if isinstance(value, list) and value else 4

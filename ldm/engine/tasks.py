@@ -1,0 +1,351 @@
+"""Each task as one short function from a job to a `Problem`, which the engine solves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.images.canvas import Pixels, Plane, hard_mask, latent_mask, touched_mask
+from ldm.images.sources import Sources
+from ldm.jobs.fields import PARTIAL
+from ldm.jobs.job import Job
+from ldm.models.conditioning import Conditioning
+from ldm.models.depth import depth_concat, depth_from_map, estimate_depth
+from ldm.models.encoding import Memory, Wording
+from ldm.models.model import Model
+from ldm.nn.autoencoder import AutoencoderKL
+from ldm.sampling.samplers import Sampler, find_sampler
+from ldm.sampling.schedule import Compat, make_grid
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What to sample: a latent for each row of `cond`, down the noise levels `sigmas`.
+
+    `uncond` is None where the scale of guidance is 1; there may be a scale for each row. With
+    `init` (a clean latent [B,C,h,w]) the start is that with noise of the level `init_sigma`, else
+    noise alone; with `mask` ([1,1,h,w], 1 is free) the rest is held to `init`. `tile` is the side
+    of the tiles to denoise in, in latent positions. `depth` [1,H,W] is what was estimated.
+    `warnings` tell what of the texts the model cannot take in.
+    """
+
+    cond: Conditioning
+    uncond: Conditioning | None
+    scale: float | tuple[float, ...]
+    sampler: Sampler
+    sigmas: Tensor
+    options: dict[str, Any] = field(default_factory=dict)
+    init: Tensor | None = None
+    init_sigma: float = 0.0
+    mask: Tensor | None = None
+    tile: int | None = None
+    depth: Tensor | None = None
+    warnings: tuple[str, ...] = ()
+
+    def numbers(self) -> list[Tensor | None]:
+        """What the encoders gave."""
+        sides = [side for side in (self.cond, self.uncond) if side is not None]
+        parts = [part for side in sides for part in (side.crossattn, side.concat, side.vector)]
+        return [*parts, self.init]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a task has beside its job: the model, the pictures, and its first draw.
+
+    `first` [B,...] is noise of the shape that `first_draw` names, or None; `tiling` is how the
+    autoencoder runs; `memory` keeps what texts came to.
+    """
+
+    model: Model
+    sources: Sources
+    first: Tensor | None = None
+    tiling: str = "auto"
+    memory: Memory | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.betas.device
+
+    def images(self, pixels: Pixels, rows: int = 1) -> Tensor:
+        """A picture as [rows,3,H,W] in [-1,1] on the model's device."""
+        image = torch.tensor(pixels).permute(2, 0, 1)[None].to(self.device).float()
+        return (image / 127.5 - 1).expand(rows, -1, -1, -1)
+
+    def latents(self, images: Tensor) -> Tensor:
+        """Images [B,3,H,W] as scaled latents: a sample where there is a first draw."""
+        if self.first is None:
+            alone = self.model.encode(images[:1], tiling=self.tiling)
+            return alone.expand(len(images), -1, -1, -1)
+        return self.model.encode(images, self.first, self.tiling)
+
+
+def txt2img(job: Job, given: Given) -> Problem:
+    """A picture for each text, from noise alone; the job is one batch, resolved."""
+    return _guided(job, given)
+
+
+def img2img(job: Job, given: Given) -> Problem:
+    """The picture with noise, from where the last `strength` of the steps go on."""
+    problem = _guided(job, given)
+    init = given.latents(given.images(_picture(given), job.n_samples))
+    return _from(problem, job, init)
+
+
+def inpaint(job: Job, given: Given) -> Problem:
+    """New pixels where the mask is, by a network that is shown the mask, or by holding the rest."""
+    model = given.model
+    problem = _guided(job, given)
+    assert given.sources.mask is not None
+    images = given.images(_picture(given), job.n_samples)
+    size = (images.shape[-2] // model.factor, images.shape[-1] // model.factor)
+    place = mask_place(model)
+    if not place:  # a latent goes as a whole, or what is masked of it would stay
+        mask = _plane(touched_mask(given.sources.mask, *size), given)
+        return replace(_from(problem, job, given.latents(images)), mask=mask)
+    hard = _plane(hard_mask(given.sources.mask), given)
+    mask = _plane(latent_mask(given.sources.mask, *size), given)
+    if place == "first":  # Stable Diffusion: grey in the hole, mask, then the picture
+        hidden = given.latents(images * (hard < 0.5))
+        concat = torch.cat([mask.expand(len(hidden), -1, -1, -1), hidden], dim=1)
+    else:  # latent diffusion: black in the hole, unscaled, mask in -1 and 1 and last
+        hidden = model.encode(images * (1 - hard) - hard, tiling=given.tiling) / model.scale_factor
+        concat = torch.cat([hidden, 2 * mask.expand(len(hidden), -1, -1, -1) - 1], dim=1)
+    problem = _shown(problem, concat)
+    if job.strength == 1:
+        return problem  # from noise alone
+    return _from(problem, job, given.latents(images))
+
+
+def depth2img(job: Job, given: Given) -> Problem:
+    """As img2img, by a network that is shown the depth of the picture."""
+    model = given.model
+    problem = _guided(job, given)
+    assert job.strength is not None
+    assert job.steps is not None
+    images = given.images(_picture(given), job.n_samples)
+    if given.sources.depth is not None:
+        values = given.sources.depth
+        depth = depth_from_map(values, invert=job.depth_invert, source=job.depth or "--depth")
+        depth = depth.to(given.device)
+    else:
+        depth = estimate_depth(model.depth_model, images[:1])
+    size = (images.shape[-2] // model.factor, images.shape[-1] // model.factor)
+    concat = depth_concat(depth, size, source=job.depth or job.init_img or "the picture")
+    problem = _shown(problem, concat.expand(job.n_samples, -1, -1, -1))
+    problem = replace(problem, depth=depth[0].cpu())
+    # The originals' demo left at least one step out, from noise alone, too.
+    most = len(problem.sigmas) - 2
+    if job.strength < 1:
+        return _from(problem, job, given.latents(images), most)
+    if job.schedule_compat == "exact" or not most:
+        return problem
+    return replace(problem, sigmas=problem.sigmas[-job.steps :])
+
+
+def upscale(job: Job, given: Given) -> Problem:
+    """Four times the picture, by a network that is shown it.
+
+    Stable Diffusion's is shown it with noise of a level that it is told, latent diffusion's as it
+    is.
+    """
+    model = given.model
+    problem = _guided(job, given)
+    low = given.images(_picture(given), job.n_samples)
+    if takes_noise(model):
+        assert job.noise_level is not None
+        assert given.first is not None
+        level = torch.full((len(low),), job.noise_level, device=given.device)
+        noised = model.low_scale_model(low, level, given.first)
+        problem = _shown(problem, noised, vector=level)
+    else:
+        problem = _shown(problem, low)
+    side = max(low.shape[-2:])
+    return replace(problem, tile=job.tile if side > job.tile else None)
+
+
+def variations(job: Job, given: Given) -> Problem:
+    """Pictures of what an image embedding says: of one picture, or the weighted mean of several.
+
+    The noise is put on the mean; the demo could also put some on each picture before. The
+    unconditional embedding is zeros, as there (scripts/streamlit/stableunclip.py).
+    """
+    model = given.model
+    problem = _guided(job, given)
+    assert job.noise_level is not None
+    assert given.first is not None
+    weights = job.image_weights()
+    pairs = zip(given.sources.images, weights, strict=True)
+    mixed = sum(weight * model.embedder(given.images(pixels)).float() for pixels, weight in pairs)
+    assert isinstance(mixed, Tensor)
+    level = torch.full((job.n_samples,), job.noise_level, device=given.device)
+    vector = model.noise_augmentor(mixed.expand(job.n_samples, -1), level, given.first)
+    return _shown(problem, None, vector=vector, without=torch.zeros_like(vector))
+
+
+def sample(job: Job, given: Given) -> Problem:
+    """A picture of a class, or of whatever the model was trained on."""
+    return _guided(job, given)
+
+
+def _guided(job: Job, given: Given) -> Problem:
+    """The problem of a job's texts or class, as if it had nothing else."""
+    model, memory = given.model, given.memory
+    assert job.steps is not None
+    assert job.scale is not None
+    assert job.sampler is not None
+    texts = job.texts()
+    wording = Wording(job.prompt_syntax, job.clip_skip)
+    negatives = [job.negative] * len(texts) if job.scale != 1 else []
+    cond, cut = model.condition(texts, wording, negatives, memory)
+    warnings = _losses("prompt", [wording.bare(text) for text in texts], cut, model)
+    uncond = None
+    if negatives:
+        uncond, cut = model.condition(negatives, wording, texts, memory)
+        warnings += _losses("negative prompt", [wording.bare(job.negative)], cut[:1], model)
+    sampler = find_sampler(job.sampler)
+    takes_eta = job.eta is not None and "eta" in sampler.options
+    compat: Compat = "ldm" if job.schedule_compat == "ldm" else "exact"
+    sigmas = make_grid(job.grid or sampler.grid, model.schedule, job.steps, compat)
+    warnings += _other_count(job.steps, len(sigmas) - 1)
+    return Problem(
+        cond=cond,
+        uncond=uncond,
+        scale=job.scale,
+        sampler=sampler,
+        sigmas=sigmas,
+        options={"eta": job.eta} if takes_eta else {},
+        warnings=tuple(warnings),
+    )
+
+
+def _from(problem: Problem, job: Job, init: Tensor, most: int | None = None) -> Problem:
+    """The problem begun from a picture: only the last share of its steps, `strength`, at most
+    `most` of them.
+
+    At `exact` the picture has noise of the level that the first of these steps begins at. The
+    originals took that of the step before (stochastic_encode and decode, ddim.py), a little more
+    than they then took away, and some where no step was left. Without strength there is none.
+    """
+    assert job.strength is not None
+    total = len(problem.sigmas) - 1
+    as_then = job.schedule_compat == "ldm"
+    count = int(job.strength * (job.steps or 0)) if as_then else int(job.strength * total + 1e-6)
+    first = total - min(count, total if most is None else most)
+    level = max(first - 1, 0) if as_then and problem.sampler.start == "vp" else first
+    nothing = first == total and (level == first or not job.strength)
+    return replace(
+        problem,
+        sigmas=problem.sigmas[first:],
+        init=init,
+        init_sigma=0.0 if nothing else float(problem.sigmas[level]),
+    )
+
+
+def _shown(
+    problem: Problem,
+    concat: Tensor | None,
+    vector: Tensor | None = None,
+    without: Tensor | None = None,
+) -> Problem:
+    """The problem with more for the network to see, on both sides of the guidance.
+
+    `without` is the unconditional vector where that is another one.
+    """
+    uncond = problem.uncond
+    if vector is None:  # the text's own, if it has one
+        vector, without = problem.cond.vector, None if uncond is None else uncond.vector
+    if uncond is not None:
+        side = vector if without is None else without
+        uncond = replace(uncond, concat=concat, vector=side)
+    return replace(problem, cond=replace(problem.cond, concat=concat, vector=vector), uncond=uncond)
+
+
+def _picture(given: Given) -> Pixels:
+    assert given.sources.picture is not None
+    return given.sources.picture
+
+
+def _plane(plane: Plane, given: Given) -> Tensor:
+    """[H,W] as [1,1,H,W] on the model's device."""
+    return torch.from_numpy(plane)[None, None].to(given.device)
+
+
+def mask_place(model: Model) -> str:
+    """Where a network is shown a mask: "first" (Stable Diffusion), "last" (latent diffusion), "".
+
+    The first have the mask before the latent of the rest, the others after it.
+    """
+    if model.network.in_channels != 2 * model.latent_channels + 1:
+        return ""
+    return "last" if model.conditioning_key == "concat" else "first"
+
+
+def inpaints_without_text(job: Job, model: Model) -> bool:
+    """Whether it is inpaint.py of latent diffusion: no picture padded, no posterior drawn from."""
+    return job.task == "inpaint" and mask_place(model) == "last"
+
+
+def takes_noise(model: Model) -> bool:
+    """Whether an upscaler's picture gets noise before the network is shown it."""
+    return hasattr(model, "low_scale_model")
+
+
+def first_draw(job: Job, model: Model, sources: Sources) -> tuple[int, ...] | None:
+    """The shape, without the batch, of the noise that a task needs before the sampler does.
+
+    In a stream, as the originals', encoding a picture draws from the posterior; where each image
+    has noise of its own, the posterior's mode is taken instead.
+    """
+    if job.task == "upscale":
+        if not takes_noise(model):
+            return None
+        width, height = sources.canvas
+        return 3, height // model.factor, width // model.factor
+    if job.task == "variations":
+        return (int(model.embedder.model.visual.proj.shape[1]),)
+    encodes = job.task in PARTIAL and not inpaints_without_text(job, model)
+    kl = isinstance(model.first_stage_model, AutoencoderKL)
+    if job.task == "depth2img" and job.strength == 1:
+        encodes = encodes and job.schedule_compat == "ldm"  # as the demo did, for nothing
+    if encodes and kl and job.noise == "stream":
+        width, height = sources.canvas
+        return model.latent_channels, height // model.factor, width // model.factor
+    return None
+
+
+def _losses(what: str, texts: Sequence[str], cut: Sequence[str], model: Model) -> list[str]:
+    """A warning for each text that is too long, or has words that the model never learnt."""
+    warnings = []
+    for text, tail in zip(texts, cut, strict=True):
+        if tail:
+            warnings.append(f"the {what} is too long for the model; cut off at the end: {tail!r}")
+        unknown = model.cond_stage_model.unknown_words(text) if model.cond_stage_model else []
+        if unknown:
+            words = ", ".join(repr(word) for word in unknown)
+            warnings.append(f"the model does not know {words}; it will draw something else there")
+    return warnings
+
+
+def _other_count(asked: int, steps: int) -> list[str]:
+    if asked == steps:
+        return []
+    return [f"{asked} steps make {steps}, as in the original scripts (--schedule-compat ldm)"]
+
+
+Task = Callable[[Job, Given], Problem]
+
+TASKS: Mapping[str, Task] = {
+    "txt2img": txt2img,
+    "img2img": img2img,
+    "inpaint": inpaint,
+    "depth2img": depth2img,
+    "upscale": upscale,
+    "variations": variations,
+    "sample": sample,
+}

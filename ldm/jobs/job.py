@@ -1,0 +1,343 @@
+"""What is wanted: a job, checked, filled up and divided into batches.
+
+Nothing here needs a model, or torch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, get_type_hints
+
+from ldm.errors import JobError
+from ldm.jobs.fields import ETA_SAMPLERS, PARTIAL, PICTURED, SAMPLER_NAMES, Fields
+from ldm.jobs.options import check_choices, check_range, nearest
+from ldm.jobs.seeds import MAX_SEED, counted, parse_seeds, written
+
+MAX_STEPS = 1000
+MAX_ROWS = 65_536  # images in a batch, far beyond any memory
+MAX_BATCHES = 1_000_000
+LONGEST_PROMPT = 65_536  # characters
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a family of models uses where the job says nothing; `source` is for people."""
+
+    width: int
+    height: int
+    scale: float
+    steps: int
+    sampler: str
+    source: str
+    eta: float | None = None
+    strength: float = 0.75
+    noise_level: int = 0
+
+
+@dataclass(frozen=True)
+class Job(Fields):
+    """The pictures that are wanted.
+
+    Image i of a run has seed `seed` + i (`noise` "image"), or its place in one stream of random
+    numbers ("stream": `skip_draws` tensors of `draw_rows` rows were drawn before this batch).
+    """
+
+    def validate(self) -> None:
+        """Raise JobError for what can be seen to be wrong without a model."""
+        check_choices(self)
+        check_range("--steps", self.steps, 1, MAX_STEPS)
+        check_range("--width", self.width, 1, None)
+        check_range("--height", self.height, 1, None)
+        check_range("--n_samples", self.n_samples, 1, MAX_ROWS)
+        check_range("--n_iter", self.n_iter, 1, MAX_BATCHES)
+        check_range("--seed", self.seed, None, MAX_SEED)
+        check_range("--clip-skip", self.clip_skip, 1, None)
+        if self.scale is not None and not math.isfinite(self.scale):
+            raise JobError(f"--scale must be a number, not {self.scale}")
+        if self.eta is not None and not 0 <= self.eta <= 1:
+            raise JobError(f"--eta must be 0 to 1, not {self.eta:g}")
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
+            raise JobError(f"--device must be auto, cpu, cuda, cuda:N or mps, not {self.device!r}")
+        for text in (self.prompt or "", *self.prompts, self.negative):
+            if not text.isascii() and text.encode(errors="ignore").decode() != text:
+                raise JobError(f"a prompt must be UTF-8 text, not {text!r}")
+            if len(text) > LONGEST_PROMPT:
+                raise JobError(
+                    f"a prompt has at most {LONGEST_PROMPT} characters: {text[:40]!r}..."
+                )
+        self._validate_pictures()
+        self._validate_seeds()
+        if self.precision == "int8" and self.device not in ("auto", "cpu"):
+            raise JobError(f"--precision int8 is for the CPU, not {self.device}; use fp16 there")
+        sampler = self.sampler and SAMPLER_NAMES[self.sampler]
+        if sampler == "plms" and self.eta:
+            raise JobError("--plms works with --eta 0 only: the method draws no noise")
+
+    def _validate_seeds(self) -> None:
+        """The fields about seeds beside the first one."""
+        check_range("--seed-step", self.seed_step, 0, MAX_SEED)
+        check_range("--variation-seed", self.variation_seed, 0, MAX_SEED)
+        if not 0 <= self.variation_strength <= 1:
+            raise JobError(f"--variation-strength must be 0 to 1, not {self.variation_strength:g}")
+        if (self.variation_seed is None) != (self.variation_strength == 0):
+            raise JobError("--variation-seed and --variation-strength go together; give both")
+        given = {
+            "--seeds": self.seeds is not None,
+            "--seed-step": self.seed_step != 1,
+            "--variation-seed": self.variation_seed is not None,
+        }
+        for flag in (flag for flag, wanted in given.items() if wanted):
+            if self.noise == "stream" or self.fixed_code:
+                raise JobError(
+                    f"{flag} needs images with noise of their own: leave --noise stream (which is "
+                    "the scripts' default) and --fixed_code out"
+                )
+        if self.seeds is None:
+            return
+        parse_seeds(self.seeds)
+        if self.prompts or self.n_iter != 1 or self.seed_step != 1:
+            raise JobError(
+                "--seeds says how many images a prompt has: leave --n_iter and --seed-step "
+                "out, and give several prompts as jobs of a file"
+            )
+
+    def _validate_pictures(self) -> None:
+        """The fields about pictures and classes."""
+        if self.strength is not None and not 0 <= self.strength <= 1:
+            raise JobError(f"--strength must be 0 to 1, not {self.strength:g}")
+        check_range("--feather", self.feather, 0, None)
+        check_range("--tile", self.tile, 32, None)
+        most = 350 if self.task == "upscale" else 999
+        check_range("--noise-level", self.noise_level, 0, most)
+        if self.task in PICTURED and self.init_img is None:
+            raise JobError(f"--init-img is missing: name the picture to {_VERBS[self.task]}")
+        if self.task == "variations" and not self.images:
+            raise JobError("--image is missing: name a picture to vary")
+        if self.weights and len(self.weights) != len(self.images):
+            raise JobError(
+                f"--weight is given {len(self.weights)} times for {len(self.images)} pictures; "
+                "give one for each, or none"
+            )
+        self.image_weights()
+        if self.mask is not None and self.outpaint is not None:
+            raise JobError("--mask and --outpaint both say what to paint; give one")
+        if self.depth is not None and self.depth_model is not None:
+            raise JobError("--depth and --depth-model: with the map there is nothing to estimate")
+        if self.rng == "numpy" and (self.noise != "stream" or self.n_iter != 1):
+            raise JobError("--rng numpy goes with --noise stream and one batch, as in the demos")
+
+    def image_weights(self) -> tuple[float, ...]:
+        """The weight of each of `images`: shares of 1, which negative ones may exceed.
+
+        Raises JobError for one that is no number, and where they add up to nothing.
+        """
+        weights = []
+        for text in self.weights or ("1",) * len(self.images):
+            try:
+                weights.append(float(text))
+            except ValueError:
+                raise JobError(f"--weight must be a number, not {text!r}") from None
+            if not math.isfinite(weights[-1]):
+                raise JobError(f"--weight must be a number, not {text!r}")
+        total = sum(weights)
+        if weights and abs(total) < 1e-6:
+            raise JobError("--weight: the weights add up to 0, so there is no mean to take")
+        return tuple(weight / total for weight in weights)
+
+    def files(self) -> tuple[str, ...]:
+        """The files that the job reads beside the model, in a fixed order."""
+        named = (
+            self.init_img,
+            *self.images,
+            self.mask,
+            self.depth,
+            self.vae,
+            self.depth_model,
+        )
+        return tuple(name for name in named if name is not None)
+
+    def resolve(self, defaults: Defaults, draw_seed: Callable[[], int]) -> Resolved:
+        """Fill every gap: the family's defaults, and a seed; names become the main ones."""
+        why: dict[str, str] = {}
+        filled: dict[str, Any] = {}
+        family: dict[str, Any] = {
+            "scale": defaults.scale,
+            "steps": defaults.steps,
+            "sampler": defaults.sampler,
+        }
+        sampler = SAMPLER_NAMES[self.sampler or defaults.sampler]
+        if sampler in ETA_SAMPLERS:
+            family["eta"] = defaults.eta
+        if self.task not in PICTURED:  # the others take their size from the picture
+            family |= {"width": defaults.width, "height": defaults.height}
+        if self.task in PARTIAL:
+            family["strength"] = defaults.strength
+        if self.task in ("upscale", "variations"):
+            family["noise_level"] = defaults.noise_level
+        for name, value in vars(self).items():
+            if value is None and family.get(name) is not None:
+                filled[name] = family[name]
+                why[name] = defaults.source
+        if self.seeds is not None:
+            filled["seed"] = parse_seeds(self.seeds)[0]
+        elif self.seed is None or self.seed < 0:
+            filled["seed"] = draw_seed()
+            why["seed"] = "drawn at random"
+        filled["sampler"] = SAMPLER_NAMES[filled.get("sampler") or self.sampler or ""]
+        job = replace(self, **filled)
+        job.validate()
+        return Resolved(job, why)
+
+    def batches(self) -> Iterator[Job]:
+        """The job of each batch, in the originals' order; a batch's own batches are itself.
+
+        `n_samples` is the size of a batch: copies of one prompt, or as many of `prompts`. In a
+        stream a short last batch draws as many rows as the others and keeps the first.
+        """
+        if self.seeds is not None:
+            yield from self._listed_batches(self.seeds)
+            return
+        size = self.n_samples
+        chunks = [self.prompts[i : i + size] for i in range(0, len(self.prompts), size)] or [()]
+        seed = self.seed or 0
+        alone = self.noise == "image" and not self.fixed_code
+        varied = self.variation_strength > 0
+        image = 0
+        classes: list[tuple[str, ...]] = [(name,) for name in self.classes] or [()]
+        for _ in range(self.n_iter):
+            for chunk, named in itertools.product(chunks, classes):
+                rows = len(chunk) or size
+                moved = self.seed_step * image if alone else 0
+                yield replace(
+                    self,
+                    prompts=chunk,
+                    classes=named,
+                    n_samples=rows,
+                    n_iter=1,
+                    seed=(seed + moved) % (MAX_SEED + 1) if moved and not varied else self.seed,
+                    variation_seed=self._varied(moved),
+                    draw_rows=(self.draw_rows or size) if self.noise == "stream" else 0,
+                )
+                image += rows
+
+    def _listed_batches(self, listed: str) -> Iterator[Job]:
+        """The batches of a job with a seed for each image."""
+        seeds = parse_seeds(listed)
+        image = 0
+        classes: list[tuple[str, ...]] = [(name,) for name in self.classes] or [()]
+        for named in classes:
+            for start in range(0, len(seeds), self.n_samples):
+                here = seeds[start : start + self.n_samples]
+                yield replace(
+                    self,
+                    classes=named,
+                    n_samples=len(here),
+                    seed=here[0],
+                    seeds=written(here),
+                    variation_seed=self._varied(image),
+                )
+                image += len(here)
+
+    def _varied(self, moved: int) -> int | None:
+        """The variation seed after so many steps."""
+        first = self.variation_seed
+        return None if first is None else (first + moved) % (MAX_SEED + 1)
+
+    def texts(self) -> tuple[str, ...]:
+        """The prompt, or the class, of every image of a batch."""
+        alone = self.classes[0] if self.classes else self.prompt or ""
+        return self.prompts or (alone,) * self.n_samples
+
+    def image_values(self, row: int) -> dict[str, Any]:
+        """What most describes an image of a batch, by field."""
+        return {
+            "seed": self.image_seeds()[row],
+            "prompt": self.texts()[row],
+            "negative": self.negative,
+            "width": self.width,
+            "height": self.height,
+            "steps": self.steps,
+            "sampler": self.sampler,
+            "scale": self.scale,
+        }
+
+    def image_seeds(self) -> tuple[int, ...]:
+        """The seed of every image of a batch; in a stream, and with variations, one for all."""
+        if self.seeds is not None:
+            return parse_seeds(self.seeds)
+        step = self.seed_step if self.noise == "image" and not self.variation_strength else 0
+        return counted(self.seed or 0, step, self.n_samples)
+
+    def variation_seeds(self) -> tuple[int, ...]:
+        """The seed of the noise that is mixed into each image of a batch; () where none is."""
+        if self.variation_seed is None:
+            return ()
+        return counted(self.variation_seed, self.seed_step, self.n_samples)
+
+    def count(self) -> int:
+        """How many images the job makes."""
+        rows = len(self.prompts) or self.n_samples
+        if self.seeds is not None:
+            rows = len(parse_seeds(self.seeds))
+        return self.n_iter * rows * max(1, len(self.classes))
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A job without gaps in what its family decides, and the reason for each value filled in."""
+
+    job: Job
+    why: dict[str, str]
+
+
+_VERBS = {
+    "img2img": "change",
+    "inpaint": "repaint",
+    "depth2img": "take the depth of",
+    "upscale": "enlarge",
+}
+
+
+def to_record(job: Job) -> dict[str, Any]:
+    """A job as plain JSON values; fields that are empty are left out."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in vars(job).items()
+        if value is not None and value != ()
+    }
+
+
+def from_record(record: Mapping[str, Any]) -> Job:
+    """The job of a record; raises JobError for an unknown field or a value of the wrong kind."""
+    hints = _hints()
+    values: dict[str, Any] = {}
+    for name, value in record.items():
+        if name not in hints:
+            raise JobError(f"unknown field {name!r} in a job{nearest(name, hints)}")
+        values[name] = _value(name, value, hints[name])
+    return Job(**values)
+
+
+@cache
+def _hints() -> dict[str, Any]:
+    return get_type_hints(Job)
+
+
+def _value(name: str, value: Any, hint: Any) -> Any:
+    if hint == tuple[str, ...]:
+        if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
+            return tuple(value)
+    elif type(value) is int and float in _kinds(hint) and abs(value) < 2**1000:
+        return float(value)
+    elif type(value) in _kinds(hint):
+        return value
+    raise JobError(f"field {name!r} of a job cannot be {value!r}")
+
+
+def _kinds(hint: Any) -> tuple[type, ...]:
+    return (hint,) if isinstance(hint, type) else tuple(hint.__args__)

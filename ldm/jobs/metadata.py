@@ -1,0 +1,176 @@
+"""What an image says about itself: the `parameters` text that other tools read, and our record.
+
+The text is the one of AUTOMATIC1111's web UI: the prompt, `Negative prompt: ...`, and one last
+line of `Key: value` pairs. No file depends on the clock: made again, it has the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ldm import __version__
+from ldm.errors import ImageError
+from ldm.jobs.job import Job, from_record, to_record
+
+if TYPE_CHECKING:
+    pass
+
+NEGATIVE = "Negative prompt:"
+_PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+
+# The names that other tools know our samplers and grids by.
+SAMPLER_TITLES = {
+    "ddim": "DDIM",
+    "plms": "PLMS",
+    "dpm_solver": "DPM-Solver",
+    "euler": "Euler",
+    "euler_ancestral": "Euler a",
+    "heun": "Heun",
+    "dpm_2": "DPM2",
+    "dpm_2_ancestral": "DPM2 a",
+    "lms": "LMS",
+    "dpmpp_2m": "DPM++ 2M",
+    "dpmpp_2s_ancestral": "DPM++ 2S a",
+    "dpmpp_sde": "DPM++ SDE",
+    "dpmpp_2m_sde": "DPM++ 2M SDE",
+}
+GRID_TITLES = {"karras": "Karras", "exponential": "Exponential"}
+
+
+@dataclass(frozen=True)
+class Infotext:
+    """The `parameters` text taken apart."""
+
+    prompt: str
+    negative: str = ""
+    settings: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Record:
+    """How an image came to be: its batch's job, its row there, the model's name and hash.
+
+    `inputs` are the files that it was made from, and their hashes.
+    """
+
+    job: Job
+    row: int
+    model: str
+    hash: str
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    version: str = __version__
+
+    def to_json(self) -> str:
+        """One line of plain ASCII."""
+        content = {
+            "ldm": self.version,
+            "job": to_record(self.job),
+            "row": self.row,
+            "model": {"name": self.model, "hash": self.hash},
+        }
+        if self.inputs:
+            content["inputs"] = dict(self.inputs)
+        return json.dumps(content)
+
+    @classmethod
+    def from_json(cls, text: str) -> Record:
+        """The record of such a line; raises ImageError where it is none, JobError for its job."""
+        try:
+            content = json.loads(text)
+            job, row, model = content["job"], content["row"], content["model"]
+            name, digest = model["name"], model["hash"]
+            version, inputs = content["ldm"], content.get("inputs", {})
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ImageError(f"its record is not one of ours: {error!r}") from None
+        texts = all(isinstance(word, str) for word in (name, digest, version))
+        files = isinstance(inputs, dict) and all(isinstance(h, str) for h in inputs.values())
+        if not (isinstance(job, dict) and type(row) is int and texts and files):
+            raise ImageError("its record is not one of ours: a value of the wrong kind")
+        record = cls(from_record(job), row, name, digest, inputs, version)
+        record.job.validate()
+        if not 0 <= row < record.job.n_samples:
+            raise ImageError(f"its record names row {row} of {record.job.n_samples}")
+        return record
+
+    def infotext(self) -> str:
+        """The `parameters` text of this image."""
+        return format_infotext(describe(self))
+
+
+def describe(record: Record) -> Infotext:
+    """The settings of an image under the names that other tools use."""
+    job = record.job
+    settings = {"Steps": f"{job.steps}", "Sampler": SAMPLER_TITLES[job.sampler or "ddim"]}
+    if job.grid in GRID_TITLES:
+        settings["Schedule type"] = GRID_TITLES[job.grid]
+    settings["CFG scale"] = _number(job.scale)
+    settings["Seed"] = f"{job.image_seeds()[record.row]}"
+    settings["Size"] = f"{job.width}x{job.height}"
+    settings["Model hash"] = record.hash
+    settings["Model"] = record.model
+    if job.variation_seed is not None:
+        settings["Variation seed"] = f"{job.variation_seeds()[record.row]}"
+        settings["Variation seed strength"] = _number(job.variation_strength)
+    if job.clip_skip is not None:
+        settings["Clip skip"] = f"{job.clip_skip}"
+    if job.strength is not None:
+        settings["Denoising strength"] = _number(job.strength)
+    if job.eta is not None:
+        settings["Eta DDIM" if job.sampler == "ddim" else "Eta"] = _number(job.eta)
+    # No RNG entry means a GPU's generator, which is what "device" is on one.
+    rng = {"philox": "NV", "cpu": "CPU"}.get(job.rng, "CPU" if job.device == "cpu" else "")
+    if rng:
+        settings["RNG"] = rng
+    settings["Version"] = f"ldm {record.version}"
+    return Infotext(job.texts()[record.row], job.negative, settings)
+
+
+def format_infotext(info: Infotext) -> str:
+    """The text of some settings; values that would be misread are quoted as JSON."""
+    lines = [info.prompt]
+    if info.negative:
+        lines.append(f"{NEGATIVE} {info.negative}")
+    lines.append(", ".join(f"{key}: {_quote(value)}" for key, value in info.settings.items()))
+    return "\n".join(line for line in lines if line)
+
+
+def parse_infotext(text: str) -> Infotext:
+    """Take a `parameters` text apart; a last line with fewer than three pairs is prompt."""
+    *lines, last = text.strip().split("\n")
+    pairs = _PAIR.findall(last)
+    if len(pairs) < 3:
+        lines, pairs = [*lines, last], []
+    prompt: list[str] = []
+    negative: list[str] = []
+    target = prompt
+    for line in lines:
+        words = line.strip()
+        if words.startswith(NEGATIVE):
+            target = negative
+            words = words[len(NEGATIVE) :].strip()
+        target.append(words)
+    settings = {key: _unquote(value) for key, value in pairs}
+    return Infotext("\n".join(prompt).strip(), "\n".join(negative).strip(), settings)
+
+
+def _quote(value: str) -> str:
+    risky = any(mark in value for mark in ",:\n") or value != value.strip() or value[:1] == '"'
+    return json.dumps(value, ensure_ascii=False) if risky else value
+
+
+def _unquote(value: str) -> str:
+    if len(value) < 2 or value[0] != '"' or value[-1] != '"':
+        return value.strip()
+    try:
+        return str(json.loads(value))
+    except ValueError:
+        return value
+
+
+def _number(value: Any) -> str:
+    text = repr(float(value))
+    return text.removesuffix(".0")

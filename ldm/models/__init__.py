@@ -1,0 +1,3 @@
+"""From a checkpoint to a `Model` in memory."""
+
+from __future__ import annotations

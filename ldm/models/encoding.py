@@ -1,0 +1,140 @@
+"""How prompts become what a text encoder says of them: chunks, weights, and the layer to take.
+
+docs/prompts.md defines all of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ldm.models.conditioning import (
+    BERTEmbedder,
+    FrozenCLIPEmbedder,
+    FrozenOpenCLIPEmbedder,
+    pooled_state,
+)
+from ldm.text.chunks import Chunked, Token, chunked, rows
+from ldm.text.prompt import parse
+
+Reader = FrozenCLIPEmbedder | FrozenOpenCLIPEmbedder | BERTEmbedder
+"""An embedder that reads texts as tokens."""
+READERS = (FrozenCLIPEmbedder, FrozenOpenCLIPEmbedder, BERTEmbedder)
+
+
+@dataclass(frozen=True)
+class Wording:
+    """How prompts are meant: `syntax` is "weights" or "plain" (each character as it is, and what
+    is too long cut off); `clip_skip` is the layer of the encoder to take, 1 the last."""
+
+    syntax: str = "plain"
+    clip_skip: int | None = None
+
+    def bare(self, text: str) -> str:
+        """A prompt without its marks."""
+        return " ".join(piece.text for part in parse(text, self.syntax) for piece in part)
+
+
+PLAIN = Wording()
+_LEAST_RATIO = 0.01
+
+
+Key = tuple[str, int, Wording, torch.dtype]
+Told = tuple[Tensor, Tensor | None]
+
+
+class Memory:
+    """What the last texts came to, so that each is encoded once; it keeps `most` of them."""
+
+    def __init__(self, most: int = 128) -> None:
+        self.most = most
+        self.kept: OrderedDict[Key, list[Told]] = OrderedDict()
+
+    def recall(self, key: Key, make: Callable[[], list[Told]]) -> list[Told]:
+        """What was made for a key, or is made now."""
+        if key not in self.kept:
+            self.kept[key] = make()
+        self.kept.move_to_end(key)
+        told = self.kept[key]
+        while len(self.kept) > self.most:
+            self.kept.popitem(last=False)
+        return told
+
+
+def encode(
+    embedder: Reader,
+    texts: Sequence[str],
+    wording: Wording = PLAIN,
+    beside: Sequence[str] = (),
+    memory: Memory | None = None,
+) -> tuple[Tensor, Tensor | None, list[str]]:
+    """Prompts -> hidden states [B,L,D], their pooled state [B,D] where the embedder hands one on,
+    and for each what was cut off its end, or "".
+
+    Each chunk is encoded on its own, and a prompt's chunks follow each other in L. With a `memory`
+    a prompt is encoded once, alone, and what it came to is kept for the next time. With `beside`,
+    the prompts of the other side of the guidance, each row gets as many chunks as the longer of
+    its two prompts has, the last ones empty; so both sides have one L. Rows of different lengths
+    are repeated to their least common multiple, which attention does not see: a picture does not
+    depend on its neighbours' prompts. The pooled state is that of the first chunk, unweighted.
+    """
+    found = [_chunked(embedder, text, wording) for text in texts]
+    others = [_chunked(embedder, text, wording) for text in beside] or found
+    counts = [max(len(a.chunks), len(b.chunks)) for a, b in zip(found, others, strict=True)]
+    if memory is None:
+        told = _told(embedder, found, counts, wording)
+    else:
+        told, dtype = [], next(embedder.parameters()).dtype
+        for text, one, count in zip(texts, found, counts, strict=True):
+            make = partial(_told, embedder, [one], [count], wording)
+            told += memory.recall((text, count, wording, dtype), make)
+    common = math.lcm(*counts)
+    hidden = [states.repeat(common // n, 1) for (states, _), n in zip(told, counts, strict=True)]
+    pooled = [vector for _, vector in told if vector is not None]
+    return torch.stack(hidden), torch.stack(pooled) if pooled else None, [x.cut for x in found]
+
+
+def _told(
+    embedder: Reader, found: Sequence[Chunked], counts: Sequence[int], wording: Wording
+) -> list[Told]:
+    """Hidden states [L,D] and pooled state [D], if any, of prompts in so many chunks each."""
+    chunks: list[list[Token]] = []
+    for one, count in zip(found, counts, strict=True):
+        chunks += one.filled(count)
+    ids, weights = rows(chunks, embedder.tokenizer, embedder.pad, embedder.max_length)
+    states = embedder.hidden(ids, wording.clip_skip)
+    hidden = weighted(states, torch.tensor(weights, device=states.device))
+    pairs = zip(torch.split(states, list(counts)), torch.split(hidden, list(counts)), strict=True)
+    return [(own.flatten(0, 1), pooled_state(embedder, plain[0])) for plain, own in pairs]
+
+
+def weighted(hidden: Tensor, weights: Tensor) -> Tensor:
+    """Hidden states z [N,L,D] of chunks times the weights w [N,L] of their tokens: w_l z_l / m.
+
+    Dividing by m = mean(w z) / mean(z), over L and D, gives each chunk its mean back. Where all
+    weights are 1, nothing changes to the bit. Source: AUTOMATIC1111's web UI, emphasis "Original".
+
+    Ours is that m stays between the least and the greatest weight, and is at least 0.01. It does by
+    itself where the means of the tokens have one sign; where they cancel it could be anything.
+    """
+    plain = (weights == 1).all(dim=1)
+    if bool(plain.all()):
+        return hidden
+    z = hidden.float()
+    scaled = z * weights[..., None]
+    ratio = scaled.mean(dim=(1, 2)) / z.mean(dim=(1, 2))
+    least, most = weights.amin(dim=1).clamp(min=_LEAST_RATIO), weights.amax(dim=1)
+    ratio = torch.where(ratio.isnan(), 1, ratio).clamp(least, most)
+    changed = (scaled / ratio[:, None, None]).to(hidden.dtype)
+    return torch.where(plain[:, None, None], hidden, changed)
+
+
+def _chunked(embedder: Reader, text: str, wording: Wording) -> Chunked:
+    room = embedder.max_length - 2
+    return chunked(text, embedder.tokenizer, room, wording.syntax)

@@ -1,0 +1,295 @@
+"""From a checkpoint, and perhaps a YAML, to a `Model` with its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ldm.checkpoints.config import Config, read_config
+from ldm.checkpoints.families.choice import choose, fitting_yamls, with_prediction
+from ldm.checkpoints.families.family import Family
+from ldm.checkpoints.weights.files import Weights, open_weights
+from ldm.checkpoints.weights.header import Header, read_header
+from ldm.checkpoints.weights.keys import (
+    NETWORK,
+    Shapes,
+    compare,
+    ema_copies,
+    explain,
+    is_positions,
+    is_scheduled,
+    listed,
+)
+from ldm.checkpoints.weights.vae_keys import autoencoder_sources
+from ldm.errors import CheckpointError, ConfigError
+from ldm.jobs.tuning import compile_network
+from ldm.models.conditioning import BERTEmbedder
+from ldm.models.inventory import expected_shapes
+from ldm.models.model import Model
+from ldm.models.registry import build
+from ldm.nn.autoencoder import upsample_in_phases
+from ldm.nn.outline import outline
+from ldm.nn.packing import pack, packable
+from ldm.nn.quantized import quantizable, quantize
+from ldm.sampling.denoiser import Prediction
+from ldm.sampling.schedule import NoiseSchedule
+
+# An eps network gives the pure noise back that it is shown; a v network gives minus the picture,
+# which that noise does not contain. This is half way between the two slopes of output on input.
+EPS_SLOPE = 0.5
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with its weights, and how it came to be.
+
+    `config_why`, `prediction_why` and `notes` are for people; `digest` is the file's short hash.
+    """
+
+    model: Model
+    family: Family
+    config: Config
+    config_why: str
+    prediction_why: str
+    name: str
+    digest: str
+    notes: tuple[str, ...] = ()
+
+
+def load_model(
+    checkpoint: Path | str,
+    config: Path | None = None,
+    overrides: Sequence[str] = (),
+    prediction: str | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    *,
+    channels_last: bool = False,
+    packed: bool = False,
+    quantized: bool = False,
+    compiled: bool = False,
+) -> Loaded:
+    """Load a checkpoint, strictly: each key of the model is in it, and no other one that matters.
+
+    `prediction` (eps or v) overrides the YAML. `dtype` None keeps the file's own precision; where
+    neither precision nor device changes, the weights stay mapped and are copied nowhere, but for
+    those of the network where they are `packed` (see `ldm.nn.packing`: on the CPU) or
+    `quantized` (`ldm.nn.quantized`: 8 bits, on the CPU). A network that is to be `compiled` is not
+    packed: torch's compiler sees to that. With `channels_last` feature maps lie so in memory.
+    Raises ConfigError and CheckpointError, before a tensor is read.
+    """
+    header = read_header(checkpoint)
+    choice = choose(header, config, overrides)
+    if prediction is not None:
+        choice = with_prediction(choice, prediction, "asked for")
+    with outline():
+        model = build(choice.config)
+    sources = key_sources(header, model.use_ema)
+    check_fit(header, choice.config, model, sources)
+    if isinstance(model.cond_stage_model, BERTEmbedder):
+        model.cond_stage_model.look_in(header.path.parent)
+    _fill(
+        model,
+        open_weights(header),
+        sources,
+        dtype,
+        torch.device(device),
+        packed=packed and not compiled,
+        quantized=quantized,
+    )
+    if channels_last:
+        model.lay_channels_last()
+    if packed:
+        upsample_in_phases(model.first_stage_model)
+    if not choice.prediction_why:
+        choice = with_prediction(choice, *measure_prediction(model))
+    model.prediction = Prediction(choice.family.prediction)
+    if compiled:
+        compile_network(model.network)
+    return Loaded(
+        model=model,
+        family=choice.family,
+        config=choice.config,
+        config_why=choice.why,
+        prediction_why=choice.prediction_why,
+        name=header.path.stem,
+        digest=header.short_hash,
+        notes=_notes(header, sources),
+    )
+
+
+def key_sources(header: Header, use_ema: bool) -> dict[str, str]:
+    """Model's key -> file's key: the same, or with `use_ema` that of a complete EMA copy."""
+    sources = {key: key for key in header.tensors}
+    copies = ema_copies(header.tensors) if use_ema else {}
+    network = [key for key in sources if key.startswith("model.")]
+    if copies and len(copies) == len(network):
+        sources.update(copies)
+    return sources
+
+
+def check_fit(header: Header, config: Config, model: Model, sources: Mapping[str, str]) -> None:
+    """Raise CheckpointError naming the keys that do not fit, and a YAML that fits, if any does."""
+    found = {key: header.tensors[source].shape for key, source in sources.items()}
+    expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    fit = compare(found, expected)
+    if fit.good:
+        return
+    yamls = fitting_yamls(header, config.source)
+    better = next((path for path in yamls if _fits(found, path)), None)
+    advice = f"use --config {better}, which does" if better else "is the YAML the right one?"
+    raise CheckpointError(f"{header.path}: does not fit {config.source}; {advice} ({explain(fit)})")
+
+
+def _fits(found: Shapes, yaml: Path) -> bool:
+    try:
+        return compare(found, expected_shapes(read_config(yaml))).good
+    except ConfigError:  # the one beside the checkpoint may be anything
+        return False
+
+
+def _fill(
+    model: Model,
+    weights: Weights,
+    sources: Mapping[str, str],
+    dtype: torch.dtype | None,
+    device: torch.device,
+    *,
+    packed: bool,
+    quantized: bool,
+) -> None:
+    """Give a model the file's tensors, and the network's large layers their own kind of weights."""
+    names = quantizable(model.network) if quantized else []
+    names += packable(model.network) if packed else []
+    _assign(model, weights, sources, dtype, device, {f"{NETWORK}{name}" for name in names})
+
+    def done(name: str) -> None:
+        weights.release(sources[f"{NETWORK}{name}"])
+
+    if quantized:
+        quantize(model.network, done)
+    if packed:  # what is left
+        pack(model.network, done, dtype or torch.float32)
+
+
+def _assign(
+    model: Model,
+    weights: Weights,
+    sources: Mapping[str, str],
+    dtype: torch.dtype | None,
+    device: torch.device,
+    later: Collection[str],
+) -> None:
+    """Put the file's tensors in the place of the model's, one by one.
+
+    Those in `later` stay as they are in the file.
+    """
+    model.requires_grad_(False).eval()
+    state: dict[str, Tensor] = {}
+    for key, own in model.state_dict().items():
+        source = sources.get(key)
+        if is_positions(key):
+            # Known without the file; merging tools are known to damage them.
+            tensor = torch.arange(own.shape[-1], device="cpu").expand(own.shape)
+        elif source is None:
+            tensor = own if is_scheduled(key) else torch.zeros(own.shape, device="cpu")
+        elif is_scheduled(key):
+            tensor = _scheduled(own, weights[source])
+        else:
+            tensor = weights[source]
+        # A lone number is a setting, no weight.
+        precise = is_scheduled(key) or tensor.dim() == 0 or key in later
+        state[key] = _moved(tensor, None if precise else dtype, device)
+        if source is not None and state[key].data_ptr() != tensor.data_ptr():
+            weights.release(source)
+    model.load_state_dict(state, assign=True)
+    stray = [name for name, tensor in _tensors(model) if tensor.is_meta]
+    if stray:
+        raise CheckpointError(f"{weights.header.path}: gives no values for {listed(stray)}")
+    model.to(device)  # what is no part of a checkpoint; the rest is there
+    try:
+        model.schedule = NoiseSchedule.from_alphas_cumprod(state["alphas_cumprod"])
+    except ValueError as error:
+        raise CheckpointError(f"{weights.header.path}: {error}") from None
+
+
+def swap_autoencoder(model: Model, path: Path | str) -> None:
+    """Give a model the autoencoder of another file, in the present one's precision and place.
+
+    The file is of an autoencoder alone or of a whole model, in the originals' layout or that of
+    diffusers (see `ldm.checkpoints.weights.vae_keys`). It must fit strictly. Raises CheckpointError
+    before a tensor is read; the model is as it was then. Nothing in a file tells the scale of its
+    latents: that stays the model's.
+    """
+    if not Path(path).exists():
+        raise CheckpointError(f"{path}: no such file; check --vae")
+    header = read_header(path)
+    present = model.first_stage_model.state_dict()
+    sources = autoencoder_sources(header, {key: tuple(own.shape) for key, own in present.items()})
+    weights = open_weights(header)
+    state = {}
+    for key, own in present.items():
+        tensor = weights[sources[key]].reshape(own.shape)
+        state[key] = _moved(tensor, own.dtype, own.device)
+        if state[key].data_ptr() != tensor.data_ptr():
+            weights.release(sources[key])
+    model.first_stage_model.load_state_dict(state, assign=True)
+
+
+def _moved(tensor: Tensor, dtype: torch.dtype | None, device: torch.device) -> Tensor:
+    if dtype is None or not tensor.is_floating_point():
+        return tensor.to(device)
+    return tensor.to(device=device, dtype=dtype)
+
+
+def _scheduled(own: Tensor, found: Tensor) -> Tensor:
+    """A schedule's buffer, float32: the file's, unless it is the YAML's rounded to half precision.
+
+    The originals would have sampled with the rounded one, as a fault of saving in half precision.
+    """
+    numbers = found.float()
+    if found.dtype not in (torch.float16, torch.bfloat16):
+        return numbers
+    rounding = 4 * torch.finfo(found.dtype).eps
+    return own if torch.allclose(numbers, own, rtol=rounding, atol=1e-6) else numbers
+
+
+def _tensors(model: Model) -> list[tuple[str, Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers()]
+
+
+@torch.no_grad()
+def measure_prediction(model: Model) -> tuple[str, str]:
+    """Tell eps from v by one pass of the network over pure noise: ("eps" or "v", why).
+
+    At the last time step the input is noise e but for some percent. By their definitions an eps
+    network's output there is about e, a slope of 1 on the input, and a v network's
+    sqrt(alphas_cumprod) e - sqrt(1 - alphas_cumprod) z, a slope of about 0.07, with z the same
+    hardly known picture whatever e is. (AUTOMATIC1111/stable-diffusion-webui tells them by the mean
+    of the output for a constant input: modules/sd_models_config.py.)
+    """
+    network = model.network
+    side = 2 ** (network.levels + 1)
+    generator = torch.Generator("cpu").manual_seed(0)
+    noise = torch.randn((1, network.in_channels, side, side), generator=generator, device="cpu")
+    device = next(network.parameters()).device
+    last = torch.full((1,), float(len(model.schedule) - 1), device=device)
+    cond, _ = model.condition([""])
+    output = model.predict(noise.to(device), last, cond).float().cpu()
+    centred = noise - noise.mean()
+    slope = ((centred * output).sum() / centred.square().sum()).item()
+    prediction = "eps" if slope > EPS_SLOPE else "v"
+    return prediction, f"measured: shown pure noise, the network gives back {slope:.2f} of it"
+
+
+def _notes(header: Header, sources: Mapping[str, str]) -> tuple[str, ...]:
+    notes = []
+    if header.dropped:
+        notes.append(f"not made, though the file asks for them: {listed(header.dropped)}")
+    if any(key != source for key, source in sources.items()):
+        notes.append("the network's weights are the EMA copy, as the YAML's use_ema says")
+    return tuple(notes)

@@ -1,0 +1,3 @@
+"""Noise schedules, denoisers, guidance and samplers; nothing here holds weights."""
+
+from __future__ import annotations

@@ -1,0 +1,140 @@
+"""What a network in training is shown beside the noisy latent, made from the scene itself.
+
+A mask and the picture without what is under it, the depth of things, or the picture made small:
+the same that `ldm.engine.tasks` shows the network of an inpainter, a depth model, an upscaler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ldm.engine.tasks import mask_place
+from ldm.errors import ConfigError
+from ldm.images.canvas import latent_mask
+from ldm.models.conditioning import Conditioning
+from ldm.models.depth import depth_concat, depth_from_map
+from ldm.models.model import Model
+from ldm.nn.autoencoder import DiagonalGaussian
+from ldm.training.stages import to_tensor
+
+Pictures = NDArray[np.uint8]
+Encode = Callable[[Tensor], Tensor]
+_MARGIN = 6  # pixels at most by which a mask is larger than the thing under it
+
+
+class Hint(Protocol):
+    """One kind of hint."""
+
+    def keep(self, pictures: Pictures, layers: Pictures, first: int, encode: Encode) -> Kept:
+        """What is computed once for scenes first, first + 1, ...: tensors [B,...] by name.
+
+        pictures uint8 [B,H,W,3]; layers uint8 [B,H,W], 0 background, then back to front; `encode`
+        gives the moments [B,2C,h,w] of images [B,3,H,W] in [-1,1].
+        """
+        ...
+
+    def show(self, kept: Kept, cond: Conditioning, generator: torch.Generator) -> Conditioning:
+        """The condition of a step, with the hint of its scenes; random parts are drawn anew."""
+        ...
+
+
+Kept = dict[str, Tensor]
+
+
+class MaskHint:
+    """A box around one of the things, and the picture with grey in it (Stable Diffusion's way)."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    def keep(self, pictures: Pictures, layers: Pictures, first: int, encode: Encode) -> Kept:
+        masks = np.stack([hole(plane, first + row) for row, plane in enumerate(layers)])
+        moments = encode(to_tensor(pictures) * torch.from_numpy(1 - masks)[:, None])
+        small = np.stack([latent_mask(mask, *moments.shape[-2:]) for mask in masks])
+        return {"mask": torch.from_numpy(small)[:, None].to(torch.uint8), "hidden": moments}
+
+    def show(self, kept: Kept, cond: Conditioning, generator: torch.Generator) -> Conditioning:
+        posterior = DiagonalGaussian.from_moments(kept["hidden"].float())
+        noise = torch.randn(posterior.mean.shape, generator=generator)
+        hidden = posterior.sample(noise) * self.model.scale_factor
+        return replace(cond, concat=torch.cat([kept["mask"].float(), hidden], dim=1))
+
+
+class DepthHint:
+    """How near things are: the later drawn, the nearer."""
+
+    def __init__(self, model: Model) -> None:
+        self.factor = model.factor
+
+    def keep(self, pictures: Pictures, layers: Pictures, first: int, encode: Encode) -> Kept:
+        size = (layers.shape[1] // self.factor, layers.shape[2] // self.factor)
+        planes = [depth_concat(depth_from_map(plane), size) for plane in layers]
+        return {"depth": torch.cat(planes).half()}
+
+    def show(self, kept: Kept, cond: Conditioning, generator: torch.Generator) -> Conditioning:
+        return replace(cond, concat=kept["depth"].float())
+
+
+class SmallHint:
+    """The picture at the latent's size, with noise of a level that the network is told."""
+
+    def __init__(self, model: Model) -> None:
+        self.noising, self.factor = model.low_scale_model, model.factor
+
+    def keep(self, pictures: Pictures, layers: Pictures, first: int, encode: Encode) -> Kept:
+        from PIL import Image
+
+        size = (pictures.shape[2] // self.factor, pictures.shape[1] // self.factor)
+        small = [
+            np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
+            for picture in pictures
+        ]
+        return {"small": torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2).contiguous()}
+
+    def show(self, kept: Kept, cond: Conditioning, generator: torch.Generator) -> Conditioning:
+        low = kept["small"].float() / 127.5 - 1
+        high = self.noising.max_noise_level
+        level = torch.randint(high, (len(low),), generator=generator)
+        noise = torch.randn(low.shape, generator=generator)
+        return replace(cond, concat=self.noising(low, level, noise), vector=level)
+
+
+def find_hint(model: Model) -> Hint | None:
+    """The hint that a model's network takes, None for one that is told by text alone.
+
+    Raises ConfigError for a number of input channels that none of them explains.
+    """
+    more = model.network.in_channels - model.latent_channels
+    if not more:
+        return None
+    if hasattr(model, "low_scale_model"):
+        return SmallHint(model)
+    if mask_place(model) == "first":
+        return MaskHint(model)
+    if more == 1:
+        return DepthHint(model)
+    raise ConfigError(
+        f"unet_config.params.in_channels: {more} channels beside the latent's are no mask with its "
+        "picture, no depth and no small picture"
+    )
+
+
+def hole(layers: NDArray[np.uint8], index: int) -> NDArray[np.float32]:
+    """A box [H,W] of ones around one of the things of a scene, a little larger than it."""
+    rng = np.random.default_rng((index, 77))
+    thing = rng.integers(1, int(layers.max()) + 1) if layers.max() else 0
+    rows, columns = np.nonzero(layers == thing)
+    mask = np.zeros(layers.shape, np.float32)
+    top, left, bottom, right = rng.integers(1, _MARGIN + 1, size=4)
+    mask[
+        max(0, rows.min() - top) : rows.max() + 1 + bottom,
+        max(0, columns.min() - left) : columns.max() + 1 + right,
+    ] = 1
+    return mask

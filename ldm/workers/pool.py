@@ -1,0 +1,325 @@
+"""Engines of plans: loaded where a job needs one, kept as long as jobs can share it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from ldm.checkpoints.families.choice import Choice
+from ldm.checkpoints.weights.keys import NETWORK
+from ldm.engine.explain import summary
+from ldm.engine.garbage import uncollected
+from ldm.engine.plan import Plan, resolve
+from ldm.engine.readahead import read_ahead
+from ldm.engine.timing import phase
+from ldm.errors import LdmError
+from ldm.jobs.job import Job
+from ldm.jobs.tuning import PLAIN, Tuning
+from ldm.nn.allocator import found_ahead
+
+if TYPE_CHECKING:
+    from ldm.engine.device import Policy
+    from ldm.engine.engine import Engine
+    from ldm.engine.results import OnEvent, Result
+    from ldm.models.load import Loaded
+    from ldm.models.model import Model
+
+# Where Linux shows GPUs of NVIDIA and AMD, those of a Tegra, and those of Windows around it.
+_GPUS = tuple(map(Path, ("/dev/nvidiactl", "/dev/kfd", "/dev/nvmap", "/dev/dxg")))
+
+Batch: TypeAlias = tuple[int, Job]  # a batch, and the number of the job that it belongs to
+Outcome: TypeAlias = "Result | LdmError"
+
+
+@dataclass
+class Engines:
+    """The engine of the last job; another one is made where a job needs it."""
+
+    tell: Callable[[str], None]
+    script: bool = False
+    tuning: Tuning = PLAIN
+    key: tuple[Any, ...] = ()
+    engine: Engine | None = None
+    settled: Plan | None = None
+    told: bool = False  # whether this run has said what it draws, and on what
+
+    def job(self, plan: Plan) -> Job:
+        """The job with what only its engine can tell; without loading it where that can be."""
+        if self.here and self.key != model_key(plan) and plan.choice.prediction_why:
+            self.get_ready(plan)
+            from ldm.engine.device import choose
+
+            job = plan.job
+            policy = choose(job.device, job.precision, job.attention, dict(os.environ))
+            predicted = plan.choice.family.prediction
+            return replace(
+                job, device=policy.device.type, precision=policy.precision, prediction=predicted
+            )
+        self.prepare(plan)
+        assert self.settled is not None
+        return settle(plan, self.settled, script=self.script)
+
+    def get_ready(self, plan: Plan) -> None:
+        """Import what the process needs that draws a plan."""
+        import_engine(plan, packed_bytes(plan, self.tuning))
+
+    def prepare(self, plan: Plan) -> None:
+        """Load what a plan needs."""
+        self.load(plan)
+
+    def drawn(
+        self, plan: Plan, batches: Sequence[Batch], on_event: OnEvent, at_once: int | None
+    ) -> Iterator[Outcome]:
+        """The pictures of batches that a plan's engine can draw, as `apart` gives them."""
+        return apart(self.load(plan), batches, on_event, at_once)
+
+    @property
+    def spread(self) -> int:
+        """Among how many workers batches are dealt out."""
+        return 1
+
+    @property
+    def here(self) -> bool:
+        """Whether it is this machine that draws."""
+        return True
+
+    def alike(self, other: Engines) -> bool:
+        """Whether what this one has can be that of other engines, not to be made anew."""
+        same = (self.script, self.tuning) == (other.script, other.tuning)
+        return same and type(self) is type(other)
+
+    def take_over(self, last: Engines) -> None:
+        """Go on with what another one has."""
+        self.key, self.engine, self.settled = last.key, last.engine, last.settled
+
+    def close(self) -> None:
+        """Give back what outlives this process; of an engine that is nothing."""
+
+    def load(self, plan: Plan) -> Engine:
+        """The engine of a plan."""
+        if self.engine is None or self.key != model_key(plan):
+            self.engine = None  # not two models in memory at once
+            self.engine, self.settled = load_engine(
+                plan, plan.given, self.tell, script=self.script, tuning=self.tuning
+            )
+            self.key = model_key(plan)
+            self.told = True
+            self.tell(summary(self.settled, str(self.engine.policy.device)))
+        self.tell_once(plan, str(self.engine.policy.device))
+        return self.engine
+
+    def tell_once(self, plan: Plan, device: str) -> None:
+        """Say what this run draws, if what draws it was there before and nothing has been said."""
+        if not self.told:
+            assert self.settled is not None
+            job = settle(plan, self.settled, script=self.script)
+            self.told = True
+            self.tell(summary(replace(plan, job=job), device))
+
+
+def apart(
+    engine: Engine, batches: Sequence[Batch], on_event: OnEvent, at_once: int | None
+) -> Iterator[Outcome]:
+    """The pictures of batches in order, or after some of a batch's, or none, what it failed with.
+
+    All are drawn together; where one fails, the rest is drawn one by one: it fails alone, and with
+    it what follows of its job.
+    """
+    at = done = 0
+    failed: dict[int, LdmError] = {}
+    try:
+        for result in engine.run_all([job for _, job in batches], on_event, at_once):
+            yield result
+            done += 1
+            if done == batches[at][1].count():
+                at, done = at + 1, 0
+        return
+    except LdmError as error:
+        if len(batches) == 1:
+            failed[batches[0][0]] = error
+    for number, job in batches[at:]:
+        try:
+            if number not in failed:
+                yield from islice(engine.run_all([job], on_event, at_once), done, None)
+        except LdmError as error:
+            failed[number] = error
+        if number in failed:
+            yield failed[number]
+        done = 0
+
+
+_kept: ContextVar[list[Engines] | None] = ContextVar("kept", default=None)
+
+
+@contextmanager
+def kept_engine() -> Iterator[None]:
+    """Keep the engine of one run, or its workers, for the next, as long as this lasts."""
+    kept: list[Engines] = []
+    token = _kept.set(kept)
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+        for engines in kept:
+            engines.close()
+
+
+def taken_over(made: Engines) -> Engines:
+    """The engines of a new run, with what was kept of those of the last one, if it fits."""
+    kept = _kept.get()
+    if kept is not None:
+        for last in kept:
+            if last.alike(made):
+                made.take_over(last)
+            else:
+                last.close()
+        kept[:] = [made]
+    return made
+
+
+@contextmanager
+def in_use(engines: Engines) -> Iterator[None]:
+    """Close engines at the end of a run, unless it ends well and they are kept for the next."""
+    try:
+        yield
+    except BaseException:
+        engines.close()
+        raise
+    if _kept.get() is None:
+        engines.close()
+
+
+def load_engine(
+    plan: Plan,
+    given: Mapping[str, Any],
+    tell: Callable[[str], None],
+    *,
+    script: bool = False,
+    tuning: Tuning = PLAIN,
+) -> tuple[Engine, Plan]:
+    """The engine for a plan, and the plan with what only loading could tell.
+
+    `given` are the fields that were asked for; `script` is as for `make_plan`.
+    """
+    import_engine(plan, packed_bytes(plan, tuning))
+    from ldm.engine.device import choose
+    from ldm.engine.engine import Engine
+
+    job = plan.job
+    policy = choose(job.device, job.precision, job.attention, dict(os.environ), tuning)
+    for note in policy.notes if "precision" in given else ():
+        tell(note)
+    with phase("load"):
+        path = plan.header.path
+        loaded = load_as(policy, path, plan.config, job.overrides, job.prediction)
+        _swap_parts(loaded.model, job, policy)
+    for note in loaded.notes:
+        tell(note)
+    if policy.compiled:
+        tell("the network is compiled at its first step, which takes a minute or more but once")
+    if not plan.choice.prediction_why:
+        tell(f"the network predicts {loaded.family.prediction} ({loaded.prediction_why})")
+        choice = replace(plan.choice, family=loaded.family, prediction_why=loaded.prediction_why)
+        plan = _with_choice(plan, choice, given, script=script)
+    settled = replace(
+        plan.job,
+        device=policy.device.type,
+        precision=policy.precision,
+        prediction=loaded.family.prediction,
+    )
+    engine = Engine(loaded.model, policy, loaded.name, loaded.digest)
+    return engine, replace(plan, job=settled)
+
+
+def import_engine(plan: Plan, room: int = 0) -> None:
+    """Import all that draws, torch first of it.
+
+    Meanwhile the system reads the plan's checkpoint and finds `room` bytes of memory.
+    """
+    read_ahead(plan.header.path)
+    if "ldm.engine.engine" not in sys.modules:
+        with phase("imports"), uncollected(), found_ahead(room):
+            import ldm.engine.device
+            import ldm.engine.engine
+            import ldm.models.load  # noqa: F401
+
+
+def packed_bytes(plan: Plan, tuning: Tuning) -> int:
+    """Bytes of float32 that the network's weights will be packed into on the CPU (`device.choose`).
+
+    0 where torch alone could tell whether they will be.
+    """
+    job = plan.job
+    no_gpu = sys.platform == "linux" and not any(path.exists() for path in _GPUS)
+    on_cpu = job.device == "cpu" or (job.device == "auto" and no_gpu)
+    if not on_cpu or job.precision not in ("auto", "full") or tuning.compile:
+        return 0
+    tensors = plan.header.tensors.items()
+    return sum(4 * entry.count for key, entry in tensors if key.startswith(NETWORK))
+
+
+def load_as(
+    policy: Policy,
+    path: Path,
+    config: Path | None = None,
+    overrides: Sequence[str] = (),
+    prediction: str | None = None,
+) -> Loaded:
+    """A checkpoint, and all that a policy says of how it lies in memory; see `load_model`."""
+    from ldm.models.load import load_model
+    from ldm.nn.allocator import keep_freed
+
+    if policy.keeps_freed:
+        keep_freed()
+    return load_model(
+        path,
+        config,
+        overrides,
+        prediction,
+        policy.dtype,
+        policy.home,
+        channels_last=policy.channels_last,
+        packed=policy.packed,
+        quantized=policy.quantized,
+        compiled=policy.compiled,
+    )
+
+
+def _swap_parts(model: Model, job: Job, policy: Policy) -> None:
+    """Put another autoencoder or depth network in the model's place of them, where asked."""
+    if job.vae is not None:
+        from ldm.models.load import swap_autoencoder
+
+        swap_autoencoder(model, Path(job.vae))
+    if job.depth_model is not None:
+        from ldm.models.depth import load_depth_model
+
+        model.depth_model = load_depth_model(job.depth_model, policy.dtype, policy.device)
+
+
+def settle(plan: Plan, settled: Plan, *, script: bool = False) -> Job:
+    """The job of a plan, with what loading told of another one of the same model."""
+    if not plan.choice.prediction_why:
+        plan = _with_choice(plan, settled.choice, plan.given, script=script)
+    names = ("device", "precision", "prediction")
+    return replace(plan.job, **{name: getattr(settled.job, name) for name in names})
+
+
+def _with_choice(plan: Plan, choice: Choice, given: Mapping[str, Any], *, script: bool) -> Plan:
+    """The plan resolved again, now that it is known what the network predicts."""
+    plan = replace(plan, choice=choice)
+    return resolve(plan, choice.family.defaults, given, script=script)
+
+
+def model_key(plan: Plan) -> tuple[Any, ...]:
+    """What two jobs must have in common to be drawn by one engine."""
+    job = plan.job
+    parts = (job.overrides, job.prediction, job.vae, job.depth_model)
+    return (plan.header.path, plan.config, *parts, job.device, job.precision, job.attention)

@@ -1,0 +1,158 @@
+"""What a worker does, in a process of its own on this machine or another: orders in, pictures out.
+
+Orders and replies travel as bytes, so that they are alike on every way. No torch until the first.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
+
+from ldm.engine.plan import Plan
+from ldm.errors import CheckpointError, LdmError
+from ldm.jobs.tuning import PLAIN, Tuning
+from ldm.workers.pool import Batch, Engines, Outcome, apart, import_engine
+
+if TYPE_CHECKING:
+    from ldm.engine.engine import Engine
+    from ldm.engine.results import Event
+
+# Variables that have a say in how pictures are computed.
+VARIABLES = ("ATTN_PRECISION",)
+
+
+@dataclass(frozen=True)
+class Order:
+    """Batches to draw by the engine of a plan; without any it is only loaded.
+
+    `threads` are those of the driver, which have a say in how numbers are rounded on a CPU.
+    `folder` is where it works: names of files are relative to it. `depth`: whether that is wanted.
+    """
+
+    plan: Plan
+    threads: int
+    folder: str
+    variables: Mapping[str, str]
+    tuning: Tuning = PLAIN
+    batches: tuple[Batch, ...] = ()
+    at_once: int | None = None
+    depth: bool = False
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came of an order: pictures and errors, as `apart` gives them, and what is to be told.
+
+    `settled` is the plan with what loading told, `room` how many images are best drawn at once;
+    where the loading failed there is only the error.
+    """
+
+    outcomes: tuple[Outcome, ...] = ()
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    settled: Plan | None = None
+    room: int = 1
+    error: LdmError | None = None
+
+
+@dataclass
+class Worker:
+    """An engine that takes orders; the `index`th GPU is its own, counted around."""
+
+    index: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.engines = Engines(self.notes.append)
+
+    def draw(self, order: bytes) -> bytes:
+        """The reply to an order."""
+        return pickle.dumps(self.reply(pickle.loads(order)))
+
+    def reply(self, order: Order) -> Reply:
+        """Load what is not loaded, and draw."""
+        self.notes.clear()
+        try:
+            self._move(order)
+            engine = self.engines.load(order.plan)
+        except LdmError as error:
+            return Reply(error=error)
+        warnings: list[str] = []
+
+        def listen(event: Event) -> None:
+            if event.kind == "warning":
+                warnings.append(event.text)
+
+        outcomes = tuple(
+            outcome if isinstance(outcome, LdmError) else replace(outcome, **_left_out(order))
+            for outcome in apart(engine, order.batches, listen, order.at_once)
+        )
+        notes, settled = tuple(self.notes), self.engines.settled
+        return Reply(outcomes, tuple(warnings), notes, settled, _room(engine, order.plan))
+
+    def _move(self, order: Order) -> None:
+        """Be where the driver is, as it is."""
+        try:
+            os.chdir(order.folder)
+        except OSError as error:
+            raise CheckpointError(
+                f"{order.folder}: a worker cannot work there ({error.strerror}); all machines must "
+                "see the same files under the same names"
+            ) from None
+        os.environ.update(order.variables)
+        self.engines.tuning = order.tuning
+        import_engine(order.plan)
+        import torch
+
+        if torch.get_num_threads() != order.threads:
+            torch.set_num_threads(order.threads)
+        if order.plan.job.device in ("auto", "cuda") and torch.cuda.is_available():
+            torch.cuda.set_device(self.index % torch.cuda.device_count())
+
+
+def _left_out(order: Order) -> dict[str, Any]:
+    """What of a result does not travel: nobody asks for it."""
+    import torch
+
+    nothing = torch.empty(0)
+    return {"latent": nothing} if order.depth else {"latent": nothing, "depth": None}
+
+
+def _room(engine: Engine, plan: Plan) -> int:
+    from ldm.engine.batching import room
+
+    model, job = engine.model, plan.job
+    height, width = (int((side or 0) // model.factor) for side in (job.height, job.width))
+    return room(
+        model.network.model_channels, (model.latent_channels, max(1, height), max(1, width))
+    )
+
+
+# --- a process of this machine --------------------------------------------------------------------
+
+_own: list[Worker] = []
+
+
+def begin(index: int, leash: Connection) -> None:
+    """Get a new process ready; it ends at once where the other end of `leash` is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the driver's business
+    threading.Thread(target=_wait, args=(leash,), daemon=True).start()
+    _own[:] = [Worker(index)]
+
+
+def work(order: bytes) -> bytes:
+    """The reply of this process to an order."""
+    return _own[0].draw(order)
+
+
+def _wait(leash: Connection) -> None:
+    with suppress(EOFError, OSError):
+        leash.recv_bytes()
+    os._exit(1)

@@ -1,0 +1,439 @@
+from __future__ import annotations
+
+import io
+import os
+import random
+import re
+import threading
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image, features
+
+import ldm.images.reading as pictures
+from ldm.errors import ImageError
+from ldm.images.reading import (
+    LARGEST_PIXELS,
+    Pictured,
+    read_depth,
+    read_picture,
+)
+from tests.odd_pictures import (
+    PNG_START,
+    png,
+    png_chunk,
+    png_header,
+    refusal,
+    saved,
+    tiff,
+    written,
+)
+
+RNG = np.random.default_rng(7)
+RGB = RNG.integers(0, 256, (12, 17, 3), np.uint8)
+ALPHA = RNG.integers(0, 256, (12, 17), np.uint8)
+DEEP = RNG.integers(0, 65536, (12, 17, 4), np.uint16)
+FILM = [Image.fromarray(RGB + np.uint8(n)) for n in range(3)]
+
+
+def rounded(deep: NDArray[np.uint16]) -> NDArray[np.uint8]:
+    return np.rint(deep / 257.0).astype(np.uint8)
+
+
+# --- pictures that can be read
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "ppm"])
+def test_a_lossless_picture_comes_back_as_it_was(tmp_path: Path, suffix: str) -> None:
+    found = read_picture(saved(tmp_path / f"a.{suffix}", Image.fromarray(RGB)))
+    assert np.array_equal(found.rgb, RGB)
+    assert found.alpha is None
+    assert found.size == (17, 12)
+
+
+def test_the_content_decides_not_the_suffix(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.jpg", Image.fromarray(RGB), format="PNG")
+    assert np.array_equal(read_picture(path).rgb, RGB)
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [("jpg", "jpg"), ("webp", "webp"), ("avif", "avif")])
+def test_a_lossy_picture_is_near(tmp_path: Path, suffix: str, codec: str) -> None:
+    if codec not in features.get_supported():
+        pytest.skip(f"this Pillow has no {codec}")
+    smooth = np.full((16, 24, 3), (200, 100, 50), np.uint8)
+    found = read_picture(saved(tmp_path / f"a.{suffix}", Image.fromarray(smooth)))
+    assert found.rgb.shape == smooth.shape
+    assert np.abs(found.rgb.astype(int) - smooth).max() < 12
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK"])
+def test_modes_become_rgb_as_pillow_converts_them(tmp_path: Path, mode: str) -> None:
+    image = Image.fromarray(RGB).convert(mode)
+    found = read_picture(saved(tmp_path / "a.tif", image))
+    assert np.array_equal(found.rgb, np.asarray(image.convert("RGB")))
+    assert found.alpha is None
+
+
+def test_a_cmyk_jpeg_keeps_its_colours(tmp_path: Path) -> None:
+    image = Image.new("RGB", (16, 16), (250, 40, 10)).convert("CMYK")
+    found = read_picture(saved(tmp_path / "a.jpg", image))
+    assert np.abs(found.rgb[0, 0].astype(int) - (250, 40, 10)).max() < 6
+
+
+def test_alpha_is_kept_beside_the_colour(tmp_path: Path) -> None:
+    rgba = Image.fromarray(np.dstack([RGB, ALPHA]))
+    found = read_picture(saved(tmp_path / "a.png", rgba))
+    assert np.array_equal(found.rgb, RGB)
+    assert found.alpha is not None
+    assert np.array_equal(found.alpha, ALPHA)
+    white = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    assert np.abs(found.flattened().astype(int) - np.asarray(white)).max() <= 1
+    black = found.flattened((0, 0, 0))
+    assert (black[ALPHA == 0] == 0).all()
+    assert np.array_equal(black[ALPHA == 255], RGB[ALPHA == 255])
+
+
+def test_a_picture_without_alpha_flattens_to_itself() -> None:
+    assert np.array_equal(Pictured(RGB).flattened(), RGB)
+
+
+def test_grey_with_alpha(tmp_path: Path) -> None:
+    grey_alpha = Image.merge("LA", [Image.fromarray(RGB[..., 0]), Image.fromarray(ALPHA)])
+    found = read_picture(saved(tmp_path / "a.png", grey_alpha))
+    assert np.array_equal(found.rgb, np.repeat(RGB[..., :1], 3, axis=2))
+    assert found.alpha is not None
+    assert np.array_equal(found.alpha, ALPHA)
+
+
+@pytest.mark.parametrize("transparency", [1, bytes([255, 0, 128])])
+def test_a_palette_with_transparency(tmp_path: Path, transparency: int | bytes) -> None:
+    indices = RNG.integers(0, 3, (9, 11), np.uint8)
+    image = Image.fromarray(indices)
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    found = read_picture(saved(tmp_path / "a.png", image, transparency=transparency))
+    assert np.array_equal(found.rgb[indices == 1], np.tile([40, 50, 60], ((indices == 1).sum(), 1)))
+    assert found.alpha is not None
+    wanted = np.array([255, 0, 128 if isinstance(transparency, bytes) else 255])
+    assert np.array_equal(found.alpha, wanted[indices])
+
+
+def test_a_colour_key_of_a_png_is_transparent(tmp_path: Path) -> None:
+    array = RGB.copy()
+    array[3, 4] = array[5, 6] = (1, 2, 3)
+    found = read_picture(saved(tmp_path / "a.png", Image.fromarray(array), transparency=(1, 2, 3)))
+    assert found.alpha is not None
+    assert np.array_equal(found.alpha == 0, (array == (1, 2, 3)).all(axis=2))
+    assert found.rgb[3, 4].tolist() == [1, 2, 3]
+
+
+def test_a_gif_of_one_frame(tmp_path: Path) -> None:
+    image = Image.fromarray(RGB).quantize(8)
+    found = read_picture(saved(tmp_path / "a.gif", image))
+    assert np.array_equal(found.rgb, np.asarray(image.convert("RGB")))
+
+
+def test_a_multi_picture_jpeg_gives_its_first(tmp_path: Path) -> None:
+    flat = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+    path = saved(tmp_path / "a.mpo", flat[0], format="MPO", save_all=True, append_images=flat[1:])
+    assert np.abs(read_picture(path).rgb[0, 0].astype(int) - (255, 0, 0)).max() < 6
+
+
+# --- 16 bits
+
+
+def test_deep_grey_is_rounded(tmp_path: Path) -> None:
+    found = read_picture(written(tmp_path / "a.png", png(DEEP[..., :1])))
+    assert np.array_equal(found.rgb, np.repeat(rounded(DEEP[..., :1]), 3, axis=2))
+    assert found.alpha is None
+
+
+def test_deep_grey_of_other_formats(tmp_path: Path) -> None:
+    grey = DEEP[..., 0]
+    by_tiff = read_picture(saved(tmp_path / "a.tif", Image.fromarray(grey)))
+    assert np.array_equal(by_tiff.rgb[..., 0], rounded(grey))
+    pgm = b"P5 17 12 65535\n" + grey.astype(">u2").tobytes()
+    assert np.array_equal(read_picture(written(tmp_path / "a.pgm", pgm)).rgb[..., 1], rounded(grey))
+
+
+def test_deep_colour_is_rounded_not_cut(tmp_path: Path) -> None:
+    found = read_picture(written(tmp_path / "a.png", png(DEEP[..., :3])))
+    assert np.array_equal(found.rgb, rounded(DEEP[..., :3]))
+    assert not np.array_equal(found.rgb, DEEP[..., :3] >> 8)  # what Pillow gives
+    assert found.alpha is None
+
+
+def test_deep_alpha(tmp_path: Path) -> None:
+    coloured = read_picture(written(tmp_path / "a.png", png(DEEP)))
+    assert np.array_equal(coloured.rgb, rounded(DEEP[..., :3]))
+    assert coloured.alpha is not None
+    assert np.array_equal(coloured.alpha, rounded(DEEP[..., 3]))
+    grey = read_picture(written(tmp_path / "b.png", png(DEEP[..., 2:])))
+    assert np.array_equal(grey.rgb, np.repeat(rounded(DEEP[..., 2:3]), 3, axis=2))
+    assert grey.alpha is not None
+    assert np.array_equal(grey.alpha, rounded(DEEP[..., 3]))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_deep_colour_key(tmp_path: Path, channels: int) -> None:
+    array = DEEP[..., :channels].copy()
+    key = array[2, 3]
+    array[4, 5] = key + np.uint16(1)  # the same when cut to 8 bits, most likely
+    chunk = png_chunk(b"tRNS", key.astype(">u2").tobytes())
+    found = read_picture(written(tmp_path / "a.png", png(array, before=chunk)))
+    assert found.alpha is not None
+    assert np.array_equal(found.alpha == 0, (array == key).all(axis=2))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize(("channels", "extra"), [(3, None), (4, 0), (4, 2)])
+def test_deep_tiffs(
+    tmp_path: Path, order: str, compressed: bool, channels: int, extra: int | None
+) -> None:
+    content = tiff(DEEP[..., :channels], order=order, compressed=compressed, extra=extra)
+    found = read_picture(written(tmp_path / "a.tif", content))
+    assert np.array_equal(found.rgb, rounded(DEEP[..., :3]))
+    assert (found.alpha is not None) == (extra == 2)
+    if found.alpha is not None:
+        assert np.array_equal(found.alpha, rounded(DEEP[..., 3]))
+
+
+# --- orientation
+
+
+TURNED = {
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@pytest.mark.parametrize("orientation", TURNED)
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [
+        ("png", {}),
+        ("webp", {"lossless": True, "exact": True}),
+        ("tif", {}),
+        ("tif", {"compression": "tiff_lzw"}),
+    ],
+)
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_pictures_stand_upright(
+    tmp_path: Path, mode: str, suffix: str, options: dict[str, Any], orientation: int
+) -> None:
+    image = Image.fromarray(np.dstack([RGB, np.maximum(ALPHA, 1)])[..., : len(mode)])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    found = read_picture(saved(tmp_path / f"a.{suffix}", image, exif=exif, **options))
+    turn = TURNED[orientation]
+    wanted = np.asarray(image if turn is None else image.transpose(turn))
+    assert np.array_equal(found.rgb, wanted[..., :3])
+    assert (found.alpha is not None) == (mode == "RGBA")
+    if found.alpha is not None:
+        assert np.array_equal(found.alpha, wanted[..., 3])
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_deep_tiff_is_turned_once(tmp_path: Path, compressed: bool) -> None:
+    content = tiff(DEEP[..., :3], orientation=6, compressed=compressed)
+    found = read_picture(written(tmp_path / "a.tif", content))
+    assert np.array_equal(found.rgb, np.rot90(rounded(DEEP[..., :3]), -1))
+
+
+def test_broken_exif_is_passed_over(tmp_path: Path) -> None:
+    for number, exif in enumerate((b"Exif\0\0garbage", b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01")):
+        image = Image.new("RGB", (16, 24), "red")
+        path = saved(tmp_path / f"{number}.jpg", image, exif=exif)
+        assert read_picture(path).size == (16, 24)
+
+
+# --- files that cannot be used
+
+
+def test_what_is_not_there(tmp_path: Path) -> None:
+    assert "no such file" in refusal(tmp_path / "none.png")
+    assert "folder" in refusal(tmp_path)
+    assert "not a directory" in refusal(written(tmp_path / "f", b"x") / "a.png").lower()
+    with pytest.raises(ImageError, match="name is empty"):
+        read_picture("")
+    with pytest.raises(ImageError, match="cannot be read"):
+        read_picture("a\0b.png")
+
+
+def test_what_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path / "a.png", Image.fromarray(RGB))
+
+    def denied(*_: Any, **__: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", denied)  # root may read everything
+    assert "cannot be read (Permission denied)" in refusal(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.png")
+    assert "no plain file" in refusal(tmp_path / "fifo.png")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "empty"),
+        (b"just words, no picture", "seems to be text"),
+        (b"<!DOCTYPE html><html><body>404", "seems to be a web page"),
+        (b'<?xml version="1.0"?><svg width="3"/>', "an SVG drawing"),
+        (b"%PDF-1.7 rest", "a PDF"),
+        (b"PK\x03\x04" + bytes(60), "a ZIP archive or a checkpoint"),
+        (b"\0\0\0\x18ftypheic" + bytes(60), "a HEIC picture"),
+        (b"\0\0\0\x18ftypisom" + bytes(60), "a video"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        (b"RIFF\x10\0\0\0AVI LIST", "a video"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PostScript"),
+        (PNG_START + b"rubbish" * 9, "damaged"),
+        (b"\xff\xd8\xff\xe0" + bytes(80), "a damaged JPEG"),
+        (bytes(4096), "nothing but zeros"),
+        (bytes(range(128, 256)), "data of an unknown kind"),
+    ],
+)
+def test_what_is_no_picture(tmp_path: Path, content: bytes, words: str) -> None:
+    assert words in refusal(written(tmp_path / "a.png", content))
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp", "tif", "ppm"])
+def test_a_truncated_picture(tmp_path: Path, suffix: str) -> None:
+    noise = Image.fromarray(RNG.integers(0, 256, (64, 64, 3), np.uint8))
+    whole = saved(tmp_path / f"whole.{suffix}", noise).read_bytes()
+    cut = written(tmp_path / f"cut.{suffix}", whole[: len(whole) // 2])
+    assert "damaged" in refusal(cut)
+
+
+def test_a_bomb_is_seen_in_the_header(tmp_path: Path) -> None:
+    for width, height in ((30_000, 30_000), (13_400, 13_400), (2**31 - 1, 8)):
+        start = PNG_START + png_header(width, height, 8, 2)
+        path = written(
+            tmp_path / "a.png", start + png_chunk(b"IDAT", b"") + png_chunk(b"IEND", b"")
+        )
+        assert "more than 178 million pixels" in refusal(path)
+
+
+def test_the_limit_holds_where_pillow_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    start = PNG_START + png_header(30_000, 30_000, 8, 2)
+    path = written(tmp_path / "a.png", start + png_chunk(b"IDAT", b"") + png_chunk(b"IEND", b""))
+    assert "million pixels" in refusal(path)
+
+
+def test_a_large_picture_below_the_limit_gives_no_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = saved(tmp_path / "a.png", Image.fromarray(RGB))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 150)  # Pillow warns from here, 12 * 17 < 300
+    assert read_picture(path).size == (17, 12)
+    assert LARGEST_PIXELS == 178_956_970
+
+
+@pytest.mark.parametrize(
+    ("suffix", "words"),
+    [("gif", "animated"), ("png", "animated"), ("webp", "animated"), ("tif", "several pages")],
+)
+def test_films_are_refused(tmp_path: Path, suffix: str, words: str) -> None:
+    path = saved(tmp_path / f"a.{suffix}", FILM[0], save_all=True, append_images=FILM[1:])
+    assert words in refusal(path)
+
+
+@pytest.mark.parametrize("size", [(7, 100), (100, 7), (1, 1)])
+def test_a_tiny_picture(tmp_path: Path, size: tuple[int, int]) -> None:
+    message = refusal(saved(tmp_path / "a.png", Image.new("RGB", size)))
+    assert f"is {size[0]}x{size[1]}; a picture needs 8 pixels" in message
+
+
+def test_a_floating_point_picture_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.tif", Image.fromarray(RGB[..., 0].astype(np.float32)))
+    assert "8 or 16 bits" in refusal(path)
+
+
+def test_a_picture_that_does_not_fit_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(pictures, "_decoded", full)
+    assert "memory" in refusal(saved(tmp_path / "a.png", Image.fromarray(RGB)))
+
+
+def _intact() -> list[bytes]:
+    """Small files of every format, for damage to be done to."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.fromarray(np.dstack([RGB, ALPHA]))
+    files = [png(DEEP), png(DEEP[..., 2:]), tiff(DEEP[..., :3]), tiff(DEEP, compressed=True)]
+    for name in ("PNG", "WEBP", "TIFF", "GIF"):
+        image.save(buffer := io.BytesIO(), name, exif=exif)
+        files.append(buffer.getvalue())
+    for name in ("JPEG", "BMP", "PPM"):
+        image.convert("RGB").save(buffer := io.BytesIO(), name)
+        files.append(buffer.getvalue())
+    image.save(buffer := io.BytesIO(), "TIFF", compression="tiff_lzw")
+    return [*files, buffer.getvalue()]
+
+
+INTACT = _intact()
+
+
+def test_damage_is_an_image_error_or_a_picture(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    path = tmp_path / "a"
+    messages = []
+    for content in INTACT * 15:
+        damaged = bytearray(content)
+        for _ in range(rng.choice((1, 3, 20))):
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        path.write_bytes(damaged[: rng.choice((len(damaged), rng.randrange(1, len(damaged))))])
+        for reader in (read_picture, read_depth):
+            try:
+                reader(path)
+            except ImageError as error:
+                messages.append(str(error))
+    assert len(messages) > 100
+    assert not [message for message in messages if "\n" in message]
+
+
+def test_reading_leaves_no_trace(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.png", Image.fromarray(RGB))
+    before = (Image.MAX_IMAGE_PIXELS, list(warnings.filters))
+    threads = [threading.Thread(target=read_picture, args=(path,)) for _ in range(4)]
+    read_picture(path)
+    assert (Image.MAX_IMAGE_PIXELS, list(warnings.filters)) == before
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+@given(st.integers(0, 65535))
+def test_16_bits_round_to_the_nearest_of_8(value: int) -> None:
+    made = pictures._to_bytes(np.array([value], np.uint16))
+    assert abs(int(made[0]) * 257 - value) <= 128
+
+
+def test_every_message_says_what_to_do(tmp_path: Path) -> None:
+    advice = re.compile(r"(;|,) \w+")
+    path = saved(tmp_path / "a.gif", FILM[0], save_all=True, append_images=FILM[1:])
+    for place in (path, tmp_path, tmp_path / "none", written(tmp_path / "e", b"")):
+        assert advice.search(refusal(place))

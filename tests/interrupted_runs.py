@@ -1,0 +1,44 @@
+"""Runs that are stopped by Ctrl-C, and the lines of their manifests."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ldm.engine.results import Result
+from ldm.runs.writer import Sink
+from tests.tiny_runs import home as home
+
+OUT = Path("outputs/txt2img-samples")
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    """The lines of pictures in a manifest."""
+    lines = map(json.loads, (folder / "manifest.jsonl").read_text().splitlines())
+    return [line for line in lines if "path" in line]
+
+
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """Ctrl-C as Python has it by itself."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def interrupted(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """Ctrl-C, so many times, as the second picture is about to be written."""
+    write = Sink.write
+
+    def pressed(sink: Sink, result: Result) -> None:
+        for _ in range(times if sink.written == 1 else 0):
+            os.kill(os.getpid(), signal.SIGINT)
+        write(sink, result)
+
+    monkeypatch.setattr(Sink, "write", pressed)
