@@ -14,7 +14,7 @@ import yaml
 from tests.golden_data import GOLDEN
 from tests.golden_keys import golden_shapes
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 TINY = GOLDEN / "e2e" / "sd-v1-tiny"
