@@ -31,7 +31,7 @@ import ldm.engine.plan, ldm.workers.pool
 fields = {"task": "txt2img", "model": sys.argv[1], "prompt": "an apple", "device": "cpu"}
 plan = ldm.engine.plan.make_plan(fields)
 from ldm.workers.pool import load_engine
-load_engine(plan, plan.given, lambda text: None)
+load_engine(plan, plan.given, lambda event: None)
 from benchmarks.own import end
 end()
 """
@@ -57,7 +57,7 @@ import ldm.engine.plan, ldm.workers.pool
 fields = {"task": "txt2img", "prompt": sys.argv[1], "seed": 1}
 plan = ldm.engine.plan.make_plan(fields)
 from ldm.workers.pool import load_engine
-engine, plan = load_engine(plan, plan.given, lambda text: None)
+engine, plan = load_engine(plan, plan.given, lambda event: None)
 for result in engine.run(plan.job): pass
 begin()
 for result in engine.run(plan.job): pass

@@ -23,7 +23,7 @@ from benchmarks.measure import machine
 from ldm.checkpoints.config import resource
 from ldm.engine.device import choose
 from ldm.engine.engine import Engine
-from ldm.engine.results import Event
+from ldm.engine.events import BatchStarted, Event, StepDone
 from ldm.jobs.fields import ATTENTIONS, PRECISIONS, SAMPLER_NAMES
 from ldm.jobs.job import Job
 from ldm.jobs.tuning import Tuning
@@ -35,7 +35,7 @@ def measure(engine: Engine, job: Job) -> tuple[float, float, float]:
     times: list[float] = []
 
     def on_event(event: Event) -> None:
-        if event.kind in ("batch", "step"):
+        if isinstance(event, BatchStarted | StepDone):
             if engine.policy.device.type == "cuda":
                 torch.cuda.synchronize(engine.policy.device)
             times.append(time.perf_counter())

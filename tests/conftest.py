@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from ldm.engine.results import Result
-    from ldm.runs.writer import Sink
+    from ldm.runs.writer import Writer
 
 # Tests run in two processes on two cores, and no test may reach for a network.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -25,16 +26,16 @@ settings.load_profile("ldm")
 @pytest.fixture
 def results(monkeypatch: pytest.MonkeyPatch) -> list[Result]:
     """The results of the runs of a test, beside their files."""
-    from ldm.runs.writer import Sink
+    from ldm.runs.writer import Writer
 
     found: list[Result] = []
-    write = Sink.write
+    write = Writer.write
 
-    def collect(sink: Sink, result: Result) -> None:
+    def collect(writer: Writer, result: Result, path: Path | None = None) -> Path | None:
         found.append(result)
-        write(sink, result)
+        return write(writer, result, path)
 
-    monkeypatch.setattr(Sink, "write", collect)
+    monkeypatch.setattr(Writer, "write", collect)
     return found
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ldm.engine.results import Result
-from ldm.runs.writer import Sink
+from ldm.runs.writer import Writer
 from tests.tiny_runs import home as home
 
 OUT = Path("outputs/txt2img-samples")
@@ -34,11 +34,11 @@ def interrupts() -> Iterator[None]:
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
     """Ctrl-C, so many times, as the second picture is about to be written."""
-    write = Sink.write
+    write = Writer.write
 
-    def pressed(sink: Sink, result: Result) -> None:
-        for _ in range(times if sink.written == 1 else 0):
+    def pressed(writer: Writer, result: Result, path: Path | None = None) -> Path | None:
+        for _ in range(times if writer.written == 1 else 0):
             os.kill(os.getpid(), signal.SIGINT)
-        write(sink, result)
+        return write(writer, result, path)
 
-    monkeypatch.setattr(Sink, "write", pressed)
+    monkeypatch.setattr(Writer, "write", pressed)

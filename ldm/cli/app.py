@@ -154,7 +154,7 @@ def _fail(message: str, code: int, argv: Sequence[str]) -> int:
     if "--debug" in argv:
         traceback.print_exc()
     if _wants_events(argv):
-        from ldm.runs.progress import emit
+        from ldm.cli.report import emit
 
         emit("error", text=message, exit_code=code)
     else:

@@ -10,15 +10,16 @@ from typing import Any
 
 import typer
 
+from ldm.cli.report import reporter
+from ldm.engine.events import ImageWritten, Note, RunEnded, RunStarted
 from ldm.engine.plan import make_plan
 from ldm.errors import CheckpointError, Interrupted, JobError
 from ldm.images.texts import read_record, read_texts
 from ldm.jobs.legacy import sample_fields, translate
 from ldm.jobs.metadata import Record, parse_infotext
 from ldm.jobs.outputs import default_outdir, split
-from ldm.runs.progress import Progress, teller
 from ldm.runs.run import run
-from ldm.runs.writer import Sink, told
+from ldm.runs.writer import Writer, written_fields
 from ldm.workers.pool import load_engine
 
 
@@ -28,7 +29,8 @@ def draw(task: str, given: Mapping[str, Any], *, script: bool, notes: Sequence[s
     fields.setdefault("outdir", default_outdir(task))
     outputs, fields = split(fields)
     indir = given.get("indir")
-    return run(task, fields, outputs, [*notes, *more], script=script, indir=indir)
+    notes = [*notes, *more]
+    return run(task, fields, outputs, notes, reporter(outputs), script=script, indir=indir)
 
 
 def draw_samples(given: Mapping[str, Any]) -> int:
@@ -46,25 +48,28 @@ def rerun(image: str, given: dict[str, Any]) -> int:
     if record.job.rng == "device" and record.job.device == "cuda" and "device" in changes:
         changes["rng"] = "philox"  # the numbers of the GPU that it was made on
     plan = make_plan({**vars(record.job), **changes})
-    tell = teller(outputs)
+    report = reporter(outputs)
     if plan.header.short_hash != record.hash:
         text = f"{plan.header.path} has hash {plan.header.short_hash}; {image} was made with"
         text = f"{text} {record.model}, hash {record.hash}"
         if "model" not in changes:
             raise CheckpointError(f"{text}; name that checkpoint with --model")
-        tell(f"{text}: it will be another picture")
-    sink = Sink(outputs, 1, 1)
-    engine, plan = load_engine(plan, vars(plan.job), tell)
+        report(Note(f"{text}: the image will differ"))
+    writer = Writer(outputs, 1)
+    engine, plan = load_engine(plan, vars(plan.job), report)
+    status = "broken"
+    report(RunStarted(images=1, jobs=1))
     try:
-        with Progress(outputs, 1) as progress:
-            for row, result in enumerate(engine.run(plan.job, progress)):
-                if row == record.row:
-                    sink.write(result)
-                    sink.tell(result)
-                    progress.image(told(result, sink.last))
-            progress.end("done")
+        for row, result in enumerate(engine.run(plan.job, report)):
+            if row == record.row:
+                path = writer.write(result)
+                report(ImageWritten(written_fields(result, path), path))
+        status = "done"
     except KeyboardInterrupt:
-        raise Interrupted(f"stopped; {sink.kept()}") from None
+        status = "stopped"
+        raise Interrupted(f"stopped; {writer.finished()}") from None
+    finally:
+        report(RunEnded(status))
     return 0
 
 

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from ldm.engine.batch_noise import Draws
 from ldm.engine.batching import Part, fit, joined, kinds, noise_of, room, stands_alone, started
 from ldm.engine.device import Policy
+from ldm.engine.events import BatchStarted, OnEvent, RunWarning, StepDone, ignore, warn_once
 from ldm.engine.memory import Offload, OutOfMemory, free, is_out_of_memory
-from ldm.engine.results import Event, OnEvent, Result, warn_once
+from ldm.engine.results import Result
 from ldm.engine.tasks import TASKS, Given, Problem, first_draw, inpaints_without_text
 from ldm.engine.timing import phase
 from ldm.errors import NonFiniteError
@@ -82,7 +83,7 @@ class Engine:
         Their batches make up larger ones of `at_once` images, or, where that is not said, of as
         many as is quick and leaves every image as it is alone, to the bit.
         """
-        report = warn_once(on_event or (lambda event: None))
+        report = warn_once(on_event or ignore)
         waiting: list[Part] = []
         for part in self._parts(jobs, report):
             waiting.append(part)
@@ -177,9 +178,9 @@ class Engine:
             except OutOfMemory:
                 if not self.offload.start():
                     raise
-                report(Event("warning", text=OFFLOADED))
+                report(RunWarning(OFFLOADED))
         for text in problem.warnings:
-            report(Event("warning", text=text))
+            report(RunWarning(text))
         return problem
 
     def _sample(self, parts: Sequence[Part], report: OnEvent, *, exact: bool) -> None:
@@ -208,7 +209,7 @@ class Engine:
                     text = OFFLOADED
                 else:
                     raise
-                report(Event("warning", text=text))
+                report(RunWarning(text))
                 if count == 1:
                     self._sample(parts, report, exact=exact)
                     return
@@ -251,7 +252,7 @@ class Engine:
     def _latents(self, parts: Sequence[Part], report: OnEvent) -> Tensor:
         """The latents [B,C,h,w] of batches as one, ready to be decoded."""
         rows = sum(part.count for part in parts)
-        report(Event("batch", total=len(parts[0].problem.sigmas) - 1, rows=rows))
+        report(BatchStarted(rows, len(parts[0].problem.sigmas) - 1))
         alone = len(parts) == 1
         return self._stage(
             NETWORK,
@@ -285,7 +286,7 @@ class Engine:
                 x,
                 problem.sigmas,
                 noise=noise,
-                on_step=lambda i, x, denoised: report(Event("step", done=i + 1, total=steps)),
+                on_step=lambda i, x, denoised: report(StepDone(i + 1, steps, denoised)),
                 **problem.options,
             )
         return final_latent(sampler, x, float(problem.sigmas[-1]))
@@ -331,7 +332,7 @@ class Engine:
                     text = OFFLOADED
                 else:
                     raise
-                report(Event("warning", text=text))
+                report(RunWarning(text))
 
     def _stage(
         self,
@@ -372,7 +373,7 @@ class Engine:
                 raise OutOfMemory(name, policy.device)
             if rounded and not again and precise is not None:
                 text = f"the {name} gave values that are not finite; once more in float32"
-                report(Event("warning", text=text))
+                report(RunWarning(text))
         raise NonFiniteError(name, ADVICE[name])
 
     def _open(self, batch: Job, sources: Sources) -> Draws:

@@ -1,10 +1,9 @@
-"""What a run tells while it works, and what it gives. No torch."""
+"""What a run yields: one image and everything needed to make it again. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ldm.jobs.metadata import Record
 
@@ -12,21 +11,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ldm.images.tensors import Picture
-
-
-@dataclass(frozen=True)
-class Event:
-    """News of a run: a batch of `rows` begins (`total` steps), a step of it is done, or a warning's
-    text."""
-
-    kind: Literal["batch", "step", "warning"]
-    done: int = 0
-    total: int = 0
-    text: str = ""
-    rows: int = 0
-
-
-OnEvent = Callable[[Event], None]
 
 
 @dataclass(frozen=True)
@@ -54,15 +38,3 @@ class Result:
     def seed(self) -> int:
         """Its own seed, or that of the stream it belongs to."""
         return self.record.job.image_seeds()[self.record.row]
-
-
-def warn_once(report: OnEvent) -> OnEvent:
-    """The same listener, who is told of each warning once."""
-    told: set[str] = set()
-
-    def pass_on(event: Event) -> None:
-        if event.kind != "warning" or event.text not in told:
-            told.add(event.text)
-            report(event)
-
-    return pass_on

@@ -47,6 +47,17 @@ class Numbered:
         return max((int(match[1]) for match in matches if match), default=-1)
 
 
+class Unrepeated(Numbered):
+    """Numbered files, where content that a file has already is not written again."""
+
+    def write(self, content: bytes) -> Path:
+        """The file of this content: an existing one, or a new one."""
+        for path in sorted(self.folder.glob(f"{self.prefix}*.png")):
+            if path.stat().st_size == len(content) and path.read_bytes() == content:
+                return path
+        return super().write(content)
+
+
 def write_file(path: Path, content: bytes, *, overwrite: bool) -> None:
     """Write a file whole; raises JobError where it exists already, unless `overwrite`."""
     with _temporary(path.parent, content) as temporary:

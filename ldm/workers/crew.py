@@ -11,22 +11,20 @@ import os
 import pickle
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from ldm.engine.cancel import Cancel
+from ldm.engine.events import Note, OnEvent, RunWarning
 from ldm.engine.plan import Plan
 from ldm.errors import LdmError
 from ldm.jobs.outputs import OutputPlan
 from ldm.workers.pool import Batch, Engines, Outcome, import_engine, model_key
 from ldm.workers.worker import VARIABLES, Order, Reply, begin, work
-
-if TYPE_CHECKING:
-    from ldm.engine.results import OnEvent
 
 TRIES = 3
 _AHEAD = 3  # so many times as many bundles as there are workers may wait for those before them
@@ -111,7 +109,7 @@ class Crew(Engines):
         """
         if self.key == model_key(plan):
             assert self.settled is not None
-            self.tell_once(plan, self.settled.job.device)
+            self.report_once(plan, self.settled.job.device)
             return
         self.get_ready(plan)
         import torch
@@ -124,28 +122,23 @@ class Crew(Engines):
         self.hands = self.hands or [
             self.site.hire(index) for index in range(self.site.open(plan.job.device))
         ]
-        self.told = True  # by the first that has loaded it
+        self.reported = True  # by the first worker that has loaded it
         for hand in self.hands:
             self._send(hand, None)
         try:
             while not self.idle:
-                self._listen(self.tell)
+                self._listen(self.report)
         except BaseException:
             self.key = ()
             raise
 
-    def drawn(
+    def generated(
         self, plan: Plan, batches: Sequence[Batch], on_event: OnEvent, at_once: int | None
     ) -> Iterator[Outcome]:
-        """The pictures of batches in order, as `apart` gives them.
+        """The images of batches in order, as `apart` yields them.
 
-        Once a stop is asked for no batch is begun, and it comes when all in work are drawn.
+        Once a stop is asked for, no batch is started; the run stops after those in work.
         """
-        from ldm.engine.results import Event
-
-        def warn(text: str) -> None:
-            on_event(Event("warning", text=text))
-
         bundles = self._bundles(batches, at_once)
         self.queue = deque(bundles)
         for bundle in bundles:
@@ -154,10 +147,10 @@ class Crew(Engines):
                 if not bundle.given and not bundle.tries:
                     self.cancel.check()
                 self.cancel.check_step()
-                self._listen(warn)
+                self._listen(on_event)
             outcomes, bundle.outcomes = bundle.outcomes, ()
             for left, outcome in zip(range(len(outcomes), 0, -1), outcomes, strict=True):
-                self._listen(warn, 0)
+                self._listen(on_event, 0)
                 self._give(bundle.index, at_once)
                 more = int(left > 1 or bundle is not bundles[-1])
                 yield outcome if isinstance(outcome, LdmError) else replace(outcome, ready=more)
@@ -229,7 +222,7 @@ class Crew(Engines):
             future.set_exception(error)
         self.working[future] = (hand, bundle)
 
-    def _listen(self, warn: Callable[[str], None], patience: float = 1.0) -> None:
+    def _listen(self, report: OnEvent, patience: float = 1.0) -> None:
         """Take in replies that come, or after so many seconds none."""
         done, _ = wait(self.working, patience, FIRST_COMPLETED)
         for future in done:
@@ -237,32 +230,30 @@ class Crew(Engines):
             try:
                 reply: Reply = pickle.loads(future.result())
             except hand.died as error:
-                self._replace(hand, bundle, error, warn)
+                self._replace(hand, bundle, error, report)
                 continue
-            self._take(hand, bundle, reply, warn)
+            self._take(hand, bundle, reply, report)
 
-    def _take(
-        self, hand: Hand, bundle: Bundle | None, reply: Reply, warn: Callable[[str], None]
-    ) -> None:
+    def _take(self, hand: Hand, bundle: Bundle | None, reply: Reply, report: OnEvent) -> None:
         if reply.error is not None:  # it could not load what others may be able to
             self.hands.remove(hand)
             hand.stop()
             if not self.hands:
                 raise reply.error
-            warn(f"a worker is left out: {reply.error}")
+            report(RunWarning(f"a worker cannot be used: {reply.error}"))
             return
         self.idle.append(hand)
         if self.settled is None:
             self.settled, self.room = reply.settled, reply.room
-            for note in (*reply.notes, *self._crowded()):
-                self.tell(note)
-        for text in reply.warnings:
-            warn(text)
+            for event in (*reply.loading, *self._crowded()):
+                self.report(event)
+        for warning in reply.warnings:
+            report(warning)
         if bundle is not None:
             bundle.outcomes, self.in_vain = reply.outcomes, 0
 
-    def _crowded(self) -> list[str]:
-        """What to tell where there are more threads than processors."""
+    def _crowded(self) -> list[Note]:
+        """A note where there are more threads than processors."""
         assert self.order is not None
         assert self.settled is not None
         count, threads, processors = len(self.hands), self.order.threads, os.cpu_count() or 1
@@ -270,8 +261,10 @@ class Crew(Engines):
             return []
         each = max(1, processors // count)
         return [
-            f"{count} workers of {threads} threads are more than {processors} processors: "
-            f"OMP_NUM_THREADS={each} is quicker, and may round the last bits in another way"
+            Note(
+                f"{count} workers of {threads} threads are more than {processors} processors: "
+                f"OMP_NUM_THREADS={each} is quicker, and may change the last bits by rounding"
+            )
         ]
 
     def _replace(
@@ -279,7 +272,7 @@ class Crew(Engines):
         hand: Hand,
         bundle: Bundle | None,
         error: BaseException,
-        warn: Callable[[str], None],
+        report: OnEvent,
     ) -> None:
         """Have another worker in the place of one that died."""
         self.deaths, self.in_vain = self.deaths + 1, self.in_vain + 1
@@ -289,10 +282,10 @@ class Crew(Engines):
             self.queue.appendleft(bundle)
         if self.in_vain >= TRIES * len(self.hands) or (bundle and bundle.tries >= TRIES):
             raise LdmError(
-                "the workers die before they have drawn anything: take fewer of them, or smaller "
-                f"pictures, if the memory is too small ({error or type(error).__name__})"
+                "the workers die before they finish any image: use fewer workers or smaller "
+                f"images if memory is short ({error or type(error).__name__})"
             )
-        warn(f"a worker died, and another one begins in its place (number {self.deaths})")
+        report(RunWarning(f"a worker died and was replaced (death {self.deaths} of this run)"))
         at = self.hands.index(hand)
         self.hands[at] = self.site.hire(at)
         self._send(self.hands[at], None)
@@ -354,7 +347,7 @@ def deaf() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def crew_of(outputs: OutputPlan, tell: Callable[[str], None], cancel: Cancel) -> Crew:
+def crew_of(outputs: OutputPlan, report: OnEvent, cancel: Cancel) -> Crew:
     """The workers that a run asks for; they are started when there is something to draw."""
     depth = outputs.save_depth is not None
     site: Site = Processes(outputs.workers or 1)
@@ -362,4 +355,4 @@ def crew_of(outputs: OutputPlan, tell: Callable[[str], None], cancel: Cancel) ->
         from ldm.workers.cluster import Cluster
 
         site = Cluster(outputs.address, outputs.workers)
-    return Crew(tell, False, outputs.tuning, site=site, cancel=cancel, depth=depth)
+    return Crew(report, False, outputs.tuning, site=site, cancel=cancel, depth=depth)

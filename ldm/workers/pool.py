@@ -1,10 +1,10 @@
-"""Engines of plans: loaded where a job needs one, kept as long as jobs can share it."""
+"""Engines for plans: loaded when a job needs one, cached as long as jobs can share it."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ldm.checkpoints.families.choice import Choice
 from ldm.checkpoints.weights.keys import NETWORK
-from ldm.engine.explain import summary
+from ldm.engine.events import ModelLoaded, Note, OnEvent
 from ldm.engine.garbage import uncollected
 from ldm.engine.plan import Plan, resolve
 from ldm.engine.readahead import read_ahead
@@ -27,7 +27,7 @@ from ldm.nn.allocator import found_ahead
 if TYPE_CHECKING:
     from ldm.engine.device import Policy
     from ldm.engine.engine import Engine
-    from ldm.engine.results import OnEvent, Result
+    from ldm.engine.results import Result
     from ldm.models.load import Loaded
     from ldm.models.model import Model
 
@@ -40,18 +40,18 @@ Outcome: TypeAlias = "Result | LdmError"
 
 @dataclass
 class Engines:
-    """The engine of the last job; another one is made where a job needs it."""
+    """The engine of the last job; a job that needs another model replaces it."""
 
-    tell: Callable[[str], None]
+    report: OnEvent
     script: bool = False
     tuning: Tuning = PLAIN
     key: tuple[Any, ...] = ()
     engine: Engine | None = None
     settled: Plan | None = None
-    told: bool = False  # whether this run has said what it draws, and on what
+    reported: bool = False  # whether this run has reported its model
 
     def job(self, plan: Plan) -> Job:
-        """The job with what only its engine can tell; without loading it where that can be."""
+        """The job with what only its engine knows; without loading it where that is possible."""
         if self.here and self.key != model_key(plan) and plan.choice.prediction_why:
             self.get_ready(plan)
             from ldm.engine.device import choose
@@ -67,70 +67,70 @@ class Engines:
         return settle(plan, self.settled, script=self.script)
 
     def get_ready(self, plan: Plan) -> None:
-        """Import what the process needs that draws a plan."""
+        """Import what this process needs to generate the images of a plan."""
         import_engine(plan, packed_bytes(plan, self.tuning))
 
     def prepare(self, plan: Plan) -> None:
         """Load what a plan needs."""
         self.load(plan)
 
-    def drawn(
+    def generated(
         self, plan: Plan, batches: Sequence[Batch], on_event: OnEvent, at_once: int | None
     ) -> Iterator[Outcome]:
-        """The pictures of batches that a plan's engine can draw, as `apart` gives them."""
+        """The images of batches of a plan, as `apart` yields them."""
         return apart(self.load(plan), batches, on_event, at_once)
 
     @property
     def spread(self) -> int:
-        """Among how many workers batches are dealt out."""
+        """How many workers share the batches."""
         return 1
 
     @property
     def here(self) -> bool:
-        """Whether it is this machine that draws."""
+        """Whether the images are generated on this machine."""
         return True
 
     def alike(self, other: Engines) -> bool:
-        """Whether what this one has can be that of other engines, not to be made anew."""
+        """Whether this one could take over the engine of another run."""
         same = (self.script, self.tuning) == (other.script, other.tuning)
         return same and type(self) is type(other)
 
     def take_over(self, last: Engines) -> None:
-        """Go on with what another one has."""
+        """Take over the loaded engine of another run."""
         self.key, self.engine, self.settled = last.key, last.engine, last.settled
 
     def close(self) -> None:
-        """Give back what outlives this process; of an engine that is nothing."""
+        """Release what would outlive this process; an engine has nothing of the kind."""
 
     def load(self, plan: Plan) -> Engine:
         """The engine of a plan."""
         if self.engine is None or self.key != model_key(plan):
             self.engine = None  # not two models in memory at once
             self.engine, self.settled = load_engine(
-                plan, plan.given, self.tell, script=self.script, tuning=self.tuning
+                plan, plan.given, self.report, script=self.script, tuning=self.tuning
             )
             self.key = model_key(plan)
-            self.told = True
-            self.tell(summary(self.settled, str(self.engine.policy.device)))
-        self.tell_once(plan, str(self.engine.policy.device))
+            self.reported = True
+            self.report(ModelLoaded(self.settled, str(self.engine.policy.device)))
+        self.report_once(plan, str(self.engine.policy.device))
         return self.engine
 
-    def tell_once(self, plan: Plan, device: str) -> None:
-        """Say what this run draws, if what draws it was there before and nothing has been said."""
-        if not self.told:
+    def report_once(self, plan: Plan, device: str) -> None:
+        """Report the model of this run where it was loaded by an earlier one."""
+        if not self.reported:
             assert self.settled is not None
             job = settle(plan, self.settled, script=self.script)
-            self.told = True
-            self.tell(summary(replace(plan, job=job), device))
+            self.reported = True
+            self.report(ModelLoaded(replace(plan, job=job), device))
 
 
 def apart(
     engine: Engine, batches: Sequence[Batch], on_event: OnEvent, at_once: int | None
 ) -> Iterator[Outcome]:
-    """The pictures of batches in order, or after some of a batch's, or none, what it failed with.
+    """The images of batches in order; the error of a batch comes after those it finished.
 
-    All are drawn together; where one fails, the rest is drawn one by one: it fails alone, and with
-    it what follows of its job.
+    All are generated together. If one fails, the rest is generated one by one, so that it fails
+    alone, and with it the later batches of its job.
     """
     at = done = 0
     failed: dict[int, LdmError] = {}
@@ -160,7 +160,7 @@ _kept: ContextVar[list[Engines] | None] = ContextVar("kept", default=None)
 
 @contextmanager
 def kept_engine() -> Iterator[None]:
-    """Keep the engine of one run, or its workers, for the next, as long as this lasts."""
+    """Keep the engine of one run, or its workers, for the next, as long as the context lasts."""
     kept: list[Engines] = []
     token = _kept.set(kept)
     try:
@@ -171,8 +171,8 @@ def kept_engine() -> Iterator[None]:
             engines.close()
 
 
-def taken_over(made: Engines) -> Engines:
-    """The engines of a new run, with what was kept of those of the last one, if it fits."""
+def reused(made: Engines) -> Engines:
+    """The engines of a new run, with the loaded model or workers of the last one if they fit."""
     kept = _kept.get()
     if kept is not None:
         for last in kept:
@@ -186,7 +186,7 @@ def taken_over(made: Engines) -> Engines:
 
 @contextmanager
 def in_use(engines: Engines) -> Iterator[None]:
-    """Close engines at the end of a run, unless it ends well and they are kept for the next."""
+    """Close engines at the end of a run, unless it succeeds and they are kept for the next."""
     try:
         yield
     except BaseException:
@@ -199,14 +199,14 @@ def in_use(engines: Engines) -> Iterator[None]:
 def load_engine(
     plan: Plan,
     given: Mapping[str, Any],
-    tell: Callable[[str], None],
+    report: OnEvent,
     *,
     script: bool = False,
     tuning: Tuning = PLAIN,
 ) -> tuple[Engine, Plan]:
-    """The engine for a plan, and the plan with what only loading could tell.
+    """The engine for a plan, and the plan with what loading found out.
 
-    `given` are the fields that were asked for; `script` is as for `make_plan`.
+    `given` are the fields that the user gave; `script` is as for `make_plan`.
     """
     import_engine(plan, packed_bytes(plan, tuning))
     from ldm.engine.device import choose
@@ -215,17 +215,18 @@ def load_engine(
     job = plan.job
     policy = choose(job.device, job.precision, job.attention, dict(os.environ), tuning)
     for note in policy.notes if "precision" in given else ():
-        tell(note)
+        report(Note(note))
     with phase("load"):
         path = plan.header.path
         loaded = load_as(policy, path, plan.config, job.overrides, job.prediction)
         _swap_parts(loaded.model, job, policy)
     for note in loaded.notes:
-        tell(note)
+        report(Note(note))
     if policy.compiled:
-        tell("the network is compiled at its first step, which takes a minute or more but once")
+        report(Note("compiling the network at its first step: a minute or more, once"))
     if not plan.choice.prediction_why:
-        tell(f"the network predicts {loaded.family.prediction} ({loaded.prediction_why})")
+        text = f"the network predicts {loaded.family.prediction} ({loaded.prediction_why})"
+        report(Note(text))
         choice = replace(plan.choice, family=loaded.family, prediction_why=loaded.prediction_why)
         plan = _with_choice(plan, choice, given, script=script)
     settled = replace(
@@ -239,9 +240,9 @@ def load_engine(
 
 
 def import_engine(plan: Plan, room: int = 0) -> None:
-    """Import all that draws, torch first of it.
+    """Import everything that generates images, torch first.
 
-    Meanwhile the system reads the plan's checkpoint and finds `room` bytes of memory.
+    Meanwhile the system reads the plan's checkpoint and provides `room` bytes of memory.
     """
     read_ahead(plan.header.path)
     if "ldm.engine.engine" not in sys.modules:
@@ -254,7 +255,7 @@ def import_engine(plan: Plan, room: int = 0) -> None:
 def packed_bytes(plan: Plan, tuning: Tuning) -> int:
     """Bytes of float32 that the network's weights will be packed into on the CPU (`device.choose`).
 
-    0 where torch alone could tell whether they will be.
+    0 where only torch could say whether they will be packed.
     """
     job = plan.job
     no_gpu = sys.platform == "linux" and not any(path.exists() for path in _GPUS)
@@ -272,7 +273,7 @@ def load_as(
     overrides: Sequence[str] = (),
     prediction: str | None = None,
 ) -> Loaded:
-    """A checkpoint, and all that a policy says of how it lies in memory; see `load_model`."""
+    """Load a checkpoint the way a policy asks for; see `load_model`."""
     from ldm.models.load import load_model
     from ldm.nn.allocator import keep_freed
 
@@ -305,7 +306,7 @@ def _swap_parts(model: Model, job: Job, policy: Policy) -> None:
 
 
 def settle(plan: Plan, settled: Plan, *, script: bool = False) -> Job:
-    """The job of a plan, with what loading told of another one of the same model."""
+    """The job of a plan, with what loading found out for another plan of the same model."""
     if not plan.choice.prediction_why:
         plan = _with_choice(plan, settled.choice, plan.given, script=script)
     names = ("device", "precision", "prediction")
@@ -313,13 +314,13 @@ def settle(plan: Plan, settled: Plan, *, script: bool = False) -> Job:
 
 
 def _with_choice(plan: Plan, choice: Choice, given: Mapping[str, Any], *, script: bool) -> Plan:
-    """The plan resolved again, now that it is known what the network predicts."""
+    """The plan resolved again, now that the network's prediction is known."""
     plan = replace(plan, choice=choice)
     return resolve(plan, choice.family.defaults, given, script=script)
 
 
 def model_key(plan: Plan) -> tuple[Any, ...]:
-    """What two jobs must have in common to be drawn by one engine."""
+    """The values that two jobs must share to use one engine."""
     job = plan.job
     parts = (job.overrides, job.prediction, job.vae, job.depth_model)
     return (plan.header.path, plan.config, *parts, job.device, job.precision, job.attention)

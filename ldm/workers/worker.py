@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
+from ldm.engine.events import Event, RunWarning
 from ldm.engine.plan import Plan
 from ldm.errors import CheckpointError, LdmError
 from ldm.jobs.tuning import PLAIN, Tuning
@@ -22,7 +23,6 @@ from ldm.workers.pool import Batch, Engines, Outcome, apart, import_engine
 
 if TYPE_CHECKING:
     from ldm.engine.engine import Engine
-    from ldm.engine.results import Event
 
 # Variables that have a say in how pictures are computed.
 VARIABLES = ("ATTN_PRECISION",)
@@ -55,8 +55,8 @@ class Reply:
     """
 
     outcomes: tuple[Outcome, ...] = ()
-    warnings: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    warnings: tuple[RunWarning, ...] = ()
+    loading: tuple[Event, ...] = ()
     settled: Plan | None = None
     room: int = 1
     error: LdmError | None = None
@@ -67,10 +67,10 @@ class Worker:
     """An engine that takes orders; the `index`th GPU is its own, counted around."""
 
     index: int = 0
-    notes: list[str] = field(default_factory=list)
+    loading: list[Event] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.engines = Engines(self.notes.append)
+        self.engines = Engines(self.loading.append)
 
     def draw(self, order: bytes) -> bytes:
         """The reply to an order."""
@@ -78,24 +78,24 @@ class Worker:
 
     def reply(self, order: Order) -> Reply:
         """Load what is not loaded, and draw."""
-        self.notes.clear()
+        self.loading.clear()
         try:
             self._move(order)
             engine = self.engines.load(order.plan)
         except LdmError as error:
             return Reply(error=error)
-        warnings: list[str] = []
+        warnings: list[RunWarning] = []
 
         def listen(event: Event) -> None:
-            if event.kind == "warning":
-                warnings.append(event.text)
+            if isinstance(event, RunWarning):
+                warnings.append(event)
 
         outcomes = tuple(
             outcome if isinstance(outcome, LdmError) else replace(outcome, **_left_out(order))
             for outcome in apart(engine, order.batches, listen, order.at_once)
         )
-        notes, settled = tuple(self.notes), self.engines.settled
-        return Reply(outcomes, tuple(warnings), notes, settled, _room(engine, order.plan))
+        loading, settled = tuple(self.loading), self.engines.settled
+        return Reply(outcomes, tuple(warnings), loading, settled, _room(engine, order.plan))
 
     def _move(self, order: Order) -> None:
         """Be where the driver is, as it is."""

@@ -19,7 +19,7 @@ from ldm.engine.results import Result
 from ldm.errors import LdmError
 from ldm.images.texts import read_record
 from ldm.jobs.legacy import ORIGINAL_FLAGS, SCRIPT_CHECKPOINTS
-from ldm.runs.writer import Sink
+from ldm.runs.writer import Writer
 from tests.cpu_time import at_once
 from tests.tiny_commands import QUICK, ROOT, error_of, fake_full_size, place_tiny
 
@@ -169,7 +169,7 @@ def test_a_fault_of_our_own_is_one_line_too(
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr("ldm.runs.run.make_plan", fail)
+    monkeypatch.setattr("ldm.runs.planning.make_plan", fail)
     assert run(["txt2img", "--prompt", "x"]) == 1
     assert error_of(capfd) == "ZeroDivisionError: oops (a fault of ldm; --debug shows where)"
 
@@ -384,7 +384,7 @@ def test_rerun_of_another_file_of_that_name_is_refused(
     assert run(["rerun", "a.png", "-o", "b.png"]) == 2
     assert "name that checkpoint with --model" in error_of(capfd)
     assert run(["rerun", "a.png", "-o", "b.png", "--model", "models/sub/tiny.safetensors"]) == 0
-    assert "it will be another picture" in capfd.readouterr().err
+    assert "the image will differ" in capfd.readouterr().err
 
 
 def test_the_bundled_model_is_named(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -402,14 +402,14 @@ def test_the_bundled_model_is_named(home: Path, capfd: pytest.CaptureFixture[str
 def test_stopping_keeps_what_is_finished(
     home: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = Sink.write
+    write = Writer.write
 
-    def stop_at_second(sink: Sink, result: Result) -> None:
-        if sink.written == 1:
+    def stop_at_second(writer: Writer, result: Result, path: Path | None = None) -> Path | None:
+        if writer.written == 1:
             raise KeyboardInterrupt
-        write(sink, result)
+        return write(writer, result, path)
 
-    monkeypatch.setattr(Sink, "write", stop_at_second)
+    monkeypatch.setattr(Writer, "write", stop_at_second)
     argv = ["txt2img", "--prompt", "x", "--model", "tiny", "--n_iter", "3", *QUICK]
     assert run(argv) == 130
     assert "stopped; 1 of 3 images are in outputs" in error_of(capfd)

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,8 @@ from ldm.engine.cancel import Cancel, Cancelled
 from ldm.engine.results import Result
 from ldm.runs import files
 from ldm.runs.interrupts import Interrupts
-from ldm.runs.writer import Sink
+from ldm.runs.manifest import Manifest
+from ldm.runs.writer import Writer
 from tests.interrupted_runs import OUT, interrupted, lines_of
 from tests.interrupted_runs import interrupts as interrupts
 from tests.tiny_runs import QUICK, SAMPLES, contents, draw, forks, place
@@ -118,21 +120,29 @@ def test_a_folder_that_is_deleted(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    write = Sink.write
+    write = Writer.write
 
-    def deleted_after_two(sink: Sink, result: Result) -> None:
-        write(sink, result)
-        if sink.written == 2:
+    def deleted_after_two(writer: Writer, result: Result, path: Path | None = None) -> Path | None:
+        path = write(writer, result, path)
+        if writer.written == 2:
             shutil.rmtree(home / OUT)
+        return path
 
     with monkeypatch.context() as patch:
-        patch.setattr(Sink, "write", deleted_after_two)
+        patch.setattr(Writer, "write", deleted_after_two)
         # The second is deleted before its line is written.
         assert draw(*FOUR) == 1
     assert "No such file or directory; 2 of 4 images are in outputs" in capfd.readouterr().err
-    monkeypatch.setattr(Sink, "tell", lambda sink, result: sink.written == 2 and rmtree(home / OUT))
+    add = Manifest.add
+
+    def deleted_after_two_lines(manifest: Manifest, *told: Any) -> None:
+        add(manifest, *told)
+        if len(manifest.paths) == 2:
+            shutil.rmtree(home / OUT)
+
+    monkeypatch.setattr(Manifest, "add", deleted_after_two_lines)
     assert draw(*FOUR) == 3
-    assert "2 of 4 images are gone: something deleted them" in capfd.readouterr().err
+    assert "2 of 4 images are gone: another program deleted them" in capfd.readouterr().err
     assert noted(home / OUT) == ["samples/00002.png", "samples/00003.png"]
     monkeypatch.undo()
     monkeypatch.chdir(home)
@@ -217,7 +227,7 @@ def test_a_reader_that_goes_away(home: Path) -> None:
     assert process.wait() == 1
     count = len(list((home / SAMPLES).glob("*.png")))
     assert 1 < count < 200
-    assert f"nobody reads standard output any more; {count} of 200 images are in outputs" in said
+    assert f"standard output was closed by its reader; {count} of 200 images are in outputs" in said
     assert "Traceback" not in said
     assert "Exception ignored" not in said
     assert len(noted(home / OUT)) == count

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ldm.engine.device import Policy, choose
 from ldm.engine.engine import ENCODERS, Engine
-from ldm.engine.results import Event, Result
+from ldm.engine.events import BatchStarted, Event, RunWarning, StepDone
+from ldm.engine.results import Result
 from ldm.errors import JobError, NonFiniteError
 from ldm.jobs.job import Job
 from ldm.jobs.metadata import Record
@@ -163,7 +164,7 @@ def test_what_overflows_is_done_again_in_float32(stage: str, noise: str) -> None
     assert dtypes == {torch.bfloat16, torch.float32}
     assert {dtype for name, dtype in stub.calls if name != stage} == {torch.bfloat16}
     assert stub.network.weight.dtype is torch.bfloat16
-    warnings = [event.text for event in events if event.kind == "warning"]
+    warnings = [event.text for event in events if isinstance(event, RunWarning)]
     assert warnings == [f"the {stage} gave values that are not finite; once more in float32"]
 
 
@@ -180,7 +181,7 @@ def test_no_picture_of_what_is_not_finite(stage: str, policy: Policy) -> None:
 def test_losses_of_the_prompt_are_told_once() -> None:
     events: list[Event] = []
     list(engine().run(replace(JOB, prompt="abcdefgh", negative="xyzzy"), events.append))
-    warnings = [event.text for event in events if event.kind == "warning"]
+    warnings = [event.text for event in events if isinstance(event, RunWarning)]
     assert len(warnings) == 2
     assert "'fgh'" in warnings[0]
     assert "'xyzzy'" in warnings[1]
@@ -189,10 +190,9 @@ def test_losses_of_the_prompt_are_told_once() -> None:
 def test_steps_are_told() -> None:
     events: list[Event] = []
     list(engine().run(replace(JOB, n_iter=1), events.append))
-    assert [(e.kind, e.done, e.total) for e in events] == [
-        ("batch", 0, 4),
-        *[("step", i, 4) for i in (1, 2, 3, 4)],
-    ]
+    assert events == [BatchStarted(2, 4), *[StepDone(i, 4) for i in (1, 2, 3, 4)]]
+    denoised = [event.denoised for event in events if isinstance(event, StepDone)]
+    assert all(each is not None and each.shape[0] == 2 for each in denoised)
 
 
 def test_words_become_a_policy() -> None:

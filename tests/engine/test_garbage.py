@@ -31,7 +31,7 @@ from ldm.workers.pool import load_engine
 from ldm.engine.plan import make_plan
 plan = make_plan({"task": "txt2img", "prompt": "an apple"})
 del collections[:]
-load_engine(plan, plan.given, lambda text: None)
+load_engine(plan, plan.given, lambda event: None)
 print(len(collections), gc.get_freeze_count(), gc.isenabled())
 """
 

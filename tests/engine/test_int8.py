@@ -27,7 +27,7 @@ WORDS = ["txt2img", "--prompt", "a red apple", "--seed", "1", "--steps", "2", "-
 
 def engine(precision: str) -> tuple[Engine, Job]:
     plan = make_plan({**ASKED, "precision": precision})
-    made, plan = load_engine(plan, plan.given, lambda text: None)
+    made, plan = load_engine(plan, plan.given, lambda event: None)
     return made, plan.job
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ldm.engine.engine import Engine
+from ldm.engine.events import Event, RunWarning, ignore
 from ldm.engine.memory import Offload, OutOfMemory, is_out_of_memory
 from ldm.engine.plan import make_plan
-from ldm.engine.results import Event
 from ldm.jobs.job import Job
 from ldm.models.encoding import Memory
 from ldm.workers.pool import load_engine
@@ -30,7 +30,7 @@ def tiny(tmp_path: Path) -> tuple[Engine, Job]:
     """An engine of a tiny model, and a job for it."""
     place(tmp_path)
     plan = make_plan({**ASKED, "prompt": "a", "seed": 3, "model": f"{tmp_path}/models/tiny.ckpt"})
-    engine, plan = load_engine(plan, plan.given, lambda text: None)
+    engine, plan = load_engine(plan, plan.given, ignore)
     return engine, plan.job
 
 
@@ -115,7 +115,7 @@ def test_a_kernel_that_looks_at_the_size_of_the_batch(tiny: tuple[Engine, Job]) 
 def test_the_bundled_model_draws_together() -> None:
     asked = {"task": "txt2img", "prompt": "a red apple", "seed": 1, "steps": 2, "device": "cpu"}
     plan = make_plan(asked)
-    engine, plan = load_engine(plan, plan.given, lambda text: None)
+    engine, plan = load_engine(plan, plan.given, ignore)
     texts = ["a red apple", "a blue car", "two cats", "a red apple", "a tree", "a house"]
     jobs = [replace(plan.job, prompt=text, scale=4.0 + i) for i, text in enumerate(texts)]
     theirs = one_by_one(engine, jobs)
@@ -158,7 +158,7 @@ def test_fewer_at_once_where_memory_ends(
     refuse(engine.model.network, 4, error)
     calls, events = Count(engine.model.network), list[Event]()
     together = list(engine.run_all(jobs, events.append, 6))
-    warnings = [event.text for event in events if event.kind == "warning"]
+    warnings = [event.text for event in events if isinstance(event, RunWarning)]
     assert warnings == [
         "out of memory with 6 images at once; going on with 3",
         "out of memory with 3 images at once; going on with 2",
@@ -168,7 +168,7 @@ def test_fewer_at_once_where_memory_ends(
         assert (ours.latent - alone.latent).abs().max() < 1e-3
     events.clear()
     list(engine.run_all(jobs, events.append, 6))
-    assert not [event for event in events if event.kind == "warning"]
+    assert not [event for event in events if isinstance(event, RunWarning)]
 
 
 @pytest.mark.parametrize("noise", ["image", "stream"])
@@ -202,7 +202,7 @@ def test_decoding_goes_on_in_tiles(
     events: list[Event] = []
     assert len(list(engine.run(replace(job, n_samples=2), events.append))) == 2
     assert asked == ["auto", "on", "on"]
-    assert "in tiles" in next(event.text for event in events if event.kind == "warning")
+    assert "in tiles" in next(event.text for event in events if isinstance(event, RunWarning))
     with pytest.raises(OutOfMemory, match="does not suffice for the decoder"):
         list(engine.run(replace(job, vae_tiling="off")))
 
@@ -222,7 +222,7 @@ def test_what_is_not_in_use_is_put_aside(tiny: tuple[Engine, Job]) -> None:
     engine.model.network.register_forward_pre_hook(refuse_once)
     events: list[Event] = []
     assert len(list(engine.run(job, events.append))) == 1
-    assert "goes to the main memory" in next(e.text for e in events if e.kind == "warning")
+    assert "goes to the main memory" in next(e.text for e in events if isinstance(e, RunWarning))
     model = engine.model
     assert moved == [
         (model.first_stage_model, "cpu"),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ldm.engine.device import Policy
 from ldm.engine.engine import Engine
-from ldm.engine.results import Event
+from ldm.engine.events import Event, RunWarning
 from ldm.errors import JobError
 from ldm.jobs.job import Job
 from ldm.jobs.legacy import SCRIPT_DEFAULTS
@@ -290,7 +290,7 @@ def drawn(model: Model, **fields: Any) -> tuple[list[Tensor], list[str]]:
     events: list[Event] = []
     engine = Engine(model, Policy(torch.device("cpu"), torch.float32, "full"))
     latents = [result.latent for result in engine.run(Job(**{**small, **fields}), events.append)]
-    return latents, [event.text for event in events if event.kind == "warning"]
+    return latents, [event.text for event in events if isinstance(event, RunWarning)]
 
 
 def test_a_job_draws_by_its_weights_chunks_and_layer() -> None:

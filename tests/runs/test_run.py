@@ -131,7 +131,7 @@ def test_names(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert draw(*words) == 2
     assert "the file exists" in capfd.readouterr().err
     assert draw(*words, "--resume") == 0
-    assert "2 of 2 images were there already" in capfd.readouterr().err
+    assert "2 of 2 images existed already" in capfd.readouterr().err
     assert contents(home) == before
     assert draw("--prompt", "x", "--n_samples", "2", "-o", "{prompt}.png") == 2
     assert "put {index} into the name" in capfd.readouterr().err

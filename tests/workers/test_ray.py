@@ -27,7 +27,7 @@ KILLS = """
 import os, signal, sys
 from pathlib import Path
 from ldm.cli.app import run
-from ldm.runs.writer import Sink
+from ldm.runs.writer import Writer
 
 def below(pid):
     for task in Path(f"/proc/{pid}/task").iterdir():
@@ -35,16 +35,17 @@ def below(pid):
             yield child
             yield from below(child)
 
-def deadly(sink, result):
-    write(sink, result)
-    if sink.written == 2:
+def deadly(writer, result, path=None):
+    path = write(writer, result, path)
+    if writer.written == 2:
         found = list(below(os.getpid()))
         names = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in found}
         workers = [pid for pid, name in names.items() if name.startswith("ray::Worker")]
         print("workers", *workers, file=sys.stderr, flush=True)
         os.kill(workers[0] if sys.argv[1] == "worker" else os.getpid(), signal.SIGKILL)
+    return path
 
-write, Sink.write = Sink.write, deadly
+write, Writer.write = Writer.write, deadly
 sys.exit(run(sys.argv[2:]))
 """
 

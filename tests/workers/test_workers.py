@@ -19,11 +19,12 @@ import pytest
 import torch
 
 from ldm.engine.cancel import Cancel, Cancelled
+from ldm.engine.events import Event, Note, ignore
 from ldm.engine.memory import OutOfMemory
 from ldm.engine.plan import Plan, make_plan
 from ldm.engine.results import Result
 from ldm.errors import JobError, LdmError, NonFiniteError
-from ldm.runs.writer import Sink
+from ldm.runs.writer import Writer
 from ldm.workers.crew import TRIES, Crew, Hand
 from ldm.workers.pool import Batch, Outcome
 from ldm.workers.worker import Reply, Worker
@@ -81,16 +82,17 @@ def test_the_same_files_though_a_worker_is_killed(
         file.write(f"\n{STREAM}\n{STREAM}\n{ROWS[0]}\n")
     assert draw(*JOBS, "--outdir", "whole", "--json", "-q") == 0
     plain = capfd.readouterr().out
-    write = Sink.write
+    write = Writer.write
 
-    def killing(sink: Sink, result: Result) -> None:
-        write(sink, result)
-        if sink.written == 1:
+    def killing(writer: Writer, result: Result, path: Path | None = None) -> Path | None:
+        path = write(writer, result, path)
+        if writer.written == 1:
             pid = active_children()[0].pid
             assert pid is not None
             os.kill(pid, signal.SIGKILL)
+        return path
 
-    monkeypatch.setattr(Sink, "write", killing)
+    monkeypatch.setattr(Writer, "write", killing)
     assert draw(*TWO, "--json") == 0
     out, err = capfd.readouterr()
     assert "a worker died" in err
@@ -237,7 +239,7 @@ def plan(home: Path) -> Plan:
 
 def crew(deadly: str = "") -> tuple[Crew, Desk]:
     desk = Desk(2, deadly)
-    return Crew(lambda text: None, site=desk, cancel=Cancel()), desk
+    return Crew(ignore, site=desk, cancel=Cancel()), desk
 
 
 def batches(hands: Crew, plan: Plan, prompts: str) -> list[Batch]:
@@ -254,7 +256,7 @@ def seen(outcomes: list[Outcome]) -> str:
 def test_whoever_dies_all_is_drawn_in_order(plan: Plan, deadly: str) -> None:
     hands, desk = crew(deadly)
     asked = batches(hands, plan, "abcdefgh")
-    outcomes = list(hands.drawn(plan, asked, lambda event: None, 1))
+    outcomes = list(hands.generated(plan, asked, ignore, 1))
     assert seen(outcomes) == "abcdefgh"
     assert [each.ready for each in outcomes if isinstance(each, Result)] == [1] * 7 + [0]
     assert len([order for order in desk.orders if order]) == 8 + len(deadly)
@@ -264,9 +266,9 @@ def test_whoever_dies_all_is_drawn_in_order(plan: Plan, deadly: str) -> None:
 
 def test_what_kills_every_worker_ends_the_run(plan: Plan) -> None:
     hands, desk = crew("c" * TRIES)
-    outcomes = hands.drawn(plan, batches(hands, plan, "abcd"), lambda event: None, 1)
+    outcomes = hands.generated(plan, batches(hands, plan, "abcd"), ignore, 1)
     drawn: list[Outcome] = []
-    with pytest.raises(LdmError, match="the workers die before they have drawn anything"):
+    with pytest.raises(LdmError, match="the workers die before they finish any image"):
         drawn.extend(outcomes)
     assert seen(drawn) == "ab"[: len(drawn)]
     assert desk.orders.count(["c"]) == TRIES
@@ -275,16 +277,16 @@ def test_what_kills_every_worker_ends_the_run(plan: Plan) -> None:
 def test_as_many_at_a_time_as_are_drawn_together(plan: Plan) -> None:
     hands, desk = crew()
     asked = batches(hands, plan, "abcdefghijklmnopqrst")
-    assert seen(list(hands.drawn(plan, asked, lambda event: None, None))) == "abcdefghijklmnopqrst"
+    assert seen(list(hands.generated(plan, asked, ignore, None))) == "abcdefghijklmnopqrst"
     assert [len(order) for order in desk.orders if order] == [8, 8, 4]
     desk.orders.clear()
-    list(hands.drawn(plan, asked[:4], lambda event: None, None))
+    list(hands.generated(plan, asked[:4], ignore, None))
     assert [len(order) for order in desk.orders] == [2, 2]
 
 
 def test_nothing_is_begun_after_a_stop(plan: Plan) -> None:
     hands, desk = crew("b")
-    outcomes = hands.drawn(plan, batches(hands, plan, "abcdefgh"), lambda event: None, 1)
+    outcomes = hands.generated(plan, batches(hands, plan, "abcdefgh"), ignore, 1)
     drawn = [next(outcomes)]
     hands.cancel.after_images()
     with pytest.raises(Cancelled):
@@ -297,9 +299,10 @@ def test_nothing_is_begun_after_a_stop(plan: Plan) -> None:
 def test_more_threads_than_processors_are_told(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     for processors, count in ((1, 1), (2 * torch.get_num_threads(), 0)):
         monkeypatch.setattr(os, "cpu_count", lambda processors=processors: processors)
-        hands, notes = crew()[0], list[str]()
-        hands.tell = notes.append
+        hands, events = crew()[0], list[Event]()
+        hands.report = events.append
         hands.prepare(plan)
+        notes = [event.text for event in events if isinstance(event, Note)]
         assert sum("OMP_NUM_THREADS=1 is quicker" in note for note in notes) == count
 
 
@@ -311,10 +314,8 @@ def test_who_cannot_load_is_left_out(plan: Plan, monkeypatch: pytest.MonkeyPatch
         lambda own, order: Reply(error=JobError("no GPU")) if own.index else reply(own, order),
     )
     hands, _ = crew()
-    warnings: list[str] = []
     asked = batches(hands, plan, "ab")
-    outcomes = hands.drawn(plan, asked, lambda event: warnings.append(event.text), 1)
-    assert seen(list(outcomes)) == "ab"
+    assert seen(list(hands.generated(plan, asked, ignore, 1))) == "ab"
     monkeypatch.setattr(Worker, "reply", lambda own, order: Reply(error=JobError("no GPU")))
     with pytest.raises(JobError, match="no GPU"):
         crew()[0].prepare(plan)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from ldm.engine.results import Event
+from ldm.cli.report import Pace, Terminal, reporter
+from ldm.engine.events import BatchStarted, RunEnded, RunStarted, StepDone
 from ldm.jobs.outputs import OutputPlan
-from ldm.runs.progress import Progress
 from tests.tiny_runs import draw
 from tests.tiny_runs import home as home
 
@@ -99,7 +99,7 @@ def test_no_bar_where_there_is_no_terminal(home: Path, capfd: pytest.CaptureFixt
     assert "it/s" not in capfd.readouterr().err
 
 
-class Terminal:
+class Screen:
     """A terminal that keeps what it shows."""
 
     def __init__(self) -> None:
@@ -117,21 +117,24 @@ class Terminal:
 
 
 def test_a_bar_has_the_speed_and_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = Terminal()
+    terminal = Screen()
     clock = iter(float(second) for second in range(1000))
     monkeypatch.setattr("sys.stderr", terminal)
-    monkeypatch.setattr("ldm.runs.progress.time.perf_counter", lambda: next(clock))
-    with Progress(OutputPlan(), images=4) as progress:
-        progress(Event("batch", total=2, rows=2))
-        progress(Event("step", done=1, total=2))
-        # One second for half of two images: three more for the other three.
-        assert progress.bar.postfix == "0:03 for all"
-        progress.bar.refresh()
-        progress(Event("step", done=2, total=2))
+    monkeypatch.setattr("ldm.cli.report.time.perf_counter", lambda: next(clock))
+    shown = Terminal(Pace(counts=False), quiet=False, has_bar=True)
+    shown(RunStarted(images=4, jobs=1))
+    shown(BatchStarted(rows=2, steps=2))
+    shown(StepDone(1, 2))
+    # One second for half of two images: three more for the other three.
+    assert shown.bar.postfix == "0:03 for all"
+    shown.bar.refresh()
+    shown(StepDone(2, 2))
+    shown(RunEnded("done"))
     assert "image 1 of 4" in terminal.text
     assert "it/s" in terminal.text
     for words in ({"progress": "none"}, {"quiet": True}):
         terminal.text = ""
-        with Progress(OutputPlan(**words), images=4) as progress:  # type: ignore[arg-type]
-            progress(Event("batch", total=2, rows=2))
+        report = reporter(OutputPlan(**words))  # type: ignore[arg-type]
+        for event in (RunStarted(images=4, jobs=1), BatchStarted(rows=2, steps=2)):
+            report(event)
         assert not terminal.text
