@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ldm.checkpoints.config import read_config, resource
 from ldm.cli.app import run
-from ldm.engine.engine import Draws
+from ldm.engine.batch_noise import Draws
 from ldm.engine.plan import make_plan
 from ldm.engine.results import Result
 from ldm.images.texts import read_record

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ldm.engine.device import Policy, choose
-from ldm.engine.engine import ENCODERS, Engine
+from ldm.engine.engine import Engine
 from ldm.engine.events import BatchStarted, Event, RunWarning, StepDone
 from ldm.engine.results import Result
+from ldm.engine.stages import ENCODERS
 from ldm.errors import JobError, NonFiniteError
 from ldm.jobs.job import Job
 from ldm.jobs.metadata import Record
@@ -165,7 +166,7 @@ def test_what_overflows_is_done_again_in_float32(stage: str, noise: str) -> None
     assert {dtype for name, dtype in stub.calls if name != stage} == {torch.bfloat16}
     assert stub.network.weight.dtype is torch.bfloat16
     warnings = [event.text for event in events if isinstance(event, RunWarning)]
-    assert warnings == [f"the {stage} gave values that are not finite; once more in float32"]
+    assert warnings == [f"the {stage} gave values that are not finite; trying again in float32"]
 
 
 @pytest.mark.parametrize("stage", [ENCODERS, "network", "decoder"])

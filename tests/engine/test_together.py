@@ -160,8 +160,8 @@ def test_fewer_at_once_where_memory_ends(
     together = list(engine.run_all(jobs, events.append, 6))
     warnings = [event.text for event in events if isinstance(event, RunWarning)]
     assert warnings == [
-        "out of memory with 6 images at once; going on with 3",
-        "out of memory with 3 images at once; going on with 2",
+        "out of memory with 6 images at once; continuing with 3",
+        "out of memory with 3 images at once; continuing with 2",
     ]
     assert set(calls.rows) <= {2, 4}
     for ours, alone in zip(together, theirs, strict=True):
@@ -210,7 +210,7 @@ def test_decoding_goes_on_in_tiles(
 def test_what_is_not_in_use_is_put_aside(tiny: tuple[Engine, Job]) -> None:
     engine, job = tiny
     moved: list[tuple[nn.Module, str]] = []
-    engine.offload = Offload(
+    engine.stages.offload = Offload(
         torch.device("cuda"), lambda part, where: moved.append((part, where.type))
     )
     left = [1]
@@ -222,7 +222,9 @@ def test_what_is_not_in_use_is_put_aside(tiny: tuple[Engine, Job]) -> None:
     engine.model.network.register_forward_pre_hook(refuse_once)
     events: list[Event] = []
     assert len(list(engine.run(job, events.append))) == 1
-    assert "goes to the main memory" in next(e.text for e in events if isinstance(e, RunWarning))
+    assert "moving unused parts of the model to the main memory" in next(
+        e.text for e in events if isinstance(e, RunWarning)
+    )
     model = engine.model
     assert moved == [
         (model.first_stage_model, "cpu"),
