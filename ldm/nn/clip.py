@@ -83,7 +83,8 @@ class _Embeddings(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         # Part of every released checkpoint, read by nothing.
-        positions = torch.arange(config.max_position_embeddings)
+        # On the CPU: on meta, torch would import sympy for them.
+        positions = torch.arange(config.max_position_embeddings, device="cpu")
         self.register_buffer("position_ids", positions[None])
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -177,6 +178,11 @@ class _Transformer(nn.Module):
         )
 
 
+def _random(*shape: int, std: float) -> nn.Parameter:
+    """A parameter of normal numbers; `nn.init` is what `outline` leaves out."""
+    return nn.Parameter(nn.init.normal_(torch.empty(shape), std=std))
+
+
 class OpenCLIPVisionTower(nn.Module):
     """Images [B, 3, S, S], already normalised, -> embeddings [B, embed_dim]."""
 
@@ -185,9 +191,9 @@ class OpenCLIPVisionTower(nn.Module):
         vision, act = config.vision, "quick_gelu" if config.quick_gelu else "gelu"
         width, patches = vision.width, (vision.image_size // vision.patch_size) ** 2
         self.image_size = vision.image_size
-        self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5)
-        self.positional_embedding = nn.Parameter(torch.randn(patches + 1, width) * width**-0.5)
-        self.proj = nn.Parameter(torch.randn(width, config.embed_dim) * width**-0.5)
+        self.class_embedding = _random(width, std=width**-0.5)
+        self.positional_embedding = _random(patches + 1, width, std=width**-0.5)
+        self.proj = _random(width, config.embed_dim, std=width**-0.5)
         self.conv1 = nn.Conv2d(3, width, vision.patch_size, stride=vision.patch_size, bias=False)
         self.ln_pre = nn.LayerNorm(width)
         heads = width // vision.head_width
@@ -216,13 +222,9 @@ class OpenCLIP(nn.Module):
         super().__init__()
         text, act = config.text, "quick_gelu" if config.quick_gelu else "gelu"
         self.config = config
-        self.positional_embedding = nn.Parameter(
-            torch.randn(text.context_length, text.width) * 0.01
-        )
-        self.text_projection = nn.Parameter(
-            torch.randn(text.width, config.embed_dim) * text.width**-0.5
-        )
-        self.logit_scale = nn.Parameter(torch.tensor(2.6592))
+        self.positional_embedding = _random(text.context_length, text.width, std=0.01)
+        self.text_projection = _random(text.width, config.embed_dim, std=text.width**-0.5)
+        self.logit_scale = nn.Parameter(torch.empty(()).fill_(2.6592))
         if vision:
             self.visual = OpenCLIPVisionTower(config)
         if text_layers:

@@ -6,11 +6,12 @@ import pytest
 
 from benchmarks.retrieval import Finder
 from ldm.training.data import GlyphSheet
+from tests.emoji_font import EMOJI_FONT
 
 
 @pytest.fixture(scope="module")
 def sheet() -> GlyphSheet:
-    return GlyphSheet()
+    return GlyphSheet(EMOJI_FONT)
 
 
 @pytest.fixture(scope="module")

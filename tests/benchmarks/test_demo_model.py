@@ -17,6 +17,7 @@ from ldm.checkpoints.config import override, read_config, resource
 from ldm.models.registry import build
 from ldm.training.data import Scenes
 from ldm.training.trainer import start_text
+from tests.emoji_font import EMOJI_FONT
 
 SMALLER = (
     "model.params.unet_config.params.model_channels=32",
@@ -35,7 +36,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = override(read_config(resource("configs") / "train" / "emoji-128.yaml"), SMALLER)
     torch.manual_seed(0)
     model = build(config)
-    start_text(model, config.source, Scenes(**config.tree["data"]["params"]).vocabulary())
+    scenes = Scenes(**{**config.tree["data"]["params"], "font": EMOJI_FONT})
+    start_text(model, config.source, scenes.vocabulary())
     path = tmp_path_factory.mktemp("demo") / "small.safetensors"
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, path)
     OmegaConf.save(OmegaConf.create({"model": config.tree["model"]}), path.with_suffix(".yaml"))

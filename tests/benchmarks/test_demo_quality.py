@@ -15,13 +15,10 @@ from PIL import Image, ImageFilter
 
 import benchmarks.demo_quality as demo
 from benchmarks.retrieval import Finder, Match, background_of, emptiest_line, psnr
-from ldm.training.data import FONT, GlyphSheet, Pixels, render
+from ldm.training.data import GlyphSheet, Pixels, render
 from ldm.training.glyphs import BACKGROUNDS, GLYPHS, backgrounds_of, pair_split
 from ldm.training.scenes import Placed, Scene, scene
-
-pytestmark = pytest.mark.skipif(
-    not FONT.is_file(), reason="needs the Debian package fonts-noto-color-emoji"
-)
+from tests.emoji_font import EMOJI_FONT
 
 
 def spoiled(picture: Pixels, blur: float, noise: float, seed: int) -> Pixels:
@@ -166,7 +163,17 @@ def test_the_script_judges_true_drawings_well(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     record, grid = tmp_path / "demo.json", tmp_path / "grid.png"
-    argv = ["--truth", "--n", "24", "--json", str(record), "--grid", str(grid)]
+    argv = [
+        "--truth",
+        "--font",
+        str(EMOJI_FONT),
+        "--n",
+        "24",
+        "--json",
+        str(record),
+        "--grid",
+        str(grid),
+    ]
     assert demo.main(argv) == 0
     out = capsys.readouterr().out
     assert out.count("reached") == 3

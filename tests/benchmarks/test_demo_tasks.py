@@ -6,17 +6,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from benchmarks import demo_tasks as tasks
 from benchmarks.retrieval import Finder
-from ldm.training.data import FONT, GlyphSheet, Pixels, render
+from ldm.training.data import GlyphSheet, Pixels, render
 from ldm.training.glyphs import GLYPHS, backgrounds_of
 
-pytestmark = pytest.mark.skipif(
-    not FONT.is_file(), reason="needs the Debian package fonts-noto-color-emoji"
-)
 N = 6
 
 

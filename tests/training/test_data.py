@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ldm.errors import UsageError
-from ldm.training.data import FONT, GlyphSheet, Scenes, named_glyphs, render
+from ldm.training.data import GlyphSheet, Scenes, named_glyphs, render
 from ldm.training.glyphs import BACKGROUNDS, GLYPHS, Split, backgrounds_of, pair_split
 from ldm.training.scenes import (
     CANVAS,
@@ -26,10 +26,8 @@ from ldm.training.scenes import (
     scene,
     with_article,
 )
+from tests.emoji_font import EMOJI_FONT
 
-needs_font = pytest.mark.skipif(
-    not FONT.is_file(), reason="needs the Debian package fonts-noto-color-emoji"
-)
 SPLITS: tuple[Split, ...] = ("train", "test")
 MANY = 3000
 CAPTIONS = [
@@ -287,9 +285,8 @@ def test_data_does_not_import_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
 
 
-@needs_font
 def test_every_glyph_is_in_the_font_and_keeps_its_shape() -> None:
-    sheet = GlyphSheet()
+    sheet = GlyphSheet(EMOJI_FONT)
     for glyph in GLYPHS:
         rgba = sheet.rgba(glyph, 60)
         assert max(rgba.shape[:2]) == 60
@@ -297,10 +294,9 @@ def test_every_glyph_is_in_the_font_and_keeps_its_shape() -> None:
         assert rgba[..., :3][rgba[..., 3] > 128].std() > 5  # colours, not a box or one flat stain
 
 
-@needs_font
 @pytest.mark.parametrize("size", [64, 128, 256])
 def test_pictures_have_the_background_outside_the_glyphs(size: int) -> None:
-    scenes = Scenes(size=size, seed=3)
+    scenes = Scenes(EMOJI_FONT, size=size, seed=3)
     for index in range(20):
         picture, caption = scenes[index]
         what = scenes.scene(index)
@@ -316,9 +312,8 @@ def test_pictures_have_the_background_outside_the_glyphs(size: int) -> None:
         assert (picture[outside] == what.background.rgb).all()
 
 
-@needs_font
 def test_compositing_is_exact() -> None:
-    sheet = GlyphSheet()
+    sheet = GlyphSheet(EMOJI_FONT)
     placed = Placed(GLYPHS[0], 10, 20, 64)
     what = Scene((placed,), BACKGROUNDS[4], "")
     rgba = sheet.rgba(placed.glyph, 64).astype(float)
@@ -330,9 +325,8 @@ def test_compositing_is_exact() -> None:
     assert np.abs(got - expected).max() <= 0.51
 
 
-@needs_font
 def test_batches_are_the_numbered_scenes() -> None:
-    scenes = Scenes(seed=5, split="test")
+    scenes = Scenes(EMOJI_FONT, seed=5, split="test")
     pictures, captions = scenes.batch(10, 4)
     assert pictures.shape == (4, 128, 128, 3)
     for row in range(4):

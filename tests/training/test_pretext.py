@@ -7,6 +7,7 @@ import torch
 from ldm.models.conditioning import FrozenCLIPEmbedder, kept_token_ids
 from ldm.training.data import Scenes
 from ldm.training.pretext import teach
+from tests.emoji_font import EMOJI_FONT
 
 
 def embedder(data: Scenes) -> FrozenCLIPEmbedder:
@@ -32,7 +33,7 @@ def embedder(data: Scenes) -> FrozenCLIPEmbedder:
 
 
 def test_captions_come_to_tell_their_facts() -> None:
-    data = Scenes(seed=1, glyphs=["apple", "cat", "pizza", "car"], two_glyphs=0.0)
+    data = Scenes(EMOJI_FONT, seed=1, glyphs=["apple", "cat", "pizza", "car"], two_glyphs=0.0)
     early = teach(embedder(data), data.scene, 2, seed=1)
     late = teach(embedder(data), data.scene, 150, seed=1)
     assert early > 10  # about the logarithms of the numbers of answers: they are guessed
@@ -40,5 +41,5 @@ def test_captions_come_to_tell_their_facts() -> None:
 
 
 def test_the_same_seed_teaches_the_same() -> None:
-    data = Scenes(seed=1, glyphs=["apple", "cat"], two_glyphs=0.0)
+    data = Scenes(EMOJI_FONT, seed=1, glyphs=["apple", "cat"], two_glyphs=0.0)
     assert teach(embedder(data), data.scene, 3, 1) == teach(embedder(data), data.scene, 3, 1)
