@@ -1,10 +1,15 @@
-"""The texts in image files: written into PNG, read from every format."""
+"""The texts in image files: written into PNG, read back without decoding a pixel."""
 
 from __future__ import annotations
 
 import io
+import os
+import struct
 import warnings
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +18,14 @@ from ldm.errors import ImageError
 from ldm.images.reading import LARGEST_PIXELS, readable_formats
 from ldm.jobs.metadata import Record
 
+_PNG = b"\x89PNG\r\n\x1a\n"
+_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+_MOST_TEXT = 16 * 2**20  # bytes of all texts of a file, unpacked
+_BLOCK = 2**16  # bytes of pixels that are read at once, to check their sum
+
 
 def encode_png(picture: NDArray[np.uint8] | NDArray[np.uint16], texts: dict[str, str]) -> bytes:
-    """A picture [H,W,3] or [H,W] as the bytes of a PNG file with text chunks."""
+    """An image [H,W,3] or [H,W] as the bytes of a PNG file with text chunks."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
@@ -28,17 +38,22 @@ def encode_png(picture: NDArray[np.uint8] | NDArray[np.uint16], texts: dict[str,
 
 
 def read_texts(path: Path) -> dict[str, str]:
-    """The text chunks of an image file; raises ImageError where it is no image."""
-    from PIL import Image
+    """The texts of an image file by their keys; of formats other than PNG there are none yet.
 
+    Raises ImageError where it is no image or a damaged one. No pixel is decoded, and the memory for
+    texts is bounded, whatever the file claims.
+    """
     try:
-        with warnings.catch_warnings(), path.open("rb") as file:
-            warnings.filterwarnings("ignore", module=r"PIL\.")
-            image = Image.open(file, formats=readable_formats())
-            if image.width * image.height > LARGEST_PIXELS:
-                raise ValueError(f"more than {LARGEST_PIXELS} pixels")
-            image.load()  # texts may stand behind the pixels
-            return {str(k): v for k, v in image.info.items() if isinstance(v, str)}
+        with path.open("rb") as file:
+            start = file.read(12)
+            file.seek(0)
+            if start.startswith(_PNG):
+                return _png_texts(file)
+            if (
+                start[:4] != b"RIFF" or start[8:] != b"WEBP"
+            ):  # Pillow would make room for its pixels
+                _check_header(file)
+            return {}
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file") from None
     except Exception as error:
@@ -57,3 +72,78 @@ def read_record(path: Path) -> Record:
         return Record.from_json(texts["ldm"])
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from None
+
+
+def _check_header(file: BinaryIO) -> None:
+    """Raise an error where the header is not that of an image of a sound size."""
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        image = Image.open(file, formats=readable_formats())
+    _check_size(image.width, image.height)
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > LARGEST_PIXELS:
+        raise ValueError(f"more than {LARGEST_PIXELS} pixels")
+
+
+def _png_texts(file: BinaryIO) -> dict[str, str]:
+    """The texts of a PNG, whose text chunks may lie before or behind the pixels."""
+    texts: dict[str, str] = {}
+    room = _MOST_TEXT
+    for kind, content in _chunks(file):
+        if kind == b"IHDR":
+            _check_size(*struct.unpack(">II", content[:8]))
+        elif kind in _TEXTS:
+            key, text = _text(kind, content, room)
+            room -= len(text)
+            texts[key] = text
+    return texts
+
+
+def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
+    """The header and the text chunks of a PNG; raises ValueError where a chunk is damaged."""
+    left = os.fstat(file.fileno()).st_size - file.seek(len(_PNG))
+    kind = b""
+    while kind != b"IEND":
+        head = file.read(8)
+        if len(head) < 8:
+            raise ValueError("the file is incomplete")
+        length, kind = struct.unpack(">I4s", head)
+        left -= length + 12
+        if left < 0:
+            raise ValueError("the file is incomplete")
+        wanted = kind == b"IHDR" or kind in _TEXTS
+        if wanted and length > _MOST_TEXT:
+            raise ValueError(f"more than {_MOST_TEXT} bytes of text")
+        content, total = b"", zlib.crc32(kind)
+        for start in range(0, length, _BLOCK):
+            block = file.read(min(_BLOCK, length - start))
+            total = zlib.crc32(block, total)
+            if wanted:
+                content += block
+        if struct.unpack(">I", file.read(4)) != (total,):
+            raise ValueError(f"a {kind!r} chunk is damaged")
+        if wanted:
+            yield kind, content
+
+
+def _text(kind: bytes, content: bytes, room: int) -> tuple[str, str]:
+    """Key and text of a chunk of at most `room` bytes (PNG specification, 11.3.3)."""
+    key, _, rest = content.partition(b"\0")
+    if kind == b"tEXt":
+        return key.decode("latin-1"), rest.decode("latin-1")
+    if kind == b"zTXt":
+        return key.decode("latin-1"), _unpacked(rest[1:], room).decode("latin-1")
+    packed, (_, _, text) = rest[:1] == b"\1", rest[2:].split(b"\0", 2)
+    return key.decode("latin-1"), (_unpacked(text, room) if packed else text).decode("utf-8")
+
+
+def _unpacked(content: bytes, room: int) -> bytes:
+    unpacker = zlib.decompressobj()
+    text = unpacker.decompress(content, max(room, 1))
+    if unpacker.unconsumed_tail:
+        raise ValueError(f"more than {_MOST_TEXT} bytes of text")
+    return text

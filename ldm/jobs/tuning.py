@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import sys
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,10 @@ PLAIN = Tuning()
 
 def check_compiler(device: str) -> None:
     """Raise JobError where torch could not compile for a type of device."""
+    if sys.version_info[:3] == (3, 13, 0):  # mended in 3.13.1; torch refuses
+        raise JobError(
+            "--compile does not work on Python 3.13.0: use 3.13.1 or newer, or omit --compile"
+        )
     if device == "cuda" and importlib.util.find_spec("triton") is None:
         raise JobError(
             "--compile needs Triton on a GPU: pip install triton, or leave --compile out"

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -117,3 +118,9 @@ def test_without_a_compiler_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 def test_what_is_asked_of_the_engine() -> None:
     assert split({})[0].tuning == Tuning("auto", compile=False)
     assert split({"compile": True, "offload": "none"})[0].tuning == Tuning("none", compile=True)
+
+
+def test_python_3_13_0_cannot_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ldm.jobs.tuning.sys", SimpleNamespace(version_info=(3, 13, 0)))
+    with pytest.raises(JobError, match=r"use 3\.13\.1 or newer"):
+        check_compiler("cpu")

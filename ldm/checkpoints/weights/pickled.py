@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import pickletools
 import struct
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,6 +74,12 @@ def read_pickle(data: bytes) -> tuple[Value, set[str]]:
 
     Raises ValueError for anything that is not a well-formed pickle.
     """
+    with warnings.catch_warnings():  # pickletools warns of odd escapes in strings
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return _run(data)
+
+
+def _run(data: bytes) -> tuple[Value, set[str]]:
     machine = _Machine(copies=len(data))
     try:
         for step, (opcode, argument, _) in enumerate(pickletools.genops(data)):

@@ -173,3 +173,7 @@ def test_a_tensor_may_not_reach_beyond_its_numbers(tmp_path: Path) -> None:
 def test_deep_nesting_ends_in_an_error_or_a_value() -> None:
     value, _ = read_pickle(b"\x80\x02" + b"]" * 50_000 + b"a" * 49_999 + b".")
     assert isinstance(value, list)
+
+
+def test_odd_escapes_in_old_strings_are_no_warning() -> None:
+    assert read_pickle(b"S'a\\q'\n.") == ("a\\q", set())
