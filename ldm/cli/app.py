@@ -20,7 +20,7 @@ from typer.main import get_command
 
 from ldm import __version__
 from ldm.cli.flags import is_option, make_table, normalise, spread
-from ldm.cli.help import GroupedCommand
+from ldm.cli.help import GroupedCommand, GroupedGroup
 from ldm.cli.parameters import argument, parameters
 from ldm.errors import Interrupted, LdmError, OutputClosed, UsageError
 from ldm.jobs.job import Job
@@ -29,7 +29,7 @@ from ldm.jobs.options import nearest
 from ldm.jobs.outputs import OutputPlan
 
 app = typer.Typer(
-    add_completion=False,
+    cls=GroupedGroup,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     no_args_is_help=True,
@@ -183,10 +183,10 @@ def _version(value: bool) -> None:
 @app.callback()
 def _ldm(
     version: bool = typer.Option(
-        False, "--version", callback=_version, is_eager=True, help="Print the version and stop."
+        False, "--version", callback=_version, is_eager=True, help="Print the version and exit."
     ),
 ) -> None:
-    """Latent diffusion from the shell: the 2022 checkpoints, YAMLs and command lines."""
+    """Generate images with latent diffusion models."""
 
 
 def _command(
@@ -217,13 +217,13 @@ def _command(
 
 
 TASKS = {
-    "txt2img": "Draw pictures of a prompt.",
-    "img2img": "Draw a picture anew from a picture and a prompt.",
-    "inpaint": "Repaint a part of a picture, or paint beyond its edges.",
-    "depth2img": "Draw a picture anew with the depth that it has.",
-    "upscale": "Make pictures four times as large.",
-    "variations": "Draw pictures like a picture, or like a mixture of several.",
-    "sample": "Draw from a model that knows no text: anything it can, or a class.",
+    "txt2img": "Generate images from a text prompt.",
+    "img2img": "Generate images from an image and a prompt.",
+    "inpaint": "Fill the masked area of an image, or extend the image.",
+    "depth2img": "Generate images with the depth of an image.",
+    "upscale": "Upscale images by a factor of four.",
+    "variations": "Generate variations of an image, or of a mix of several.",
+    "sample": "Generate images with a model without text, or by class.",
 }
 
 
@@ -238,14 +238,14 @@ def _task(name: str) -> Callable[[dict[str, Any], bool], int]:
 
 
 def _sample_diffusion(given: dict[str, Any], script: bool) -> int:
-    """Draw from a model that is told nothing; words such as model.params.x=1 change its YAML."""
+    """Generate images with an unconditional model; model.params.x=1 overrides its config."""
     from ldm.cli.commands import draw_samples
 
     return draw_samples(given)
 
 
 def _rerun(given: dict[str, Any], script: bool) -> int:
-    """Make an image again, byte for byte, from the record inside it."""
+    """Generate an image again from the record inside it."""
     from ldm.cli.commands import rerun
 
     return rerun(given.pop("image"), given)
@@ -262,13 +262,13 @@ _command(
         *parameters(Job, SAMPLE_FIELDS, task="sample"),
         *parameters(OutputPlan, SAMPLE_OUTPUTS),
     ],
-    [argument("settings", list[str] | None, "KEY=VALUE", "Changes of the YAML.", None)],
+    [argument("settings", list[str] | None, "KEY=VALUE", "Overrides of the config.", None)],
 )
 _command(
     "rerun",
     _rerun,
     [*parameters(Job, RERUN_FIELDS), *parameters(OutputPlan, RERUN_OUTPUTS)],
-    [argument("image", str, "IMAGE", "An image that ldm made.")],
+    [argument("image", str, "IMAGE", "An image made by ldm.")],
 )
 
 
@@ -276,10 +276,10 @@ _command(
 def shell(
     flags: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[FLAGS]...", help="Flags of every picture: --model, --steps ..."),
+        typer.Argument(metavar="[FLAGS]...", help="Flags for every image: --model, --steps ..."),
     ] = None,
 ) -> int:
-    """Run lines of standard input: commands, prompts or jobs in JSON; the model stays loaded."""
+    """Run commands, prompts or JSON jobs from standard input."""
     from ldm.cli.shell import shell as body
 
     commands: Mapping[str, Any] = vars(get_command(app))["commands"]
@@ -289,18 +289,18 @@ def shell(
 
 @app.command(epilog=f"Example: {EXAMPLES['tokens']}")
 def tokens(
-    prompt: str = typer.Argument(..., metavar="PROMPT", help="The prompt, as for txt2img."),
+    prompt: str = typer.Argument(..., metavar="PROMPT", help="The prompt."),
     model: str = typer.Option(
         None, "--model", "--ckpt", "-m", metavar="FILE", help="Checkpoint [the bundled model]."
     ),
-    config: str = typer.Option(None, "--config", metavar="YAML", help="YAML of the model."),
+    config: str = typer.Option(None, "--config", metavar="YAML", help="Model config (YAML)."),
     syntax: str = typer.Option(
-        "weights", "--prompt-syntax", metavar="weights|plain", help="What brackets mean."
+        "weights", "--prompt-syntax", metavar="weights|plain", help="Prompt syntax [weights]."
     ),
-    json: bool = typer.Option(False, "--json", help="As one JSON object."),
-    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+    json: bool = typer.Option(False, "--json", help="Print one JSON object."),
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of errors."),
 ) -> int:
-    """Tell how a model reads a prompt: its chunks, tokens and weights."""
+    """Show how a prompt is tokenized and weighted."""
     from ldm.cli.tokens import tokens as body
 
     return body(prompt, model=model, config=config, syntax=syntax, as_json=json)
@@ -308,9 +308,9 @@ def tokens(
 
 @app.command(epilog=f"Example: {EXAMPLES['schema']}")
 def schema(
-    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of errors."),
 ) -> int:
-    """Print what a job of --from-file may say, as a JSON schema."""
+    """Print the JSON schema of a job of --from-file."""
     from json import dumps
 
     from ldm.jobs.schema import job_schema
@@ -321,11 +321,11 @@ def schema(
 
 @app.command(epilog=f"Example: {EXAMPLES['info']}")
 def info(
-    file: str = typer.Argument(..., metavar="FILE", help="An image, or a checkpoint."),
-    json: bool = typer.Option(False, "--json", help="As one JSON object."),
-    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+    file: str = typer.Argument(..., metavar="FILE", help="An image or a checkpoint."),
+    json: bool = typer.Option(False, "--json", help="Print one JSON object."),
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of errors."),
 ) -> int:
-    """Tell how an image was made, or what a checkpoint holds."""
+    """Show how an image was made, or what a checkpoint is."""
     from ldm.cli.commands import info as body
 
     return body(file, as_json=json)
@@ -334,17 +334,17 @@ def info(
 @app.command(epilog=f"Example: {EXAMPLES['convert']}")
 def convert(
     source: str = typer.Argument(..., metavar="FROM", help="A .ckpt or .safetensors file."),
-    target: str = typer.Argument(..., metavar="TO", help="The new file; its ending decides."),
+    target: str = typer.Argument(..., metavar="TO", help="The new file, .ckpt or .safetensors."),
     precision: str = typer.Option(
-        None, "--precision", metavar="fp16|fp32|bf16", help="Precision to write [as it is]."
+        None, "--precision", metavar="fp16|fp32|bf16", help="Precision of the new file [unchanged]."
     ),
     ema: str = typer.Option(
-        "keep", "--ema", metavar="keep|drop|only", help="What to do with an averaged copy."
+        "keep", "--ema", metavar="keep|drop|only", help="What to do with the EMA weights."
     ),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the file if it is there."),
-    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing file."),
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of errors."),
 ) -> int:
-    """Write a checkpoint anew: other format, other precision, with or without the EMA copy."""
+    """Convert a checkpoint: format, precision, EMA weights."""
     from ldm.cli.commands import convert as body
 
     return body(source, target, dtype=precision, ema=ema, overwrite=overwrite)
@@ -352,17 +352,15 @@ def convert(
 
 @app.command(epilog=f"Example: {EXAMPLES['train']}")
 def train(
-    config: str = typer.Option(
-        ..., "--config", "-b", metavar="YAML", help="What to train, on what."
-    ),
-    resume: bool = typer.Option(False, "--resume", help="Go on exactly where a run stopped."),
+    config: str = typer.Option(..., "--config", "-b", metavar="YAML", help="Training config."),
+    resume: bool = typer.Option(False, "--resume", help="Continue an interrupted run."),
     settings: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the YAML: train.seed=1"),
+        typer.Argument(metavar="[KEY=VALUE]...", help="Override the config: train.seed=1"),
     ] = None,
-    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of errors."),
 ) -> int:
-    """Train an autoencoder or a latent diffusion model."""
+    """Train an autoencoder or a diffusion model."""
     from ldm.cli.commands import train as body
 
     return body(config, resume=resume, settings=settings or [])

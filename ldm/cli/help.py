@@ -1,39 +1,50 @@
-"""The order in which a command's help lists its options: what matters first, under headings."""
+"""The order of commands and options in the help: under headings, the most used first."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
-# Heading -> parameters. What is in no row comes under the last heading, in its own order.
+# Heading -> commands, in the order of the help; a test compares them with what exists.
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "Generate": (
+        "txt2img", "img2img", "inpaint", "depth2img", "upscale", "variations", "sample", "rerun",
+        "shell",
+    ),
+    "Inspect": ("info", "tokens", "schema"),
+    "Manage": ("convert",),
+    "Train": ("train",),
+}  # fmt: skip
+
+# Heading -> parameters. A parameter in no row comes under the last heading, in its own order.
 GROUPS: dict[str, tuple[str, ...]] = {
-    "What to draw": (
+    "Input": (
         "prompt", "negative", "init_img", "images", "weights", "classes", "strength", "mask",
         "mask_invert", "outpaint", "depth", "depth_invert", "depth_model", "noise_level",
         "indir", "from_file", "format", "repeat", "matrix", "grid_xy", "expand", "keep_going",
     ),
-    "How many, how large": (
+    "Images": (
         "width", "height", "fit", "n_samples", "n_iter", "batch_size", "seed", "seeds",
         "seed_step", "variation_seed", "variation_strength", "tile",
     ),
-    "How": (
+    "Sampling": (
         "steps", "custom_steps", "scale", "sampler", "eta", "vanilla_sample", "grid", "feather",
         "no_paste", "prompt_syntax", "clip_skip",
     ),
-    "Which model": (
+    "Model": (
         "resume", "model", "config", "vae", "prediction", "overrides",
     ),
-    "Where to": (
+    "Output": (
         "output", "outdir", "logdir", "overwrite", "save_depth", "skip_grid", "skip_save",
         "n_rows", "skip_existing", "json",
     ),
-    "On what": (
+    "Hardware": (
         "device", "precision", "attention", "vae_tiling", "offload", "lowvram", "compile",
         "workers", "engine", "address",
     ),
-    "To repeat old pictures": ("noise", "rng", "schedule_compat", "fixed_code"),
-    "Old flags": (
+    "Reproducing earlier images": ("noise", "rng", "schedule_compat", "fixed_code"),
+    "Flags of the 2022 scripts": (
         "plms", "dpm_solver", "bf16", "laion400m", "channels", "factor", "torchscript", "ipex",
     ),
     "Other": ("dry_run", "print_config", "progress", "timings", "quiet", "debug", "help"),
@@ -62,3 +73,14 @@ class GroupedCommand(TyperCommand):
             if heading in rows:
                 with formatter.section(heading):
                     formatter.write_dl([record for _, record in sorted(rows[heading])])
+
+
+class GroupedGroup(TyperGroup):
+    """The program, whose help has its commands under the headings of `COMMANDS`."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the commands heading by heading; hidden ones are in none."""
+        for heading, names in COMMANDS.items():
+            rows = [(name, self.commands[name].get_short_help_str(100)) for name in names]
+            with formatter.section(heading):
+                formatter.write_dl(rows)

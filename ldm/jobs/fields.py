@@ -65,36 +65,36 @@ class Fields:
 
     task: str = option("txt2img", choices=TASK_NAMES)
     prompt: str | None = option(
-        None, "--prompt", help="What to draw.", metavar="TEXT", tasks=PROMPTED
+        None, "--prompt", help="Text prompt.", metavar="TEXT", tasks=PROMPTED
     )
     prompts: tuple[str, ...] = option(())
     negative: str = option(
         "",
         "--negative",
         "--negative-prompt",
-        help="What to keep away from.",
+        help="Negative prompt: what the image should not show.",
         metavar="TEXT",
         tasks=PROMPTED,
     )
     prompt_syntax: str = option(
         "weights",
         "--prompt-syntax",
-        help="weights: (x:1.3), [x] and BREAK mean something, and length has no limit [weights]; "
-        "plain: each character as it is, and what is too long cut off.",
+        help="weights: (x:1.3), [x] and BREAK, prompts of any length [weights]; "
+        "plain: the literal text, truncated to the model's length.",
         choices=PROMPT_SYNTAXES,
         tasks=PROMPTED,
     )
     clip_skip: int | None = option(
         None,
         "--clip-skip",
-        help="Layer of the text encoder to take, from the end: 1 is the last [the model's own].",
+        help="Text encoder layer to use, counted from the end; 1 is the last [the model's].",
         tasks=PROMPTED,
     )
     init_img: str | None = option(
         None,
         "--init-img",
         "-i",
-        help="The picture to begin with; a folder or a pattern runs on each picture.",
+        help="Input image; a folder or a quoted pattern processes each image.",
         metavar="FILE",
         tasks=PICTURED,
     )
@@ -103,89 +103,92 @@ class Fields:
         "--image",
         "--init-img",
         "-i",
-        help="A picture to vary; several are mixed.",
+        help="Image to vary; repeat it to mix several.",
         metavar="FILE",
         tasks=("variations",),
     )
     weights: tuple[str, ...] = option(
         (),
         "--weight",
-        help="Share of each --image, in their order [1]; may be negative.",
+        help="Weight of each --image, in order; may be negative [1].",
         metavar="X",
         tasks=("variations",),
     )
     classes: tuple[str, ...] = option(
         (),
         "--class",
-        help="What to draw: a number or a name of ImageNet; may be repeated.",
+        help="ImageNet class, by number or name; may be repeated.",
         metavar="N|NAME",
         tasks=("sample",),
     )
     strength: float | None = option(
         None,
         "--strength",
-        help="How much to change, 0 to 1: the share of the steps that is run.",
+        help="Denoising strength, 0 (keep the image) to 1 (replace it).",
         tasks=PARTIAL,
     )
     mask: str | None = option(
         None,
         "--mask",
-        help="White is repainted [where the picture is transparent].",
+        help="Mask image: white is inpainted [transparent parts of the image].",
         metavar="FILE",
         tasks=("inpaint",),
     )
     mask_invert: bool = option(
-        False, "--mask-invert", help="Black is repainted.", tasks=("inpaint",)
+        False, "--mask-invert", help="Inpaint black instead of white.", tasks=("inpaint",)
     )
     outpaint: str | None = option(
         None,
         "--outpaint",
-        help="Pixels to add around the picture, and to paint.",
+        help="Extend the image by these many pixels and fill them.",
         metavar="LEFT,TOP,RIGHT,BOTTOM",
         tasks=("inpaint",),
     )
     feather: int = option(
-        8, "--feather", help="Pixels inside the mask over which to blend [8].", tasks=("inpaint",)
+        8,
+        "--feather",
+        help="Width of the blend inside the mask, in pixels [8].",
+        tasks=("inpaint",),
     )
     no_paste: bool = option(
         False,
         "--no-paste",
-        help="Give the model's own picture, also outside the mask.",
+        help="Keep the model's output outside the mask, too.",
         tasks=("inpaint",),
     )
     depth: str | None = option(
         None,
         "--depth",
-        help="Depth map, near is bright [estimated].",
+        help="Depth map, bright is near [estimated from the image].",
         metavar="FILE",
         tasks=("depth2img",),
     )
     depth_invert: bool = option(
-        False, "--depth-invert", help="In the depth map near is dark.", tasks=("depth2img",)
+        False, "--depth-invert", help="Read the depth map with dark as near.", tasks=("depth2img",)
     )
     depth_model: str | None = option(
         None,
         "--depth-model",
-        help="DPT-hybrid to estimate depth with [the checkpoint's own].",
+        help="DPT-hybrid weights for estimating depth [the checkpoint's].",
         metavar="FILE",
         tasks=("depth2img",),
     )
     noise_level: int | None = option(
         None,
         "--noise-level",
-        help="Noise on the picture before the model sees it: 0 to 350, or 999 for variations.",
+        help="Noise added to the input, 0 to 350 (variations: 0 to 999).",
         tasks=("upscale", "variations"),
     )
     tile: int = option(
         128,
         "--tile",
-        help="Side of the tiles to work in, in input pixels [128].",
+        help="Tile size in input pixels [128].",
         tasks=("upscale",),
     )
     fit: str | None = option(
         None,
         "--fit",
-        help="How a picture becomes --W x --H [resize]; floor-64 is the originals' way.",
+        help="How to fit the input to --width and --height [resize].",
         choices=FITS,
         tasks=PARTIAL,
     )
@@ -193,67 +196,75 @@ class Fields:
         None,
         "--width",
         "--W",
-        help="Pixels across [the picture's or the model's own].",
+        help="Width in pixels [that of the input or the model].",
         tasks=SIZED,
     )
     height: int | None = option(
         None,
         "--height",
         "--H",
-        help="Pixels down [the picture's or the model's own].",
+        help="Height in pixels [that of the input or the model].",
         tasks=SIZED,
     )
     steps: int | None = option(
-        None, "--steps", "--ddim_steps", help="Sampling steps, 1 to 1000, of any sampler."
+        None, "--steps", "--ddim_steps", help="Number of sampling steps, 1 to 1000."
     )
     scale: float | None = option(
-        None, "--scale", help="Guidance: how closely to follow what is asked; 1 is none."
+        None, "--scale", help="Guidance scale (CFG); 1 turns guidance off."
     )
     sampler: str | None = option(
         None,
         "--sampler",
-        help=f"How to sample [ddim]: {', '.join(SAMPLER_ALIASES)}.",
+        help=f"Sampler [ddim]: {', '.join(SAMPLER_ALIASES)}.",
         choices=SAMPLER_NAMES,
     )
     grid: str | None = option(
-        None, "--grid", help="Spacing of the noise levels [the sampler's own].", choices=GRID_NAMES
+        None,
+        "--grid",
+        help="Noise schedule of the steps [the sampler's default].",
+        choices=GRID_NAMES,
     )
     schedule_compat: str = option(
         "exact",
         "--schedule-compat",
-        help="exact: as many steps as asked; ldm: the original scripts' steps (30 runs 31).",
+        help="exact: the given number of steps; ldm: as the 2022 scripts (30 runs 31).",
         choices=("exact", "ldm"),
     )
     eta: float | None = option(
-        None, "--eta", "--ddim_eta", help="Fresh noise in each step, 0 to 1 [the sampler's own]."
+        None,
+        "--eta",
+        "--ddim_eta",
+        help="Noise added in each step, 0 to 1 [the sampler's default].",
     )
     seed: int | None = option(
-        None, "--seed", help="Seed of the first image; negative or left out: drawn, and told."
+        None, "--seed", help="Seed of the first image; random if omitted or negative."
     )
     seeds: str | None = option(
-        None, "--seeds", help="An image for each of these seeds.", metavar="1,2,5-9"
+        None, "--seeds", help="One image for each of these seeds.", metavar="1,2,5-9"
     )
-    seed_step: int = option(1, "--seed-step", help="From the seed of an image to the next [1].")
+    seed_step: int = option(
+        1, "--seed-step", help="Difference between the seeds of consecutive images [1]."
+    )
     variation_seed: int | None = option(
-        None, "--variation-seed", help="Seed of noise to mix in; each image has one more."
+        None, "--variation-seed", help="Seed of a variation; counts up by one for each image."
     )
     variation_strength: float = option(
-        0.0, "--variation-strength", help="How much of it, 0 to 1; all images keep one --seed [0]."
+        0.0, "--variation-strength", help="How far to vary from --seed, 0 to 1 [0]."
     )
-    n_samples: int = option(1, "--n_samples", help="Images in a batch [1].")
-    n_iter: int = option(1, "--n_iter", help="How many batches [1].")
-    fixed_code: bool = option(False, "--fixed_code", help="Every batch starts from the same noise.")
+    n_samples: int = option(1, "--n_samples", help="Images per batch [1].")
+    n_iter: int = option(1, "--n_iter", help="Number of batches [1].")
+    fixed_code: bool = option(False, "--fixed_code", help="Start every batch from the same noise.")
     noise: str = option(
         "image",
         "--noise",
-        help="image: each image has a seed of its own; stream: one stream, as the originals.",
+        help="image: one seed for each image; stream: one for the run, as in 2022.",
         choices=("image", "stream"),
     )
     rng: str = option(
         "philox",
         "--rng",
-        help="Random numbers: philox (an NVIDIA GPU's, anywhere), cpu (torch's), the device's, "
-        "or numpy (the 2022 demos': the first noise numpy's, the rest cpu).",
+        help="Random numbers: philox (as on an NVIDIA GPU, on any device), cpu (torch's), device, "
+        "or numpy (initial noise from numpy, as in the 2022 demos; the rest cpu).",
         choices=("philox", "cpu", "device", "numpy"),
     )
     skip_draws: int = option(0)
@@ -263,39 +274,41 @@ class Fields:
         "--model",
         "--ckpt",
         "-m",
-        help="Checkpoint: a path, or a name under ./models or $LDM_MODELS [the bundled model].",
+        help="Checkpoint: a path, or a name in ./models or $LDM_MODELS [the bundled model].",
         metavar="FILE",
     )
     config: str | None = option(
-        None, "--config", help="YAML of the model [found from the checkpoint].", metavar="YAML"
+        None, "--config", help="Model config (YAML) [detected from the checkpoint].", metavar="YAML"
     )
     overrides: tuple[str, ...] = option(
-        (), "--set", help="Change a value of the YAML; may be repeated.", metavar="KEY=VALUE"
+        (), "--set", help="Override a value of the config; may be repeated.", metavar="KEY=VALUE"
     )
     prediction: str | None = option(
         None,
         "--prediction",
-        help="What the network predicts [seen from the file, or measured].",
+        help="Prediction type of the network [detected or measured].",
         choices=("eps", "v"),
     )
     vae: str | None = option(
-        None, "--vae", help="Another autoencoder for the model.", metavar="FILE"
+        None, "--vae", help="Autoencoder (VAE) to use instead of the model's.", metavar="FILE"
     )
     vae_tiling: str = option(
         "auto",
         "--vae-tiling",
-        help="Decode and encode in tiles, in bounded memory [auto: large pictures].",
+        help="Encode and decode in tiles to save memory [auto: large images only].",
         choices=VAE_TILINGS,
     )
-    channels: int | None = option(None, "--C", help="Latent channels: only checked.")
-    factor: int | None = option(None, "--f", help="Pixels per latent position: only checked.")
+    channels: int | None = option(None, "--C", help="Latent channels; checked against the model.")
+    factor: int | None = option(None, "--f", help="Downsampling factor; checked against the model.")
     device: str = option(
-        "auto", "--device", help="Where to compute.", metavar="auto|cpu|cuda|cuda:N|mps"
+        "auto", "--device", help="Device to run on.", metavar="auto|cpu|cuda|cuda:N|mps"
     )
     precision: str = option(
         "auto",
         "--precision",
-        help="Numbers of the networks [auto: fp16 on a GPU, full on a CPU]; int8 is for CPUs.",
+        help="Precision [auto: fp16 on a GPU, full on a CPU]; int8 is for CPUs.",
         choices=PRECISIONS,
     )
-    attention: str = option("auto", "--attention", help="Attention kernel.", choices=ATTENTIONS)
+    attention: str = option(
+        "auto", "--attention", help="Attention implementation.", choices=ATTENTIONS
+    )

@@ -69,7 +69,7 @@ class Legacy:
     indir: str | None = option(
         None,
         "--indir",
-        help="Repaint every X.png of a folder by its X_mask.png; results keep the names.",
+        help="Inpaint every X.png of a folder with its X_mask.png; names are kept.",
         metavar="FOLDER",
         tasks=("inpaint",),
     )
@@ -77,20 +77,20 @@ class Legacy:
     laion400m: bool = option(
         False,
         "--laion400m",
-        help="Config, checkpoint and outdir of the LAION-400M model.",
+        help="Use config, checkpoint and outdir of the LAION-400M model.",
         tasks=("txt2img",),
     )
     torchscript: bool = option(
         False,
         "--torchscript",
-        help="Does nothing.",
+        help="Ignored.",
         tasks=("txt2img",),
         note="--torchscript does nothing any more: networks run as they are",
     )
     ipex: bool = option(
         False,
         "--ipex",
-        help="Does nothing.",
+        help="Ignored.",
         tasks=("txt2img",),
         note="--ipex does nothing any more: current torch has what the extension brought",
     )
@@ -165,23 +165,25 @@ class SampleDiffusion:
         None,
         "--resume",
         "-r",
-        help="Checkpoint, or a folder with model.ckpt in it; config.yaml beside it is used.",
+        help="Checkpoint, or a folder with model.ckpt and config.yaml.",
         metavar="FILE",
     )
     n_samples: int | None = option(
-        None, "--n_samples", "-n", help="Images in all [one batch; it was 50000]."
+        None, "--n_samples", "-n", help="Total number of images [one batch; 50000 in the original]."
     )
-    batch_size: int = option(10, "--batch_size", help="Images in a batch [10].")
-    custom_steps: int | None = option(None, "--custom_steps", "-c", help="Sampling steps [50].")
-    eta: float | None = option(None, "--eta", "-e", help="Fresh noise in each step, 0 to 1 [1].")
+    batch_size: int = option(10, "--batch_size", help="Images per batch [10].")
+    custom_steps: int | None = option(
+        None, "--custom_steps", "-c", help="Number of sampling steps [50]."
+    )
+    eta: float | None = option(None, "--eta", "-e", help="Noise added in each step, 0 to 1 [1].")
     vanilla_sample: bool = option(
-        False, "--vanilla_sample", "-v", help="All 1000 steps of DDPM, whatever -c and -e say."
+        False, "--vanilla_sample", "-v", help="Run all 1000 DDPM steps; overrides -c and -e."
     )
     logdir: str | None = option(
         None,
         "--logdir",
         "-l",
-        help="Write into a folder here that is named as the checkpoint's [the checkpoint's].",
+        help="Log folder [that of the checkpoint].",
         metavar="FOLDER",
     )
 

@@ -29,105 +29,103 @@ class OutputPlan:
     outdir: str = option(
         "outputs",
         "--outdir",
-        help="Folder for samples/00000.png and grid-0000.png [outputs/TASK-samples].",
+        help="Output folder [outputs/TASK-samples].",
         metavar="FOLDER",
     )
     output: str | None = option(
         None,
         "--output",
         "-o",
-        help="Write the one image to this PNG file instead; - is standard output.",
+        help="Output file or template (.png); - is standard output.",
         metavar="NAME.png",
     )
-    overwrite: bool = option(False, "--overwrite", help="Let --output replace a file.")
-    skip_grid: bool = option(False, "--skip_grid", help="No grid of all images.")
-    skip_save: bool = option(False, "--skip_save", help="No single images.")
-    n_rows: int = option(0, "--n_rows", help="Images in a row of the grid [n_samples].")
+    overwrite: bool = option(False, "--overwrite", help="Let --output replace existing files.")
+    skip_grid: bool = option(False, "--skip_grid", help="Do not write the grid of all images.")
+    skip_save: bool = option(False, "--skip_save", help="Do not write the single images.")
+    n_rows: int = option(0, "--n_rows", help="Images per row of the grid [n_samples].")
     from_file: str | None = option(
         None,
         "--from-file",
-        help="Prompts, n_samples of them in a batch, or jobs; - is standard input.",
+        help="File of prompts or jobs, one a line; - is standard input.",
         metavar="FILE",
     )
     format: str | None = option(
         None,
         "--format",
-        help="What --from-file is [told by its ending].",
+        help="Format of --from-file [by its extension].",
         choices=FILE_FORMATS,
     )
-    repeat: int = option(1, "--repeat", help="Use each line of --from-file so many times [1].")
+    repeat: int = option(1, "--repeat", help="Use each line of --from-file this many times [1].")
     matrix: tuple[str, ...] = option(
         (),
         "--matrix",
-        help="A job for every combination of some values.",
+        help="Run every combination of these values.",
         metavar="NAME=X,Y,...",
     )
     grid_xy: bool = option(
-        False, "--grid-xy", help="The grid is a table: --matrix of one or two, across and down."
+        False, "--grid-xy", help="Label the grid with the values of --matrix (X/Y plot)."
     )
     expand: bool = option(
-        False, "--expand", help="Draw {a|b} and __name__ in prompts; see docs/batch.md."
+        False, "--expand", help="Expand {a|b} and __wildcards__ in prompts (docs/batch.md)."
     )
     skip_existing: bool = option(
-        False, "--resume", "--skip-existing", help="Leave out the images that are there already."
+        False, "--resume", "--skip-existing", help="Skip images that exist already."
     )
     keep_going: bool = option(
-        False, "--keep-going", help="Go on after a job of --from-file that fails."
+        False, "--keep-going", help="Continue with the next job when one fails."
     )
-    dry_run: bool = option(
-        False, "--dry-run", help="Print the images that would be made, and stop."
-    )
+    dry_run: bool = option(False, "--dry-run", help="List the images without generating them.")
     batch_size: int | None = option(
         None,
         "--batch-size",
-        help="Images of several jobs to draw at once [as many as change no image]; 1: none.",
+        help="Images of different jobs per batch [as many as change no image].",
     )
     workers: int | None = option(
         None,
         "--workers",
-        help="Processes that share the batches, each with its GPU if there are any [1].",
+        help="Number of worker processes, one GPU each where available [1].",
     )
     engine: str | None = option(
-        None, "--engine", help="ray: the workers are on a Ray cluster.", choices=ENGINES
+        None, "--engine", help="ray: run the workers on a Ray cluster.", choices=ENGINES
     )
     address: str | None = option(
         None,
         "--address",
-        help="The cluster of --engine ray [one on this machine, for the run].",
+        help="Address of the Ray cluster [a temporary one on this machine].",
         metavar="HOST:PORT",
     )
     save_depth: str | None = option(
         None,
         "--save-depth",
-        help="Write the depth that was used to this PNG file, 16 bits.",
+        help="Write the depth map that was used to this 16-bit PNG.",
         metavar="NAME.png",
         tasks=("depth2img",),
     )
-    json: bool = option(False, "--json", help="Tell each image as one JSON object a line.")
+    json: bool = option(False, "--json", help="Print one JSON object per image.")
     print_config: bool = option(
-        False, "--print-config", help="Print what would apply and why, and stop."
+        False, "--print-config", help="Print all settings with their origin, and exit."
     )
     progress: str = option(
         "auto",
         "--progress",
-        help="auto: a bar on a terminal; jsonl: events on standard error; none [auto].",
+        help="auto: a bar on a terminal; jsonl: events on standard error [auto].",
         choices=PROGRESS,
     )
     offload: str = option(
         "auto",
         "--offload",
-        help="Put aside what a GPU is not using: parts, or layers too; auto: if memory ends.",
+        help="Move unused parts or layers off the GPU [auto: when memory is short].",
         choices=OFFLOADS,
     )
     lowvram: bool = option(False, "--lowvram", help="The same as --offload parts.")
     compile: bool = option(
         False,
         "--compile",
-        help="Compile the network, for GPUs: a minute or more once, seconds at every start.",
+        help="Compile the network with torch: slow first start, faster steps on GPUs.",
     )
-    timings: bool = option(False, "--timings", help="Tell where the time went, on standard error.")
-    quiet: bool = option(False, "--quiet", "-q", help="No progress and no notes.")
-    debug: bool = option(False, "--debug", help="Show the traceback of an error.")
+    timings: bool = option(False, "--timings", help="Print where the time went to standard error.")
+    quiet: bool = option(False, "--quiet", "-q", help="No progress bar and no notes.")
+    debug: bool = option(False, "--debug", help="Show the traceback of errors.")
 
     @property
     def tuning(self) -> Tuning:

@@ -22,7 +22,7 @@ def test_fields_and_their_kinds() -> None:
     assert fields["scale"]["type"] == ["number", "null"]
     assert fields["fixed_code"] == {
         "type": "boolean",
-        "description": "Every batch starts from the same noise.",
+        "description": "Start every batch from the same noise.",
         "default": False,
     }
     assert fields["overrides"]["items"] == {"type": "string"}
