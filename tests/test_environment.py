@@ -89,7 +89,7 @@ def test_the_package_imports_what_it_declares() -> None:
 
 
 def test_the_tests_declare_what_they_import() -> None:
-    known = set(declared()) | set(extra("test")) | {"tomli", "torchvision", "timm"}
+    known = set(declared()) | set(extra("test")) | {"tomli", "tomllib", "torchvision", "timm"}
     known |= {"openvino"}  # a peer of the benchmarks, left out where it is not installed
     missing = imported_distributions("tests", "benchmarks") - known
     assert not missing, f"imported by tests/ or benchmarks/ and not in the extra `test`: {missing}"

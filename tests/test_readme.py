@@ -1,4 +1,4 @@
-"""What the README lists is what there is."""
+"""README and docs are true: their commands parse, their tables and links are those of the code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,12 @@ from ldm.jobs.fields import GRID_NAMES, SAMPLER_ALIASES
 from ldm.jobs.legacy import ORIGINAL_FLAGS
 
 TOP = Path(__file__).parents[1]
-README = (TOP / "README.md").read_text(encoding="utf-8")
+README = TOP / "README.md"
+PAGES = [README, TOP / "CONTRIBUTING.md", *sorted((TOP / "docs").glob("*.md"))]
+TEXTS = {path: path.read_text(encoding="utf-8") for path in PAGES}
+COMMANDS_PAGE, MIGRATING, MODELS = (
+    TEXTS[TOP / "docs" / name] for name in ("commands.md", "migrating.md", "models.md")
+)
 COMMANDS: dict[str, Any] = vars(get_command(app))["commands"]
 
 # Every argument of the scripts in CompVis/stable-diffusion and Stability-AI/stablediffusion.
@@ -42,16 +47,24 @@ OLD_FLAGS = {
 }
 PAIRS = [(command, flag) for command, flags in OLD_FLAGS.items() for flag in flags.split()]
 HEADINGS = {
-    "txt2img": "### Every flag of the two txt2img.py",
-    "img2img": "### Every flag of img2img.py, inpaint.py and sample_diffusion.py",
+    "txt2img": "## Every flag of the two txt2img.py",
+    "img2img": "## Every flag of img2img.py, inpaint.py and sample_diffusion.py",
 }
-BLOCKS = re.findall(r"```\n(.*?)```", README, flags=re.DOTALL)
-LINES = "\n".join(BLOCKS).replace("\\\n", " ").splitlines()
 
 
-def section(heading: str) -> str:
+def lines_of(text: str) -> list[str]:
+    """The lines of the code blocks of a page: fenced, or indented by four spaces."""
+    fenced = re.findall(r"```\n(.*?)```", text, flags=re.DOTALL)
+    indented = re.findall(r"^    (ldm .*(?:\\\n.*)?)$", text, flags=re.MULTILINE)
+    return "\n".join([*fenced, *indented]).replace("\\\n", " ").splitlines()
+
+
+LINES = [line for text in TEXTS.values() for line in lines_of(text)]
+
+
+def section(text: str, heading: str) -> str:
     """The text under a heading, up to the next one of its level or above."""
-    start = README.partition(f"{heading}\n")[2]
+    start = text.partition(f"{heading}\n")[2]
     level = len(heading.split()[0])
     return re.split(rf"^#{{1,{level}}} ", start, flags=re.MULTILINE)[0]
 
@@ -72,7 +85,7 @@ def parsed(command: str, words: list[str]) -> None:
 
 @pytest.mark.parametrize(("command", "flag"), PAIRS)
 def test_every_old_flag_is_listed_and_still_taken(command: str, flag: str) -> None:
-    text = section(HEADINGS["txt2img" if command == "txt2img" else "img2img"])
+    text = section(MIGRATING, HEADINGS["txt2img" if command == "txt2img" else "img2img"])
     listed = re.findall(r"^\| (.*?) \|", text, flags=re.MULTILINE)
     assert any(f"`{flag}" in cell for cell in listed)
     assert flag in flags_of(command)
@@ -83,7 +96,7 @@ def examples() -> list[tuple[str, list[str]]]:
     found = []
     for line in [*LINES, *EXAMPLES.values()]:
         words = shlex.split(line, comments=True)
-        if words[:1] == ["ldm"]:
+        if words[:1] == ["ldm"] and words[1][0] != "-":
             found.append((words[1], words[2:]))
         elif words[:1] == ["python"] and words[1].startswith("scripts/"):
             found.append((Path(words[1]).stem, words[2:]))
@@ -107,11 +120,11 @@ def test_every_command_has_an_example() -> None:
 
 def test_every_script_is_named() -> None:
     for path in (TOP / "scripts").glob("*.py"):
-        assert f"scripts/{path.name}" in README
+        assert any(f"scripts/{path.name}" in text for text in TEXTS.values())
 
 
 def test_samplers_and_grids_are_all_named() -> None:
-    words = set(re.findall(r"[a-z0-9_]+", section("## Samplers and grids")))
+    words = set(re.findall(r"[a-z0-9_]+", section(COMMANDS_PAGE, "## Samplers and grids")))
     assert set(SAMPLER_ALIASES) <= words
     assert set(GRID_NAMES) <= words
 
@@ -120,7 +133,7 @@ def test_samplers_and_grids_are_all_named() -> None:
 
 ROWS = [
     [cell.strip() for cell in line.strip("|").split("|")]
-    for line in section("## Families").splitlines()
+    for line in section(MODELS, "## Families").splitlines()
     if line.startswith("| ") and ".yaml" in line
 ]
 YAMLS = sorted(
@@ -161,18 +174,39 @@ def test_the_table_tells_the_size_of_each_family() -> None:
 
 def test_every_autoencoder_is_in_the_table() -> None:
     for path in (TOP / "configs" / "autoencoder").glob("*.yaml"):
-        assert path.name in section("## Families")
+        assert path.name in section(MODELS, "## Families")
 
 
 # --- links ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", README))
-def test_links_lead_somewhere(link: str) -> None:
-    assert (TOP / link).exists()
+@pytest.mark.parametrize(
+    ("page", "link"),
+    [(path, link) for path, text in TEXTS.items() for link in re.findall(r"\]\(([^)#:]+)\)", text)],
+    ids=str,
+)
+def test_links_lead_somewhere(page: Path, link: str) -> None:
+    assert (page.parent / link).exists()
 
 
-def test_paths_in_the_text_exist() -> None:
-    for path in re.findall(r"`((?:configs|tests|scripts)/[\w./-]+)`", README):
-        if path != "configs/":
-            assert (TOP / path).exists(), path
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_paths_in_the_text_exist(page: Path) -> None:
+    for path in re.findall(r"`((?:configs|tests|scripts|benchmarks)/[\w./-]+)`", TEXTS[page]):
+        assert (TOP / path).exists(), path
+
+
+def test_paths_in_the_architecture_exist() -> None:
+    text = TEXTS[TOP / "docs" / "architecture.md"].partition("Planned:")[0]
+    rooms = "|".join(path.name for path in (TOP / "ldm").iterdir() if path.is_dir())
+    for path in re.findall(rf"`((?:{rooms})/[\w./-]*)`", text):
+        assert (TOP / "ldm" / path).exists() or (TOP / "ldm" / f"{path}.py").exists(), path
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = TEXTS[TOP / "docs" / "README.md"]
+    for path in (TOP / "docs").glob("*.md"):
+        assert path.name == "README.md" or f"({path.name})" in index
+
+
+def test_the_readme_is_short() -> None:
+    assert len(TEXTS[README].splitlines()) <= 150
