@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ldm.checkpoints.components import AUTOENCODER, files_of, lacking, without
 from ldm.checkpoints.config import Config, resource
 from ldm.checkpoints.families import FAMILIES
 from ldm.checkpoints.families.choice import NOTHING, Choice, with_prediction
@@ -84,6 +85,7 @@ def make_plan(given: Mapping[str, Any], *, script: bool = False) -> Plan:
     plan = Plan(asked, asked, {}, header, config, choice, (*notes, *config_notes))
     plan = resolve(plan, choice.family.defaults, given, script=script)
     check_model(plan.job, choice)
+    check_components(plan.job, header, choice)
     check_parts(plan.job, choice)
     if asked.task in PICTURED or asked.images:
         plan = replace(plan, job=_measured(plan.job, choice))
@@ -276,6 +278,14 @@ def check_model(job: Job, choice: Choice) -> None:
     channels = _part(choice.config, "first_stage_config", "params").get("embed_dim")
     if job.channels is not None and job.channels != channels:
         raise JobError(f"--C {job.channels}: this model's latents have {channels} channels")
+
+
+def check_components(job: Job, header: Header, choice: Choice) -> None:
+    """Raise CheckpointError where the checkpoint has no autoencoder and none is given."""
+    needed = [AUTOENCODER.prefix] if _part(choice.config, "first_stage_config") else []
+    part = lacking(header.tensors, without(needed, files_of(job)))
+    if part is not None:
+        raise CheckpointError(f"{header.path}: {part}")
 
 
 def check_parts(job: Job, choice: Choice) -> None:

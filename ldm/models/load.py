@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ldm.checkpoints.components import AUTOENCODER, DEPTH, Files, lacking, without
 from ldm.checkpoints.config import Config, read_config
 from ldm.checkpoints.families.choice import choose, fitting_yamls, with_prediction
 from ldm.checkpoints.families.family import Family
@@ -28,6 +29,7 @@ from ldm.checkpoints.weights.vae_keys import autoencoder_sources
 from ldm.errors import CheckpointError, ConfigError
 from ldm.jobs.tuning import compile_network
 from ldm.models.conditioning import BERTEmbedder
+from ldm.models.depth import load_depth_model
 from ldm.models.inventory import expected_shapes
 from ldm.models.model import Model
 from ldm.models.registry import build
@@ -68,6 +70,7 @@ def load_model(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     *,
+    components: Files | None = None,
     channels_last: bool = False,
     packed: bool = False,
     quantized: bool = False,
@@ -75,6 +78,8 @@ def load_model(
 ) -> Loaded:
     """Load a checkpoint, strictly: each key of the model is in it, and no other one that matters.
 
+    `components` are files that take the place of the checkpoint's own parts, which it need not
+    have then (see `ldm.checkpoints.components`).
     `prediction` (eps or v) overrides the YAML. `dtype` None keeps the file's own precision; where
     neither precision nor device changes, the weights stay mapped and are copied nowhere, but for
     those of the network where they are `packed` (see `ldm.nn.packing`: on the CPU) or
@@ -89,13 +94,16 @@ def load_model(
     with outline():
         model = build(choice.config)
     sources = key_sources(header, model.use_ema)
-    check_fit(header, choice.config, model, sources)
+    files = components or {}
+    check_fit(header, choice.config, model, sources, files)
     if isinstance(model.cond_stage_model, BERTEmbedder):
         model.cond_stage_model.look_in(header.path.parent)
+    if AUTOENCODER.prefix in files:
+        swap_autoencoder(model, files[AUTOENCODER.prefix], dtype, torch.device(device))
     _fill(
         model,
         open_weights(header),
-        sources,
+        {key: sources[key] for key in without(sources, files)},
         dtype,
         torch.device(device),
         packed=packed and not compiled,
@@ -108,6 +116,8 @@ def load_model(
     if not choice.prediction_why:
         choice = with_prediction(choice, *measure_prediction(model))
     model.prediction = Prediction(choice.family.prediction)
+    if DEPTH.prefix in files:
+        model.depth_model = load_depth_model(files[DEPTH.prefix], dtype, device)
     if compiled:
         compile_network(model.network)
     return Loaded(
@@ -132,22 +142,31 @@ def key_sources(header: Header, use_ema: bool) -> dict[str, str]:
     return sources
 
 
-def check_fit(header: Header, config: Config, model: Model, sources: Mapping[str, str]) -> None:
-    """Raise CheckpointError naming the keys that do not fit, and a YAML that fits, if any does."""
-    found = {key: header.tensors[source].shape for key, source in sources.items()}
-    expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+def check_fit(
+    header: Header, config: Config, model: Model, sources: Mapping[str, str], files: Files
+) -> None:
+    """Raise CheckpointError naming the part that is missing, or the keys that do not fit.
+
+    A YAML that fits is named, too. Parts in `files` do not count.
+    """
+    found = {key: header.tensors[sources[key]].shape for key in without(sources, files)}
+    own = model.state_dict()
+    expected = {key: tuple(own[key].shape) for key in without(own, files)}
     fit = compare(found, expected)
     if fit.good:
         return
     yamls = fitting_yamls(header, config.source)
-    better = next((path for path in yamls if _fits(found, path)), None)
+    better = next((path for path in yamls if _fits(found, path, files)), None)
+    if better is None and (part := lacking(found, fit.missing)):
+        raise CheckpointError(f"{header.path}: {part}")
     advice = f"use --config {better}, which does" if better else "is the YAML the right one?"
     raise CheckpointError(f"{header.path}: does not fit {config.source}; {advice} ({explain(fit)})")
 
 
-def _fits(found: Shapes, yaml: Path) -> bool:
+def _fits(found: Shapes, yaml: Path, files: Files) -> bool:
     try:
-        return compare(found, expected_shapes(read_config(yaml))).good
+        shapes = expected_shapes(read_config(yaml))
+        return compare(found, {key: shapes[key] for key in without(shapes, files)}).good
     except ConfigError:  # the one beside the checkpoint may be anything
         return False
 
@@ -192,6 +211,10 @@ def _assign(
     state: dict[str, Tensor] = {}
     for key, own in model.state_dict().items():
         source = sources.get(key)
+        known = is_positions(key) or is_scheduled(key)
+        if source is None and not known and not own.is_meta:
+            state[key] = own  # of a component's own file
+            continue
         if is_positions(key):
             # Known without the file; merging tools are known to damage them.
             tensor = torch.arange(own.shape[-1], device="cpu").expand(own.shape)
@@ -217,8 +240,13 @@ def _assign(
         raise CheckpointError(f"{weights.header.path}: {error}") from None
 
 
-def swap_autoencoder(model: Model, path: Path | str) -> None:
-    """Give a model the autoencoder of another file, in the present one's precision and place.
+def swap_autoencoder(
+    model: Model,
+    path: Path | str,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+) -> None:
+    """Give a model the autoencoder of another file, by default in the present precision and place.
 
     The file is of an autoencoder alone or of a whole model, in the originals' layout or that of
     diffusers (see `ldm.checkpoints.weights.vae_keys`). It must fit strictly. Raises CheckpointError
@@ -234,7 +262,7 @@ def swap_autoencoder(model: Model, path: Path | str) -> None:
     state = {}
     for key, own in present.items():
         tensor = weights[sources[key]].reshape(own.shape)
-        state[key] = _moved(tensor, own.dtype, own.device)
+        state[key] = _moved(tensor, dtype or own.dtype, device or own.device)
         if state[key].data_ptr() != tensor.data_ptr():
             weights.release(sources[key])
     model.first_stage_model.load_state_dict(state, assign=True)

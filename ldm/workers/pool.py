@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ldm.checkpoints.components import Files, files_of
 from ldm.checkpoints.families.choice import Choice
 from ldm.checkpoints.weights.keys import NETWORK
 from ldm.engine.events import ModelLoaded, Note, OnEvent
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from ldm.engine.engine import Engine
     from ldm.engine.results import Result
     from ldm.models.load import Loaded
-    from ldm.models.model import Model
 
 # Where Linux shows GPUs of NVIDIA and AMD, those of a Tegra, and those of Windows around it.
 _GPUS = tuple(map(Path, ("/dev/nvidiactl", "/dev/kfd", "/dev/nvmap", "/dev/dxg")))
@@ -217,9 +217,8 @@ def load_engine(
     for note in policy.notes if "precision" in given else ():
         report(Note(note))
     with phase("load"):
-        path = plan.header.path
-        loaded = load_as(policy, path, plan.config, job.overrides, job.prediction)
-        _swap_parts(loaded.model, job, policy)
+        path, files = plan.header.path, files_of(job)
+        loaded = load_as(policy, path, plan.config, job.overrides, job.prediction, files)
     for note in loaded.notes:
         report(Note(note))
     if policy.compiled:
@@ -272,6 +271,7 @@ def load_as(
     config: Path | None = None,
     overrides: Sequence[str] = (),
     prediction: str | None = None,
+    components: Files | None = None,
 ) -> Loaded:
     """Load a checkpoint the way a policy asks for; see `load_model`."""
     from ldm.models.load import load_model
@@ -286,23 +286,12 @@ def load_as(
         prediction,
         policy.dtype,
         policy.home,
+        components=components,
         channels_last=policy.channels_last,
         packed=policy.packed,
         quantized=policy.quantized,
         compiled=policy.compiled,
     )
-
-
-def _swap_parts(model: Model, job: Job, policy: Policy) -> None:
-    """Put another autoencoder or depth network in the model's place of them, where asked."""
-    if job.vae is not None:
-        from ldm.models.load import swap_autoencoder
-
-        swap_autoencoder(model, Path(job.vae))
-    if job.depth_model is not None:
-        from ldm.models.depth import load_depth_model
-
-        model.depth_model = load_depth_model(job.depth_model, policy.dtype, policy.device)
 
 
 def settle(plan: Plan, settled: Plan, *, script: bool = False) -> Job:

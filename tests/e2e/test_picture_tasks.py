@@ -376,7 +376,7 @@ def test_another_depth_network_may_be_given(
     models: Models, seeing: list[str], results: list[Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "ldm.models.depth.load_depth_model", partial(load_depth_model, sizes=TINY_DPT)
+        "ldm.models.load.load_depth_model", partial(load_depth_model, sizes=TINY_DPT)
     )
     save_file(dict(tiny_dpt(1).model.state_dict()), "dpt.safetensors")
     argv = ["-i", "in.png", *PROMPT]

@@ -306,3 +306,27 @@ def test_an_autoencoder_that_does_not_fit_changes_nothing(yaml: Path, tmp_path: 
     with pytest.raises(CheckpointError, match="no such file; check --vae"):
         swap_autoencoder(model, tmp_path / "none.safetensors")
     assert same(model, before)
+
+
+def test_a_part_may_come_from_a_file_of_its_own(tiny: Model, tmp_path: Path, yaml: Path) -> None:
+    whole = state(tiny)
+    first = "first_stage_model."
+    bare = {k.removeprefix(first): v + 1 for k, v in whole.items() if k.startswith(first)}
+    vae = saved(bare, tmp_path / "vae.safetensors")
+    rest = {key: value for key, value in whole.items() if not key.startswith(first)}
+    for name, tensors in (("rest", rest), ("whole", whole)):
+        path = saved(tensors, tmp_path / f"{name}.safetensors")
+        loaded = load_model(path, yaml, components={first: vae}).model.state_dict()
+        assert all(torch.equal(loaded[first + key], value) for key, value in bare.items())
+        assert torch.equal(loaded[OUT], whole[OUT])
+
+
+def test_a_missing_part_is_named_with_its_flag(tiny: Model, tmp_path: Path, yaml: Path) -> None:
+    whole = state(tiny)
+    for prefix, words in (
+        ("first_stage_model.", "contains no autoencoder; give a file with --vae"),
+        ("cond_stage_model.", "contains no text encoder; use a checkpoint that has a text encoder"),
+        ("model.", "contains no network; use a checkpoint that has a network"),
+    ):
+        rest = {key: value for key, value in whole.items() if not key.startswith(prefix)}
+        assert words in complaint(saved(rest, tmp_path / "rest.safetensors"), yaml)
