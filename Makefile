@@ -1,8 +1,9 @@
-# make demo    draw pictures with the bundled models (installs into .venv first)
+# make demo    generate images with the bundled models (installs into .venv first)
 # make test    run the tests               make check   lint, types, import floors
 # make fmt     format the code             make bench   time and memory beside diffusers and others
 # make fuzz    the readers against 20,000 hostile files (some minutes)
-# make soak    a run of a hundred pictures, killed fifty times (some minutes)
+# make soak    a run of a hundred images, killed fifty times (some minutes)
+# make test-lowest    run the tests with the lowest declared version of every dependency
 #
 # PYTHON=python3.12 picks the interpreter, VENV=elsewhere the virtual environment.
 
@@ -13,19 +14,24 @@ PROMPT ?= a red apple on a blue background
 BIN := $(VENV)/bin
 CANDIDATES := $(PYTHON) python3 python3.13 python3.12 python3.11 python3.10 python3.14 python
 
-# An environment made at another place, or by an interpreter that has gone, is made anew.
+# An environment made at another place, or by an interpreter that is gone, is made again.
 STALE := $(shell test ! -e '$(VENV)' || { test "$$(cat '$(VENV)/.place' 2>/dev/null)" = "$$(pwd)" \
 	&& '$(BIN)/python' -c '' 2>/dev/null; } || rm -f '$(VENV)/.place' '$(VENV)/.run' '$(VENV)/.test')
 
-.PHONY: demo test check fmt bench fuzz soak
+.PHONY: demo test test-lowest check fmt bench fuzz soak
 
 demo: $(VENV)/.run
 	'$(BIN)/ldm' txt2img --prompt '$(PROMPT)'
-	@echo "The pictures lie in $$(pwd)/outputs/txt2img-samples"
+	@echo "The images are in $$(pwd)/outputs/txt2img-samples"
 	'$(BIN)/python' scripts/demo.py
 
 test: $(VENV)/.test
 	'$(BIN)/python' -m pytest -n 2 --dist loadfile
+
+test-lowest:
+	$(MAKE) VENV='$(VENV)-lowest' '$(VENV)-lowest/.place'
+	'$(VENV)-lowest/bin/python' tests/lowest_versions.py > '$(VENV)-lowest/lowest.txt'
+	PIP_CONSTRAINT='$(VENV)-lowest/lowest.txt' $(MAKE) VENV='$(VENV)-lowest' test
 
 check: $(VENV)/.test
 	'$(BIN)/python' -m ruff check .

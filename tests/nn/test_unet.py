@@ -110,6 +110,7 @@ def test_a_level_may_have_no_block_of_its_own() -> None:
     assert len(network.input_blocks) == 3
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # of torch's compiler, in torch 2.9
 @pytest.mark.skipif(
     sys.version_info[:3] == (3, 13, 0), reason="torch's compiler refuses Python 3.13.0"
 )

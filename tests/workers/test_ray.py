@@ -30,8 +30,12 @@ from ldm.cli.app import run
 from ldm.runs.writer import Writer
 
 def below(pid):
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in map(int, (task / "children").read_text().split()):
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            found = children.read_text().split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # a thread that has ended since
+        for child in map(int, found):
             yield child
             yield from below(child)
 
