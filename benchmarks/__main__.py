@@ -5,7 +5,7 @@
 
 The peers of a row take turns (A B A B ...), so that whatever else the machine does is shared. They
 get the same random weights of full size, made in --workdir at the first call (11 GB), and the same
-inputs. Results go to benchmarks/results/ as a table, as JSON and as a picture; rows that lie there
+inputs. Results go to benchmarks/results/ as a table, as JSON and as an image; rows that lie there
 under the same --name and are not measured again stay.
 """
 

@@ -1,4 +1,4 @@
-"""The model side of demo_quality: jobs to pictures by the engine, as the commands of ldm do it."""
+"""The model side of demo_quality: jobs to images by the engine, as the commands of ldm do it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class DemoModel:
         self.engine = Engine(loaded.model, policy)
 
     def draw(self, wanted: argparse.Namespace) -> Draw:
-        """A function from prompts to pictures [n, 128, 128, 3]; picture i has seed `seed` + i."""
+        """A function from prompts to images [n, 128, 128, 3]; image i has seed `seed` + i."""
 
         def pictures(prompts: Sequence[Prompt]) -> Pixels:
             job = Job(
@@ -63,7 +63,7 @@ class DemoModel:
         return pictures
 
     def solve(self, wanted: argparse.Namespace) -> Solve:
-        """A function from fields of jobs to pictures; job i has seed `seed` + i."""
+        """A function from fields of jobs to images; job i has seed `seed` + i."""
 
         def pictures(jobs: Sequence[dict[str, Any]]) -> Iterator[Pixels]:
             shared = {"steps": wanted.steps, "sampler": wanted.sampler, "scale": wanted.scale}
@@ -75,7 +75,7 @@ class DemoModel:
         return pictures
 
     def through_autoencoder(self, pictures: Pixels) -> Pixels:
-        """Pictures encoded and decoded again, cut to whole numbers as the engine does."""
+        """Images encoded and decoded again, cut to whole numbers as the engine does."""
         model, policy = self.engine.model, self.engine.policy
         back = []
         with torch.inference_mode(), policy.arithmetic():

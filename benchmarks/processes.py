@@ -96,7 +96,7 @@ def _loading(kind: str) -> Callable[[Path, str | None], Programs]:
 
 
 def first_step(folder: Path, program: str | None) -> Programs:
-    """From the start of a process to its end, with a picture of 64x64 in one step between them.
+    """From the start of a process to its end, with an image of 64x64 in one step between them.
 
     That is the smallest there is, so that what is left is all that stands around a step; the step
     at full size is a row of its own.
@@ -105,7 +105,7 @@ def first_step(folder: Path, program: str | None) -> Programs:
 
 
 def _drawn(folder: Path, program: str | None, side: int, steps: int) -> Programs:
-    """The processes that draw one picture."""
+    """The processes that draw one image."""
     path = str(checkpoint(folder, "fp16.safetensors"))
     words = ("txt2img", "--model", path, "--prompt", PROMPT, "--steps", str(steps), "--n_samples",
              "1", "--n_iter", "1", "--skip_save", "--skip_grid", "--device", "cpu", "--quiet",
@@ -126,7 +126,7 @@ def first_step_cold(folder: Path, program: str | None) -> Programs:
 
 
 def end_to_end(folder: Path, program: str | None) -> Programs:
-    """A picture of 512x512 in two steps, from the shell."""
+    """An image of 512x512 in two steps, from the shell."""
     return _drawn(folder, program, 512, 2)
 
 

@@ -1,9 +1,9 @@
-"""Which glyphs does a picture show? Template matching that never sees the prompt.
+"""Which glyphs does an image show? Template matching that never sees the prompt.
 
-A picture is compared with every glyph of the list, composited over the picture's own background
+An image is compared with every glyph of the list, composited over the image's own background
 colour, at every place and a range of sizes. The score of a match is Dice's coefficient of the two
-differences from the background, D (picture) and T (template), 2<D,T> / (|D|^2 + |T|^2): 1 if the
-picture is the template pixel for pixel, 0 if they have nothing in common. Everything in D counts,
+differences from the background, D (image) and T (template), 2<D,T> / (|D|^2 + |T|^2): 1 if the
+image is the template pixel for pixel, 0 if they have nothing in common. Everything in D counts,
 so that a right glyph beside a smear scores less than the right glyph alone.
 """
 
@@ -29,7 +29,7 @@ CANDIDATES = 5
 
 @dataclass(frozen=True)
 class Match:
-    """A glyph found: its score, the top left corner of its picture, and the picture's sides."""
+    """A glyph found: its score, the top left corner of its image, and the image's sides."""
 
     glyph: Glyph
     score: float
@@ -55,7 +55,7 @@ def border_colour(picture: Pixels) -> Floats:
 
 
 def background_of(picture: Pixels) -> Background:
-    """The named background nearest to the picture's border in RGB."""
+    """The named background nearest to the image's border in RGB."""
     colour = border_colour(picture)
     return min(BACKGROUNDS, key=lambda b: float(np.square(colour - np.array(b.rgb)).sum()))
 
@@ -68,7 +68,7 @@ def _cells(picture: Floats, cell: int) -> Floats:
 
 
 def _difference(picture: Pixels) -> tuple[Floats, Floats]:
-    """Picture less its background, and the background, in units of full white."""
+    """Image less its background, and the background, in units of full white."""
     ground = border_colour(picture) / np.float32(255)
     return picture.astype(np.float32) / np.float32(255) - ground, ground
 
@@ -97,7 +97,7 @@ class _Templates:
     def scores(self, difference: Floats, background: Floats) -> Floats:
         """Dice's coefficient of each template at each place: [templates, h, w], -1 if outside.
 
-        `difference` [3, h, w] is picture minus background in units of full white, as `background`.
+        `difference` [3, h, w] is image minus background in units of full white, as `background`.
         """
         ground = background[:, None, None]
         energy = np.square(self.colour - self.alpha * ground).sum(axis=(1, 2, 3))
@@ -129,14 +129,14 @@ class _Templates:
 
 
 class Finder:
-    """Finds glyphs in pictures [128, 128, 3]; about 3 s to make, then milliseconds a picture."""
+    """Finds glyphs in images [128, 128, 3]; about 3 s to make, then milliseconds an image."""
 
     def __init__(self, sheet: GlyphSheet, glyphs: Sequence[Glyph] = GLYPHS) -> None:
         self._sheet = sheet
         self._all = _Templates(sheet, [(g, size) for g in glyphs for size in SIZES], COARSE)
 
     def one(self, picture: Pixels) -> Match:
-        """The glyph that the whole picture is nearest to."""
+        """The glyph that the whole image is nearest to."""
         return self._search(*_difference(picture))
 
     def two(self, picture: Pixels) -> tuple[Match, Match]:
@@ -184,7 +184,7 @@ def emptiest_line(difference: Floats, axis: int) -> int:
 
 
 def psnr(pictures: Pixels, others: Pixels) -> NDArray[np.float64]:
-    """Peak signal to noise ratio of each picture in dB: [n, H, W, 3] twice to [n]."""
+    """Peak signal to noise ratio of each image in dB: [n, H, W, 3] twice to [n]."""
     error = np.square(pictures.astype(np.float64) - others.astype(np.float64))
     mean = np.maximum(error.reshape(len(error), -1).mean(axis=1), 1e-10)
     return np.asarray(10 * np.log10(255**2 / mean), dtype=np.float64)

@@ -17,13 +17,13 @@ from benchmarks.weights import PROMPT, checkpoint
 
 NAME = "sd.cpp"
 # What it calls the parts that a row measures ("sampling completed, taking 8.12s"), and the side of
-# the picture where the row does not say it.
+# the image where the row does not say it.
 _PARTS = {"unet": "sampling", "decode": "decode_first_stage", "text": "get_learned_condition"}
 _SIDES = {"unet": 512, "text": 64}
 
 
 def command(program: str, weights: str, side: int, steps: int) -> tuple[str, ...]:
-    """The words that draw one square picture with guidance and keep it nowhere."""
+    """The words that draw one square image with guidance and keep it nowhere."""
     sizes = ("-H", str(side), "-W", str(side), "--steps", str(steps))
     guided = ("--cfg-scale", "7.5", "--sampling-method", "euler")
     return (program, "-m", weights, "-p", PROMPT, *sizes, *guided, "-o", os.devnull)

@@ -1,10 +1,10 @@
-"""Seconds per sampling step, and to decode a picture, as the engine runs them.
+"""Seconds per sampling step, and to decode an image, as the engine runs them.
 
     python -m benchmarks.step [--checkpoint FILE] [--config YAML] [--batch 1 4]
                               [--steps 20] [--device auto] [--precision auto]
                               [--attention auto] [--sampler ddim] [--scale 7.5] [--compile]
 
-The bundled model unless told otherwise. A step has guidance (the network sees every picture twice);
+The bundled model unless told otherwise. A step has guidance (the network sees every image twice);
 the first two steps of a batch are left out of the median.
 """
 
@@ -31,7 +31,7 @@ from ldm.workers.pool import load_as
 
 
 def measure(engine: Engine, job: Job) -> tuple[float, float, float]:
-    """(seconds of the median step, seconds to decode one picture, seconds a picture in all)."""
+    """(seconds of the median step, seconds to decode one image, seconds an image in all)."""
     times: list[float] = []
 
     def on_event(event: Event) -> None:

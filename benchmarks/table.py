@@ -1,4 +1,4 @@
-"""Results as a table, as JSON and as a picture."""
+"""Results as a table, as JSON and as an image."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def read(folder: Path, name: str) -> list[Entry]:
     return [Entry(**{**one, "times": tuple(one["times"])}) for one in content["entries"]]
 
 
-# --- the picture ----------------------------------------------------------------------------------
+# --- the image ----------------------------------------------------------------------------------
 
 _LEFT, _WIDTH, _BAR, _GAP = 290, 520, 18, 12
 _OWN, _OTHER, _INK = (214, 69, 65), (150, 165, 180), (40, 44, 52)

@@ -34,7 +34,7 @@ def checkpoint(folder: Path, kind: str) -> Path:
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    # Half precision's numbers in all of them, so that all give the same pictures.
+    # Half precision's numbers in all of them, so that all give the same images.
     tensors = {key: tensor.half().to(_dtype(tensor, kind)) for key, tensor in _tensors()}
     part = path.with_suffix(".part")
     if path.suffix == ".ckpt":

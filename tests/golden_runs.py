@@ -68,7 +68,7 @@ def assert_results(name: str, results: list[Result]) -> None:
 
 
 def assert_picture(made: NDArray[Any], golden: Path, size: tuple[int, int] | None = None) -> None:
-    """Fail where a picture differs by more than a level; `size` (w, h) is cut out of the golden."""
+    """Fail where an image differs by more than a level; `size` (w, h) is cut out of the golden."""
     expected = read(golden)
     if size is not None:
         expected = expected[: size[1], : size[0]]
@@ -77,6 +77,6 @@ def assert_picture(made: NDArray[Any], golden: Path, size: tuple[int, int] | Non
 
 
 def images_of(name: str) -> list[str]:
-    """The names of a run's pictures."""
+    """The names of a run's images."""
     found: list[str] = case(f"e2e/{name}/case.json")["images"]
     return found

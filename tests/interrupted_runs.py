@@ -19,7 +19,7 @@ OUT = Path("outputs/txt2img-samples")
 
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:
-    """The lines of pictures in a manifest."""
+    """The lines of images in a manifest."""
     lines = map(json.loads, (folder / "manifest.jsonl").read_text().splitlines())
     return [line for line in lines if "path" in line]
 
@@ -33,7 +33,7 @@ def interrupts() -> Iterator[None]:
 
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
-    """Ctrl-C, so many times, as the second picture is about to be written."""
+    """Ctrl-C, so many times, as the second image is about to be written."""
     write = Writer.write
 
     def pressed(writer: Writer, result: Result, path: Path | None = None) -> Path | None:

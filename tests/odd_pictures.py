@@ -1,4 +1,4 @@
-"""Picture files for tests, with those that Pillow cannot write, and what readers say of them."""
+"""Image files for tests, with those that Pillow cannot write, and what readers say of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`make demo` makes a picture by each command and lays them on a sheet, as often as asked."""
+"""`make demo` makes an image by each command and lays them on a sheet, as often as asked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tiny models for each task that begins with a picture, and pictures for them, as files."""
+"""Tiny models for each task that begins with an image, and images for them, as files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _class(tree: dict[str, Any], name: str, **params: Any) -> dict[str, Any]:
 
 
 def inpaint_tree() -> dict[str, Any]:
-    """Version 1 with a network that is shown the mask and the rest of the picture."""
+    """Version 1 with a network that is shown the mask and the rest of the image."""
     tree = _class(v1_tree(), "LatentInpaintDiffusion", conditioning_key="hybrid")
     tree["model"]["params"]["unet_config"]["params"]["in_channels"] = 9
     return tree
@@ -93,7 +93,7 @@ def place(name: str, folder: Path) -> Path:
 
 
 def scene(width: int, height: int) -> NDArray[np.uint8]:
-    """A picture [height,width,3] of slopes and an edge, no two of whose quarters are alike."""
+    """An image [height,width,3] of slopes and an edge, no two of whose quarters are alike."""
     y, x = np.mgrid[:height, :width]
     planes = (255 * x / width, 255 * y / height, np.where(x + 2 * y > width, 200, 40))
     return np.stack(planes, axis=2).astype(np.uint8)

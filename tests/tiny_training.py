@@ -78,7 +78,7 @@ DIFFUSION: dict[str, Any] = {
 
 
 class Squares:
-    """Pictures 16x16 with a square of one of two colours; captions say which."""
+    """Images 16x16 with a square of one of two colours; captions say which."""
 
     class _Named:
         caption = "red"

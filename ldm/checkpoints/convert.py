@@ -25,7 +25,7 @@ def convert(
     *,
     overwrite: bool = False,
 ) -> Header:
-    """Write a checkpoint anew, in the format of the target's ending; returns the new header.
+    """Write a checkpoint again, in the format of the target's ending; returns the new header.
 
     `dtype` is fp16, fp32, bf16, or None for the file's own; schedules and integers keep theirs.
     `ema`: "drop" leaves the averaged copy out, "only" puts it in place of the network's weights.

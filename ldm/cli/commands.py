@@ -102,7 +102,7 @@ def info(file: str, *, as_json: bool) -> int:
 
 
 def convert(source: str, target: str, *, dtype: str | None, ema: str, overwrite: bool) -> int:
-    """Write a checkpoint anew in another format or precision; prints its path."""
+    """Write a checkpoint again in another format or precision; prints its path."""
     from ldm.checkpoints.convert import Ema
     from ldm.checkpoints.convert import convert as write
 

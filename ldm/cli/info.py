@@ -20,7 +20,7 @@ class Description:
 
     `family`, `config` and `fit` are None where the file is of no known family, and `problem` then
     says why. `parts` and `precisions` count numbers; `unused` counts tensors that are known to
-    have no part in making a picture. `prediction` is None where only a measurement can tell.
+    have no part in making an image. `prediction` is None where only a measurement can tell.
     """
 
     path: Path

@@ -48,7 +48,7 @@ class Draws(Noise):
             if batch.fixed_code:
                 self.code = self.source.draw((self.rows, *shape))
             if first is not None:
-                # The demo's picture had its channels last in memory, and its noise, too.
+                # The demo's image had its channels last in memory, and its noise, too.
                 last = batch.task == "upscale"
                 self.first = self.source.draw((self.rows, *first), channels_last=last)
             self.source.skip(batch.skip_draws, (self.rows, *shape))

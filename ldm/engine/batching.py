@@ -26,7 +26,7 @@ MOST = 8
 
 @dataclass
 class Part:
-    """A batch on its way to pictures: its job, what it reads, its noise and what to sample.
+    """A batch on its way to images: its job, what it reads, its noise and what to sample.
 
     `rows` are those of the batch that are meant, all of them unless the memory sets a limit.
     `latents` [B,C,h,w] are there when it is drawn; `seconds` is the time that it took so far.
@@ -48,7 +48,7 @@ class Part:
         return len(range(self.job.n_samples)[self.rows])
 
     def depth(self) -> Tensor | None:
-        """The depth [1,H,W] that the network was shown, without the edges added to the picture."""
+        """The depth [1,H,W] that the network was shown, without the edges added to the image."""
         depth, placement = self.problem.depth, self.sources.placement
         if depth is None or placement is None:
             return depth
@@ -68,7 +68,7 @@ class Part:
 
 
 def started(problem: Problem, noise: Tensor) -> Tensor:
-    """The first x: noise, or a picture with noise of a level that may not be the grid's own."""
+    """The first x: noise, or an image with noise of a level that may not be the grid's own."""
     sigma = float(problem.sigmas[0])
     if problem.init is None:
         return start_latent(problem.sampler, noise, sigma)

@@ -164,7 +164,7 @@ def _for_task(defaults: Defaults, asked: Job, choice: Choice) -> Defaults:
         return replace(defaults, strength=0.8 if _is_v2(choice) else 0.75)
     if task == "sample" and not asked.classes:
         return replace(defaults, eta=1.0)
-    if task == "variations":  # the demo put noise on a mixture, and none on a picture alone
+    if task == "variations":  # the demo put noise on a mixture, and none on an image alone
         return replace(defaults, noise_level=50 if len(asked.images) > 1 else 0)
     own = {"inpaint": (1.0, 0), "depth2img": (0.9, 0), "upscale": (0.75, 20)}
     strength, level = own.get(task, (defaults.strength, 0))
@@ -177,7 +177,7 @@ def _check_subject(asked: Job, choice: Choice) -> None:
     target = _conditioner(choice)
     if asked.task == "sample":
         if target.endswith("ClassEmbedder") and not asked.classes:
-            raise JobError("--class is missing: say what to draw, by its number or its name")
+            raise JobError("--class is missing: give the number or name of a class")
         if not target.endswith("ClassEmbedder"):
             _check_told_nothing(asked)
             return
@@ -190,7 +190,7 @@ def _check_subject(asked: Job, choice: Choice) -> None:
         return
     prompted = asked.prompt is not None or bool(asked.prompts)
     if not prompted and asked.task not in ("upscale", "variations") and not _is_textless(choice):
-        raise JobError("--prompt is missing: say what to draw")
+        raise JobError("--prompt is missing")
 
 
 def _conditioner(choice: Choice) -> str:
@@ -200,7 +200,7 @@ def _conditioner(choice: Choice) -> str:
 
 
 def _is_textless(choice: Choice) -> bool:
-    """Whether a model is shown a picture alone."""
+    """Whether a model is shown an image alone."""
     target = _conditioner(choice)
     return target.startswith("__") or target == NOTHING
 
@@ -208,9 +208,11 @@ def _is_textless(choice: Choice) -> bool:
 def _check_told_nothing(asked: Job) -> None:
     """Raise JobError where a model that draws what it was trained on is told something."""
     if asked.classes:
-        raise JobError("--class: this model knows no classes; it draws what it was trained on")
+        raise JobError("--class: this model has no classes; omit --class")
     if asked.scale not in (None, 1):
-        raise JobError("--scale: this model is told nothing, so there is nothing to follow")
+        raise JobError(
+            "--scale: this model has no text and no classes, so there is no guidance; omit --scale"
+        )
 
 
 def _check_vocabulary(header: Header, choice: Choice) -> None:
@@ -293,7 +295,7 @@ def check_parts(job: Job, choice: Choice) -> None:
     that is given is none."""
     most = most_noise(job.task, choice.config)
     if (job.noise_level or 0) > most:
-        told = f"must be 0 to {most} for this model" if most else "is nothing this model takes"
+        told = f"must be 0 to {most} for this model" if most else "is not supported by this model"
         raise JobError(f"--noise-level {told}, not {job.noise_level}")
     if job.task == "depth2img" and job.depth is None and job.depth_model is None:
         target = str(_part(choice.config, "depth_stage_config").get("target", ""))
@@ -346,7 +348,7 @@ def most_noise(task: str, config: Config) -> int:
 
 
 def _measured(job: Job, choice: Choice) -> Job:
-    """The job with the size of the picture that comes out; its files are read and tried."""
+    """The job with the size of the image that comes out; its files are read and tried."""
     from ldm.images.sources import read_sources  # numpy, which an error in a flag need not wait for
 
     width, height = read_sources(job, size_rule(choice.config)[1]).size

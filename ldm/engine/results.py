@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Result:
-    """One picture, with everything needed to make it again.
+    """One image, with everything needed to make it again.
 
     `latent` [C,h,w] is what was decoded, float32 on the CPU; `seconds` is its share of the time;
-    `depth` [1,H,W] is the inverse depth that the network was shown, where it was, at the picture's
-    size; `ready` counts the pictures that come next without another step.
+    `depth` [1,H,W] is the inverse depth that the network was shown, where it was, at the image's
+    size; `ready` counts the images that come next without another step.
     """
 
     picture: Picture

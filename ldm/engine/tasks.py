@@ -55,7 +55,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Given:
-    """What a task has beside its job: the model, the pictures, and its first draw.
+    """What a task has beside its job: the model, the images, and its first draw.
 
     `first` [B,...] is noise of the shape that `first_draw` names, or None; `tiling` is how the
     autoencoder runs; `memory` keeps what texts came to.
@@ -73,7 +73,7 @@ class Given:
         return self.model.betas.device
 
     def images(self, pixels: Pixels, rows: int = 1) -> Tensor:
-        """A picture as [rows,3,H,W] in [-1,1] on the model's device."""
+        """An image as [rows,3,H,W] in [-1,1] on the model's device."""
         image = torch.tensor(pixels).permute(2, 0, 1)[None].to(self.device).float()
         return (image / 127.5 - 1).expand(rows, -1, -1, -1)
 
@@ -86,12 +86,12 @@ class Given:
 
 
 def txt2img(job: Job, given: Given) -> Problem:
-    """A picture for each text, from noise alone; the job is one batch, resolved."""
+    """An image for each text, from noise alone; the job is one batch, resolved."""
     return _guided(job, given)
 
 
 def img2img(job: Job, given: Given) -> Problem:
-    """The picture with noise, from where the last `strength` of the steps go on."""
+    """The image with noise, from where the last `strength` of the steps go on."""
     problem = _guided(job, given)
     init = given.latents(given.images(_picture(given), job.n_samples))
     return _from(problem, job, init)
@@ -110,7 +110,7 @@ def inpaint(job: Job, given: Given) -> Problem:
         return replace(_from(problem, job, given.latents(images)), mask=mask)
     hard = _plane(hard_mask(given.sources.mask), given)
     mask = _plane(latent_mask(given.sources.mask, *size), given)
-    if place == "first":  # Stable Diffusion: grey in the hole, mask, then the picture
+    if place == "first":  # Stable Diffusion: grey in the hole, mask, then the image
         hidden = given.latents(images * (hard < 0.5))
         concat = torch.cat([mask.expand(len(hidden), -1, -1, -1), hidden], dim=1)
     else:  # latent diffusion: black in the hole, unscaled, mask in -1 and 1 and last
@@ -123,7 +123,7 @@ def inpaint(job: Job, given: Given) -> Problem:
 
 
 def depth2img(job: Job, given: Given) -> Problem:
-    """As img2img, by a network that is shown the depth of the picture."""
+    """As img2img, by a network that is shown the depth of the image."""
     model = given.model
     problem = _guided(job, given)
     assert job.strength is not None
@@ -136,7 +136,7 @@ def depth2img(job: Job, given: Given) -> Problem:
     else:
         depth = estimate_depth(model.depth_model, images[:1])
     size = (images.shape[-2] // model.factor, images.shape[-1] // model.factor)
-    concat = depth_concat(depth, size, source=job.depth or job.init_img or "the picture")
+    concat = depth_concat(depth, size, source=job.depth or job.init_img or "the image")
     problem = _shown(problem, concat.expand(job.n_samples, -1, -1, -1))
     problem = replace(problem, depth=depth[0].cpu())
     # The originals' demo left at least one step out, from noise alone, too.
@@ -149,7 +149,7 @@ def depth2img(job: Job, given: Given) -> Problem:
 
 
 def upscale(job: Job, given: Given) -> Problem:
-    """Four times the picture, by a network that is shown it.
+    """Four times the image, by a network that is shown it.
 
     Stable Diffusion's is shown it with noise of a level that it is told, latent diffusion's as it
     is.
@@ -170,9 +170,9 @@ def upscale(job: Job, given: Given) -> Problem:
 
 
 def variations(job: Job, given: Given) -> Problem:
-    """Pictures of what an image embedding says: of one picture, or the weighted mean of several.
+    """Images of what an image embedding says: of one image, or the weighted mean of several.
 
-    The noise is put on the mean; the demo could also put some on each picture before. The
+    The noise is put on the mean; the demo could also put some on each image before. The
     unconditional embedding is zeros, as there (scripts/streamlit/stableunclip.py).
     """
     model = given.model
@@ -189,7 +189,7 @@ def variations(job: Job, given: Given) -> Problem:
 
 
 def sample(job: Job, given: Given) -> Problem:
-    """A picture of a class, or of whatever the model was trained on."""
+    """An image of a class, or of whatever the model was trained on."""
     return _guided(job, given)
 
 
@@ -225,10 +225,10 @@ def _guided(job: Job, given: Given) -> Problem:
 
 
 def _from(problem: Problem, job: Job, init: Tensor, most: int | None = None) -> Problem:
-    """The problem begun from a picture: only the last share of its steps, `strength`, at most
+    """The problem begun from an image: only the last share of its steps, `strength`, at most
     `most` of them.
 
-    At `exact` the picture has noise of the level that the first of these steps begins at. The
+    At `exact` the image has noise of the level that the first of these steps begins at. The
     originals took that of the step before (stochastic_encode and decode, ddim.py), a little more
     than they then took away, and some where no step was left. Without strength there is none.
     """
@@ -287,19 +287,19 @@ def mask_place(model: Model) -> str:
 
 
 def inpaints_without_text(job: Job, model: Model) -> bool:
-    """Whether it is inpaint.py of latent diffusion: no picture padded, no posterior drawn from."""
+    """Whether it is inpaint.py of latent diffusion: no image padded, no posterior drawn from."""
     return job.task == "inpaint" and mask_place(model) == "last"
 
 
 def takes_noise(model: Model) -> bool:
-    """Whether an upscaler's picture gets noise before the network is shown it."""
+    """Whether an upscaler's image gets noise before the network is shown it."""
     return hasattr(model, "low_scale_model")
 
 
 def first_draw(job: Job, model: Model, sources: Sources) -> tuple[int, ...] | None:
     """The shape, without the batch, of the noise that a task needs before the sampler does.
 
-    In a stream, as the originals', encoding a picture draws from the posterior; where each image
+    In a stream, as the originals', encoding an image draws from the posterior; where each image
     has noise of its own, the posterior's mode is taken instead.
     """
     if job.task == "upscale":
@@ -328,7 +328,9 @@ def _losses(what: str, texts: Sequence[str], cut: Sequence[str], model: Model) -
         unknown = model.cond_stage_model.unknown_words(text) if model.cond_stage_model else []
         if unknown:
             words = ", ".join(repr(word) for word in unknown)
-            warnings.append(f"the model does not know {words}; it will draw something else there")
+            warnings.append(
+                f"the model does not know the words {words}; it will show something else"
+            )
     return warnings
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 PHASES = ("imports", "load", "text", "steps", "decode", "save")
 """What a run is made of, in its order: torch and the engine are imported; the checkpoint is mapped,
-converted and packed; texts and pictures are encoded; the network denoises; the autoencoder decodes;
+converted and packed; texts and images are encoded; the network denoises; the autoencoder decodes;
 files are encoded and written."""
 
 

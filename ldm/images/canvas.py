@@ -1,7 +1,7 @@
-"""Geometry of pictures: how one lies on the canvas that a model works on, and what is pasted back.
+"""Geometry of images: how one lies on the canvas that a model works on, and what is pasted back.
 
 Sizes are (width, height) and boxes (left, top, right, bottom), in pixels, as in Pillow; arrays are
-[H,W,3] bytes for pictures and [H,W] for masks (float32 in [0,1], 1 = repaint) and depth maps.
+[H,W,3] bytes for images and [H,W] for masks (float32 in [0,1], 1 = repaint) and depth maps.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ FITS: tuple[str, ...] = get_args(Fit)
 
 @dataclass(frozen=True)
 class Placement:
-    """How a picture of the size `source` lies on a canvas of the size `canvas`.
+    """How an image of the size `source` lies on a canvas of the size `canvas`.
 
     The part `crop` of the source is scaled to the part `area` of the canvas; what is left of the
-    canvas repeats the edge of that. One placement serves a picture, its mask and its depth map, so
+    canvas repeats the edge of that. One placement serves an image, its mask and its depth map, so
     that they stay registered.
     """
 
@@ -41,7 +41,7 @@ class Placement:
     def apply(self, array: Array) -> Array:
         """The canvas [h,w,...] of a source array [H,W,...].
 
-        Pictures (uint8 [H,W,3]) are scaled with LANCZOS, planes [H,W] by area, or to the nearest
+        Images (uint8 [H,W,3]) are scaled with LANCZOS, planes [H,W] by area, or to the nearest
         where they grow, so that a plane makes no values that it did not have between.
         """
         if array.shape[:2] != self.source[::-1]:
@@ -93,7 +93,7 @@ def _whole(size: Size) -> Box:
 
 
 def fit(source: Size, canvas: Size, how: Fit) -> Placement:
-    """Place a picture on a canvas of a given size.
+    """Place an image on a canvas of a given size.
 
     resize stretches it, as the originals did; crop covers the canvas and cuts off what stands over,
     as much on both sides; pad fits it inside and repeats its edges around it; error raises
@@ -106,7 +106,7 @@ def fit(source: Size, canvas: Size, how: Fit) -> Placement:
         return whole
     if how == "error":
         raise ImageError(
-            f"the picture is {_by(source)} and {_by(canvas)} is wanted; "
+            f"the image is {_by(source)} and {_by(canvas)} is wanted; "
             "make it that size, or have it resized, cropped or padded"
         )
     if how == "crop":
@@ -134,7 +134,7 @@ def _by(size: Size) -> str:
 
 
 def pad_to_multiple(source: Size, multiple: int, least: int = 0) -> Placement:
-    """Place a picture unscaled, its edges repeated to the right and below to the next multiple.
+    """Place an image unscaled, its edges repeated to the right and below to the next multiple.
 
     `least` is the smallest side of the canvas. The originals' demos (gradio/*.py, pad_image) had
     multiple=64, least=128.
@@ -144,7 +144,7 @@ def pad_to_multiple(source: Size, multiple: int, least: int = 0) -> Placement:
 
 
 def floor_resize(source: Size, multiple: int) -> Placement:
-    """Place a picture stretched to the multiple of `multiple` below each of its sides.
+    """Place an image stretched to the multiple of `multiple` below each of its sides.
 
     The originals' scripts/img2img.py, with 32 for v1 and 64 for v2. Raises ImageError for a side
     under `multiple`.
@@ -152,7 +152,7 @@ def floor_resize(source: Size, multiple: int) -> Placement:
     width, height = (side // multiple * multiple for side in source)
     if not width or not height:
         raise ImageError(
-            f"the picture is {_by(source)} and needs {multiple} pixels a side or more; enlarge it"
+            f"the image is {_by(source)} and needs {multiple} pixels a side or more; enlarge it"
         )
     return Placement(source, (width, height), _whole(source), (0, 0, width, height))
 
@@ -193,7 +193,7 @@ def weights(mask: Plane, feather: int) -> Plane:
     """The mask [H,W] with its edge softened inwards, over `feather` pixels; 0 leaves it as it is.
 
     A pixel whose nearest unmasked one (mask 0) is d pixels away, centre to centre, weighs
-    min(1, d / (feather + 1)) of its mask. The picture's own edge is none of the mask's.
+    min(1, d / (feather + 1)) of its mask. The image's own edge is none of the mask's.
     """
     if feather <= 0:
         return mask
@@ -222,10 +222,10 @@ def _depth_inside(inside: NDArray[np.bool_], reach: int) -> Plane:
 
 
 def outpaint(rgb: Pixels, sides: Sides, overlap: int = 0) -> tuple[Pixels, Plane]:
-    """A picture with room around it: [H,W,3] and the mask [H,W], 1 on what is new.
+    """An image with room around it: [H,W,3] and the mask [H,W], 1 on what is new.
 
-    The room repeats the picture's edge, a start that has its colours; noise is the sampler's part.
-    The mask reaches `overlap` pixels into the old picture on the sides that grew, at most a quarter
+    The room repeats the image's edge, a start that has its colours; noise is the sampler's part.
+    The mask reaches `overlap` pixels into the old image on the sides that grew, at most a quarter
     of its shorter side, so that a feather of that width blends the seam.
     """
     height, width = rgb.shape[:2]

@@ -1,7 +1,7 @@
-"""Reading the pictures, masks and depth maps that users give: files to arrays. No torch.
+"""Reading the images, masks and depth maps that users give: files to arrays. No torch.
 
 Whatever the format, its pixels come here as one kind of value, a raster, in the file's own depth;
-a picture, a mask and a depth map are three views of it. Limits are looked up in the header, before
+an image, a mask and a depth map are three views of it. Limits are looked up in the header, before
 pixels are decoded.
 """
 
@@ -34,12 +34,12 @@ LARGEST_PIXELS = 178_956_970
 # Drawings that need an interpreter (EPS) and formats nobody draws in are left out on purpose.
 _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF")
 _ORIENTATION = 0x0112
-_COLOURED = 2  # levels of 255: what a lossy format may colour a grey picture
+_COLOURED = 2  # levels of 255: what a lossy format may colour a grey image
 
 
 @dataclass(frozen=True, eq=False)
 class Pictured:
-    """A picture as it was given: rgb [H,W,3]; alpha [H,W], 0 transparent, or None without any."""
+    """An image as it was given: rgb [H,W,3]; alpha [H,W], 0 transparent, or None without any."""
 
     rgb: Pixels
     alpha: Pixels | None = None
@@ -50,7 +50,7 @@ class Pictured:
         return self.rgb.shape[1], self.rgb.shape[0]
 
     def flattened(self, background: tuple[int, int, int] = (255, 255, 255)) -> Pixels:
-        """The picture laid on a colour, white by default: [H,W,3].
+        """The image laid on a colour, white by default: [H,W,3].
 
         The 2022 scripts dropped the alpha instead: that is `rgb`, which shows whatever colour a
         program left below the transparent parts, often black.
@@ -63,10 +63,10 @@ class Pictured:
 
 
 def read_picture(path: Path | str) -> Pictured:
-    """Read a picture of any usual format as 8-bit RGB, upright as its EXIF says.
+    """Read an image of any usual format as 8-bit RGB, upright as its EXIF says.
 
     Greys, palettes and CMYK are converted, 16 bits rounded to 8. Raises ImageError for what is
-    missing, unreadable, damaged, no picture, animated, too large or under 8 pixels a side.
+    missing, unreadable, damaged, no image, animated, too large or under 8 pixels a side.
     """
     raster = _read(path)
     if raster.colour.dtype == np.float32:
@@ -77,7 +77,7 @@ def read_picture(path: Path | str) -> Pictured:
 
 
 def read_mask(path: Path | str, *, invert: bool = False, size: Size | None = None) -> Plane:
-    """Read a mask: [H,W] in [0,1], 1 (white) where the picture is to be repainted.
+    """Read a mask: [H,W] in [0,1], 1 (white) where the image is to be repainted.
 
     Colours are turned into grey as by the originals. Transparency counts where it is not the same
     all over: a layer painted in one colour is a mask of its own, opaque = repaint; in a layer of
@@ -98,8 +98,8 @@ def read_mask(path: Path | str, *, invert: bool = False, size: Size | None = Non
     return mask
 
 
-def mask_of_alpha(picture: Pictured, name: Path | str = "the picture") -> Plane:
-    """The mask [H,W] in [0,1] of a picture's transparency: transparent = 1 = repaint.
+def mask_of_alpha(picture: Pictured, name: Path | str = "the image") -> Plane:
+    """The mask [H,W] in [0,1] of an image's transparency: transparent = 1 = repaint.
 
     Raises ImageError where no part is transparent by half or more, or every part is.
     """
@@ -121,7 +121,7 @@ def check_mask(mask: Plane, name: Path | str) -> None:
         )
     if masked.all():
         raise ImageError(
-            f"{name}: the mask covers the whole picture; leave some part black or invert the "
+            f"{name}: the mask covers the whole image; leave some part black or invert the "
             "mask, or use img2img, which needs none"
         )
 
@@ -198,7 +198,7 @@ def _grey(colour: NDArray[Any]) -> NDArray[Any]:
 def _check_size(path: Path | str, what: str, size: Size, wanted: Size | None) -> None:
     if wanted is not None and size != wanted:
         raise ImageError(
-            f"{path}: the {what} is {size[0]}x{size[1]} and the picture {wanted[0]}x{wanted[1]}; "
+            f"{path}: the {what} is {size[0]}x{size[1]} and the image {wanted[0]}x{wanted[1]}; "
             "make them one size"
         )
 
@@ -218,13 +218,12 @@ def _read(path: Path | str) -> _Raster:
         except ImageError:
             raise
         except MemoryError:
-            raise ImageError(f"{path}: does not fit in memory; scale the picture down") from None
+            raise ImageError(f"{path}: does not fit in memory; scale the image down") from None
         except Exception as error:
             # Decoders fail in a dozen ways on damaged files, a struct.error among them.
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ImageError(
-                f"{path}: the picture is damaged or incomplete ({reason}); "
-                "make or download it again"
+                f"{path}: the image is damaged or incomplete ({reason}); make or download it again"
             ) from error
 
 
@@ -247,7 +246,9 @@ def _opened(path: Path, file: BinaryIO) -> ImageFile:
     except UnidentifiedImageError:
         file.seek(0)
         what = kind(file.read(512))
-        raise ImageError(f"{path}: no picture; it seems to be {what}; give {FORMATS}") from None
+        raise ImageError(
+            f"{path}: not an image, but {what}; supported formats: {FORMATS}"
+        ) from None
 
 
 def _check_header(path: Path, image: ImageFile) -> None:
@@ -256,7 +257,7 @@ def _check_header(path: Path, image: ImageFile) -> None:
         raise _too_large(path)
     if min(width, height) < LEAST_SIDE:
         raise ImageError(
-            f"{path}: is {width}x{height}; a picture needs {LEAST_SIDE} pixels a side or more"
+            f"{path}: is {width}x{height}; an image needs {LEAST_SIDE} pixels a side or more"
         )
     # A phone's MPO holds a JPEG and its previews, not a film.
     if image.format == "MPO" or not getattr(image, "is_animated", False):
@@ -283,7 +284,7 @@ def _orientation(image: ImageFile) -> object:
     try:
         return image.getexif().get(_ORIENTATION, 1)
     except (OSError, SyntaxError, ValueError, LookupError, TypeError, struct.error):
-        return 1  # broken notes do not make a broken picture
+        return 1  # broken notes do not make a broken image
 
 
 def _shallow(image: ImageFile) -> _Raster:

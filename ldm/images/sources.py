@@ -1,4 +1,4 @@
-"""The pictures that a job begins with, read and laid on the canvas that the model works on.
+"""The images that a job begins with, read and laid on the canvas that the model works on.
 
 No torch: whatever is wrong with a file is told before weights are read.
 """
@@ -38,12 +38,12 @@ from ldm.jobs.fields import PICTURED
 from ldm.jobs.inputs import check_file, digest, parse_outpaint
 from ldm.jobs.job import Job
 
-# The originals' demos padded pictures so (gradio/*.py, pad_image).
+# The originals' demos padded images so (gradio/*.py, pad_image).
 _MULTIPLE = 64
 _LEAST = 128
 UPSCALING = 4
 FLOORS = ("floor-32", "floor-64")
-# Pixels of the picture's edge that an outpainting may change, so that no seam shows.
+# Pixels of the image's edge that an outpainting may change, so that no seam shows.
 _OVERLAP = 8
 
 
@@ -52,8 +52,8 @@ class Sources:
     """What a job's files hold. Arrays are uint8 [H,W,3]; `mask` and `depth` float32 [H,W].
 
     `picture`, `mask` and `depth` lie on the canvas; `original` and `area` (the mask) have the size
-    of the picture that is wanted, `size`. Masks are 1 where the given one is 0.5 or more, else 0.
-    `canvas` is the (width, height) that is decoded. `images` are the pictures of variations, of any
+    of the image that is wanted, `size`. Masks are 1 where the given one is 0.5 or more, else 0.
+    `canvas` is the (width, height) that is decoded. `images` are the images of variations, of any
     sizes.
     """
 
@@ -68,7 +68,7 @@ class Sources:
     images: tuple[Pixels, ...] = ()
 
     def finish(self, picture: Pixels, job: Job) -> Pixels:
-        """A decoded picture [h,w,3] of the canvas as the one that is wanted."""
+        """A decoded image [h,w,3] of the canvas as the one that is wanted."""
         if self.placement is not None:
             picture = self.placement.undo(picture)
         if self.area is not None and self.original is not None and not job.no_paste:
@@ -77,7 +77,7 @@ class Sources:
 
 
 def read_sources(job: Job, multiple: int, *, padded: bool = True) -> Sources:
-    """The files of a job, for a model whose pictures' sides are multiples of `multiple` pixels.
+    """The files of a job, for a model whose images' sides are multiples of `multiple` pixels.
 
     With `padded`, of 64, too, and at least 128, as the demos of Stable Diffusion made them.
     Raises ImageError and JobError for files that are missing, broken or do not fit together.
@@ -132,7 +132,7 @@ def check_unchanged(recorded: Mapping[str, str], image: str) -> None:
         if now != told:
             raise ImageError(
                 f"{name}: has changed since {image} was made from it (its hash was {told}, now "
-                f"{now}); put the old file back, or start anew from the new one"
+                f"{now}); put the old file back, or start again from the new one"
             )
 
 
@@ -143,9 +143,9 @@ def _size_of(job: Job) -> Size:
 
 
 def _enlarged(given: Pictured, multiple: int) -> Sources:
-    """The small picture of an upscaler, and the size of the large one.
+    """The small image of an upscaler, and the size of the large one.
 
-    `multiple` is that of the large picture.
+    `multiple` is that of the large image.
     """
     rgb = given.flattened()
     placement = pad_to_multiple(given.size, max(1, multiple // UPSCALING))
@@ -185,7 +185,7 @@ def _placed(
     *,
     padded: bool,
 ) -> Sources:
-    """The picture at the size that is wanted, then on a canvas that the model can take."""
+    """The image at the size that is wanted, then on a canvas that the model can take."""
     source = (rgb.shape[1], rgb.shape[0])
     if job.fit in FLOORS:
         floor = floor_resize(source, math.lcm(multiple, int(job.fit[-2:])))
@@ -217,7 +217,7 @@ def _fit(job: Job) -> Fit:
 
 
 def wanted_size(job: Job, source: Size) -> Size:
-    """The (width, height) to make of a picture; one side alone keeps the proportions."""
+    """The (width, height) to make of an image; one side alone keeps the proportions."""
     width, height = source
     if job.width is None and job.height is None:
         return source

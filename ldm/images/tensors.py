@@ -1,4 +1,4 @@
-"""Tensors to pictures, the originals' way."""
+"""Tensors to images, the originals' way."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def to_picture(image: Tensor) -> Picture:
 
 
 def grid(pictures: list[Picture], columns: int) -> Picture:
-    """Pictures of one size side by side on black, two pixels between and around them.
+    """Images of one size side by side on black, two pixels between and around them.
 
-    One picture alone stays as it is. Layout of torchvision.utils.make_grid(nrow=columns).
+    One image alone stays as it is. Layout of torchvision.utils.make_grid(nrow=columns).
     """
     if len(pictures) == 1:
         return pictures[0]

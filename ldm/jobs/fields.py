@@ -47,11 +47,11 @@ ATTENTIONS = ("auto", "sdpa", "xformers", "sliced", "math")
 TASK_NAMES = (
     "txt2img", "img2img", "inpaint", "depth2img", "upscale", "variations", "sample"
 )  # fmt: skip
-# Which of them take a prompt, a first picture, a strength.
+# Which of them take a prompt, a first image, a strength.
 PROMPTED = ("txt2img", "img2img", "inpaint", "depth2img", "upscale", "variations")
 PICTURED = ("img2img", "inpaint", "depth2img", "upscale")
 PARTIAL = ("img2img", "inpaint", "depth2img")
-# Those whose pictures have a size that can be asked for.
+# Those whose images have a size that can be asked for.
 SIZED = tuple(name for name in TASK_NAMES if name != "upscale")
 FITS = ("resize", "crop", "pad", "error", "floor-32", "floor-64")
 PROMPT_SYNTAXES = ("weights", "plain")

@@ -1,4 +1,4 @@
-"""The words that name pictures and sides: files, folders and patterns; four numbers. No numpy."""
+"""The words that name images and sides: files, folders and patterns; four numbers. No numpy."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ _KINDS = (
     (b"gimp xcf", "a GIMP file"),
     (b"\x76\x2f\x31\x01", "an OpenEXR file"),
     (b"#?RADIANCE", "a Radiance HDR file"),
-    (b"\xff\x0a", "a JPEG XL picture"),
-    (b"\0\0\0\x0cJXL ", "a JPEG XL picture"),
-    (b"\0\0\0\x0cjP  ", "a JPEG 2000 picture"),
+    (b"\xff\x0a", "a JPEG XL image"),
+    (b"\0\0\0\x0cJXL ", "a JPEG XL image"),
+    (b"\0\0\0\x0cjP  ", "a JPEG 2000 image"),
     (b"PK\x03\x04", "a ZIP archive or a checkpoint"),
     (b"\x1f\x8b", "a gzip archive"),
     (b"\x93NUMPY", "a numpy array"),
@@ -45,7 +45,7 @@ _KINDS = (
 
 
 class Sides(NamedTuple):
-    """Pixels on each side of a picture, none negative."""
+    """Pixels on each side of an image, none negative."""
 
     left: int
     top: int
@@ -74,14 +74,14 @@ def parse_outpaint(text: str) -> Sides:
 def check_file(path: Path | str) -> Path:
     """The path of a plain file that can be read and is not empty; raises ImageError otherwise."""
     if not str(path):
-        raise ImageError("a picture's name is empty; give the path of a file")
+        raise ImageError("the name of an image is empty; give the path of a file")
     path = Path(path)
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
-            raise ImageError(f"{path}: is a folder; name a picture in it")
+            raise ImageError(f"{path}: is a folder; give an image in it")
         if not stat.S_ISREG(status.st_mode):
-            raise ImageError(f"{path}: is no plain file; save the picture to a file first")
+            raise ImageError(f"{path}: not a regular file; save the image to a file first")
         if status.st_size == 0:
             raise ImageError(f"{path}: the file is empty; make or download it again")
         path.open("rb").close()
@@ -112,7 +112,7 @@ def digest(path: Path | str) -> str:
 
 
 def kind(head: bytes) -> str:
-    """What a file that is no readable picture seems to be, from its first bytes (64 or more)."""
+    """What a file that is no readable image seems to be, from its first bytes (64 or more)."""
     for start, name in _KINDS:
         if head.startswith(start):
             return name
@@ -123,8 +123,8 @@ def kind(head: bytes) -> str:
     if head[4:8] == b"ftyp":
         brand = head[8:12]
         if brand in (b"avif", b"avis"):
-            return "an AVIF picture, which this Pillow cannot read or which is damaged"
-        return "a HEIC picture" if brand in (b"heic", b"heix", b"mif1", b"msf1") else "a video"
+            return "an AVIF image, which this Pillow cannot read or which is damaged"
+        return "a HEIC image" if brand in (b"heic", b"heix", b"mif1", b"msf1") else "a video"
     if not any(head):
         return "nothing but zeros"
     try:
@@ -145,12 +145,12 @@ def kind(head: bytes) -> str:
 def expand_inputs(names: Sequence[str]) -> list[Path]:
     """Files from names of files, of folders and patterns (`*`, `?`, `[a-z]`, `**`), in that order.
 
-    A folder or a pattern stands for its pictures, told by their suffixes, sorted by path, hidden
+    A folder or a pattern stands for its images, told by their suffixes, sorted by path, hidden
     ones left out; a folder is not searched deeper. A file that is named twice comes once. Raises
     ImageError for a name that stands for nothing.
     """
     if not names:
-        raise ImageError("no picture is given; name files, folders or patterns such as 'in/*.png'")
+        raise ImageError("no input image; give files, folders or patterns such as 'in/*.png'")
     found: dict[Path, None] = {}
     for name in names:
         found.update(dict.fromkeys(_expand(name)))
@@ -180,5 +180,5 @@ def _listing(folder: Path) -> list[Path]:
 def _pictures(name: str, paths: list[Path], where: str) -> list[Path]:
     pictures = sorted(p for p in paths if p.suffix.lower() in _SUFFIXES and p.is_file())
     if not pictures:
-        raise ImageError(f"{name}: {where} has no picture in it ({FORMATS})")
+        raise ImageError(f"{name}: {where} has no image in it ({FORMATS})")
     return pictures

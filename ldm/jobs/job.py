@@ -41,7 +41,7 @@ class Defaults:
 
 @dataclass(frozen=True)
 class Job(Fields):
-    """The pictures that are wanted.
+    """The images that are wanted.
 
     Image i of a run has seed `seed` + i (`noise` "image"), or its place in one stream of random
     numbers ("stream": `skip_draws` tensors of `draw_rows` rows were drawn before this batch).
@@ -76,7 +76,7 @@ class Job(Fields):
             raise JobError(f"--precision int8 is for the CPU, not {self.device}; use fp16 there")
         sampler = self.sampler and SAMPLER_NAMES[self.sampler]
         if sampler == "plms" and self.eta:
-            raise JobError("--plms works with --eta 0 only: the method draws no noise")
+            raise JobError("--plms works only with --eta 0")
 
     def _validate_seeds(self) -> None:
         """The fields about seeds beside the first one."""
@@ -94,20 +94,20 @@ class Job(Fields):
         for flag in (flag for flag, wanted in given.items() if wanted):
             if self.noise == "stream" or self.fixed_code:
                 raise JobError(
-                    f"{flag} needs images with noise of their own: leave --noise stream (which is "
-                    "the scripts' default) and --fixed_code out"
+                    f"{flag} needs --noise image: omit --noise stream (the scripts' default) "
+                    "and --fixed_code"
                 )
         if self.seeds is None:
             return
         parse_seeds(self.seeds)
         if self.prompts or self.n_iter != 1 or self.seed_step != 1:
             raise JobError(
-                "--seeds says how many images a prompt has: leave --n_iter and --seed-step "
-                "out, and give several prompts as jobs of a file"
+                "--seeds sets the number of images: omit --n_iter and --seed-step, "
+                "and give several prompts as jobs of a file"
             )
 
     def _validate_pictures(self) -> None:
-        """The fields about pictures and classes."""
+        """The fields about images and classes."""
         if self.strength is not None and not 0 <= self.strength <= 1:
             raise JobError(f"--strength must be 0 to 1, not {self.strength:g}")
         check_range("--feather", self.feather, 0, None)
@@ -115,19 +115,21 @@ class Job(Fields):
         most = 350 if self.task == "upscale" else 999
         check_range("--noise-level", self.noise_level, 0, most)
         if self.task in PICTURED and self.init_img is None:
-            raise JobError(f"--init-img is missing: name the picture to {_VERBS[self.task]}")
+            raise JobError(f"--init-img is missing: give the image to {_VERBS[self.task]}")
         if self.task == "variations" and not self.images:
-            raise JobError("--image is missing: name a picture to vary")
+            raise JobError("--image is missing: give an image to vary")
         if self.weights and len(self.weights) != len(self.images):
             raise JobError(
-                f"--weight is given {len(self.weights)} times for {len(self.images)} pictures; "
+                f"--weight is given {len(self.weights)} times for {len(self.images)} images; "
                 "give one for each, or none"
             )
         self.image_weights()
         if self.mask is not None and self.outpaint is not None:
-            raise JobError("--mask and --outpaint both say what to paint; give one")
+            raise JobError("--mask and --outpaint exclude each other; give one of them")
         if self.depth is not None and self.depth_model is not None:
-            raise JobError("--depth and --depth-model: with the map there is nothing to estimate")
+            raise JobError(
+                "--depth and --depth-model exclude each other: a depth map is not estimated"
+            )
         if self.rng == "numpy" and (self.noise != "stream" or self.n_iter != 1):
             raise JobError("--rng numpy goes with --noise stream and one batch, as in the demos")
 
@@ -173,7 +175,7 @@ class Job(Fields):
         sampler = SAMPLER_NAMES[self.sampler or defaults.sampler]
         if sampler in ETA_SAMPLERS:
             family["eta"] = defaults.eta
-        if self.task not in PICTURED:  # the others take their size from the picture
+        if self.task not in PICTURED:  # the others take their size from the image
             family |= {"width": defaults.width, "height": defaults.height}
         if self.task in PARTIAL:
             family["strength"] = defaults.strength

@@ -123,7 +123,7 @@ def translate(
         names = ("init_img", "mask", "outpaint", "output")
         flags = [name for name in names if fields.get(name) is not None]
         if flags:
-            raise JobError(f"--indir names pictures, masks and results: leave --{flags[0]} out")
+            raise JobError(f"--indir provides images, masks and output names: omit --{flags[0]}")
     if script and task == "img2img":
         unread = [flag for name, flag in _UNREAD.items() if fields.pop(name, None) is not None]
         notes += [f"{flag} does nothing, as in the original img2img.py" for flag in unread]
@@ -241,8 +241,8 @@ def pairs(indir: str, outdir: str) -> tuple[list[dict[str, str]], list[str]]:
     """The fields `init_img` and `mask` of each pair X.png and X_mask.png in a folder, with its
     `output`, the file of that name in another folder; and notes.
 
-    Raises ImageError where a mask lacks its picture or there is none, and JobError where results
-    would lie upon the pictures.
+    Raises ImageError where a mask lacks its image or there is none, and JobError where results
+    would lie upon the images.
     """
     folder = Path(indir).expanduser()
     names = {path.name for path in folder.glob("*.png") if not path.name.startswith(".")}
@@ -253,9 +253,9 @@ def pairs(indir: str, outdir: str) -> tuple[list[dict[str, str]], list[str]]:
     if lone:
         raise ImageError(f"--indir {indir}: {lone[0]} has no {_picture_of(lone[0])} beside it")
     if folder.resolve() == Path(outdir).expanduser().resolve():
-        raise JobError(f"--outdir {outdir} is --indir, whose pictures it would replace")
+        raise JobError(f"--outdir {outdir} is --indir, whose images it would replace")
     rest = sorted(names - masks - {_picture_of(mask) for mask in masks})
-    notes = [f"{name} has no mask beside it: left out" for name in rest]
+    notes = [f"{name} has no mask; skipped" for name in rest]
     rows = [
         {
             "init_img": str(folder / _picture_of(mask)),

@@ -1,4 +1,4 @@
-"""Where the pictures of a run go, and what is told about them."""
+"""Where the images of a run go, and what is told about them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OFFLOADS = ("auto", "none", "parts", "layers")
 
 @dataclass(frozen=True)
 class OutputPlan:
-    """Where the pictures go and what is told about them.
+    """Where the images go and what is told about them.
 
     No field changes a sample, but for what `batch_size` and `compile` round otherwise.
     """
@@ -174,5 +174,5 @@ def split(fields: Mapping[str, Any]) -> tuple[OutputPlan, dict[str, Any]]:
 
 
 def default_outdir(task: str) -> str:
-    """The folder for a task's pictures where none is named: the originals' own names."""
+    """The folder for a task's images where none is named: the originals' own names."""
     return f"outputs/{task}-samples"

@@ -1,4 +1,4 @@
-"""Which seed each picture of a run has: counted up, or from a list such as `1,2,5-9`."""
+"""Which seed each image of a run has: counted up, or from a list such as `1,2,5-9`."""
 
 from __future__ import annotations
 

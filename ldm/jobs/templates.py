@@ -22,7 +22,7 @@ from ldm.jobs.options import nearest
 
 # What a template may name, and what it is.
 FIELDS: Mapping[str, str] = {
-    "index": "number of the picture in the run, from 0",
+    "index": "number of the image in the run, from 0",
     "job": "number of its job in the run, from 0",
     "seed": "its own seed",
     "prompt": "its prompt, or its class",
@@ -35,7 +35,7 @@ FIELDS: Mapping[str, str] = {
     "strength": "how much was changed",
     "sampler": "the sampler",
     "model": "name of the checkpoint",
-    "input": "name of the picture it was made from, without its ending",
+    "input": "name of the image it was made from, without its ending",
 }
 LONGEST = 143  # bytes of a name; an encrypted home folder (eCryptfs) takes no more, others 255
 _TEXTS = ("prompt", "negative", "model", "input", "sampler", "task")
@@ -122,7 +122,7 @@ def parse(text: str) -> Template:
 
 
 def values_of(job: Job, row: int, *, index: int, number: int, model: str) -> dict[str, Any]:
-    """The values of all fields for one picture: row `row` of a batch's job."""
+    """The values of all fields for one image: row `row` of a batch's job."""
     source = job.init_img or (job.images[0] if job.images else "")
     return {
         "index": index,
@@ -151,12 +151,12 @@ def is_inside(name: str) -> bool:
 
 
 def check_names(paths: Sequence[Path], *, overwrite: bool) -> None:
-    """Raise JobError where two pictures would have one name, or one would replace a file."""
+    """Raise JobError where two images would have one name, or one would replace a file."""
     seen: dict[str, Path] = {}
     for path in paths:
         key = unicodedata.normalize("NFC", str(path)).casefold()  # as some file systems compare
         if key in seen:
-            raise JobError(f"--output: two pictures would be {path}; put {{index}} into the name")
+            raise JobError(f"--output: two images would be {path}; put {{index}} into the name")
         seen[key] = path
         if path.exists() and not overwrite:
             raise JobError(

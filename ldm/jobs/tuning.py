@@ -1,4 +1,4 @@
-"""What a run asks of an engine beside its jobs: nothing that changes a picture but by rounding."""
+"""What a run asks of an engine beside its jobs: nothing that changes an image but by rounding."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def check_compiler(device: str) -> None:
 
 
 def compile_network(network: nn.Module) -> None:
-    """Let torch compile a network at its next call, and anew where shapes are others.
+    """Let torch compile a network at its next call, and again where shapes are others.
 
     What it comes to is kept on the disk for later processes, in a folder that stays.
     """

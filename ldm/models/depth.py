@@ -1,4 +1,4 @@
-"""Depth as a condition: picture -> inverse depth -> what a v2-midas network is shown beside x.
+"""Depth as a condition: image -> inverse depth -> what a v2-midas network is shown beside x.
 
 Sources: Stability `ldm/data/util.py` (AddMiDaS), `ldm/modules/midas/transforms.py` (Resize),
 `scripts/gradio/depth2img.py`, `ldm/models/diffusion/ddpm.py` (LatentDepth2ImageDiffusion).
@@ -31,10 +31,10 @@ _FLAT = 1e-5
 
 
 def network_size(height: int, width: int) -> tuple[int, int]:
-    """Height and width at which the depth network sees a picture: near 384, multiples of 32.
+    """Height and width at which the depth network sees an image: near 384, multiples of 32.
 
     One factor for both sides, of the two that bring a side to 384 the one nearer to 1. (The
-    originals rounded a thin picture's short side down to nothing; here it is at least 32.)
+    originals rounded a thin image's short side down to nothing; here it is at least 32.)
     """
     factor = min(SIDE / width, SIDE / height, key=lambda factor: abs(1 - factor))
     rows, columns = (
@@ -98,13 +98,13 @@ def depth_concat(
 def depth_picture(
     depth: Tensor, bits: int = 8, *, source: str = "the depth map"
 ) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """Inverse depth [1,H,W] as a grey picture [H,W] of 8 or 16 bits: black far, white near.
+    """Inverse depth [1,H,W] as a grey image [H,W] of 8 or 16 bits: black far, white near.
 
     Values are cut off, not rounded, as the original did. `depth_from_map` reads it back. Raises
     ImageError as `depth_concat` does, and ValueError for other bits.
     """
     if bits not in (8, 16):
-        raise ValueError(f"a picture of depth has 8 or 16 bits, not {bits}")
+        raise ValueError(f"an image of depth has 8 or 16 bits, not {bits}")
     plane = depth.float().squeeze(0).cpu()
     least, greatest = plane.amin(), plane.amax()
     _check_not_flat(least, greatest, source)
@@ -175,7 +175,7 @@ def _fit(
 
 
 def _resized(x: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    """The originals' resize, of pictures and of depth: bicubic (a = -0.75), no low-pass."""
+    """The originals' resize, of images and of depth: bicubic (a = -0.75), no low-pass."""
     return F.interpolate(x, size=tuple(size), mode="bicubic", align_corners=False)
 
 

@@ -81,7 +81,7 @@ def encode(
     a prompt is encoded once, alone, and what it came to is kept for the next time. With `beside`,
     the prompts of the other side of the guidance, each row gets as many chunks as the longer of
     its two prompts has, the last ones empty; so both sides have one L. Rows of different lengths
-    are repeated to their least common multiple, which attention does not see: a picture does not
+    are repeated to their least common multiple, which attention does not see: an image does not
     depend on its neighbours' prompts. The pooled state is that of the first chunk, unweighted.
     """
     found = [_chunked(embedder, text, wording) for text in texts]

@@ -1,4 +1,4 @@
-"""Embedders of pictures and maps, under the class and attribute names of the original YAMLs.
+"""Embedders of images and maps, under the class and attribute names of the original YAMLs.
 
 Source: CompVis and Stability `ldm/modules/encoders/modules.py`.
 """

@@ -40,7 +40,7 @@ from ldm.nn.quantized import quantizable, quantize
 from ldm.sampling.denoiser import Prediction
 from ldm.sampling.schedule import NoiseSchedule
 
-# An eps network gives the pure noise back that it is shown; a v network gives minus the picture,
+# An eps network gives the pure noise back that it is shown; a v network gives minus the image,
 # which that noise does not contain. This is half way between the two slopes of output on input.
 EPS_SLOPE = 0.5
 
@@ -297,7 +297,7 @@ def measure_prediction(model: Model) -> tuple[str, str]:
     At the last time step the input is noise e but for some percent. By their definitions an eps
     network's output there is about e, a slope of 1 on the input, and a v network's
     sqrt(alphas_cumprod) e - sqrt(1 - alphas_cumprod) z, a slope of about 0.07, with z the same
-    hardly known picture whatever e is. (AUTOMATIC1111/stable-diffusion-webui tells them by the mean
+    hardly known image whatever e is. (AUTOMATIC1111/stable-diffusion-webui tells them by the mean
     of the output for a constant input: modules/sd_models_config.py.)
     """
     network = model.network

@@ -142,7 +142,7 @@ class Model(nn.Module):
 
     @property
     def multiple(self) -> int:
-        """What the sides of a picture must be a multiple of, in pixels.
+        """What the sides of an image must be a multiple of, in pixels.
 
         The network halves its input once per level but the last.
         """
@@ -152,7 +152,7 @@ class Model(nn.Module):
         """Take a noise schedule, and fill the twelve DDPM buffers (float32) from it.
 
         The schedule kept is the one in the float32 buffers: the originals sampled from those,
-        and a file with buffers and the same file without them must give the same picture.
+        and a file with buffers and the same file without them must give the same image.
         """
         with torch.device("cpu"):
             buffers = ddpm_buffers(schedule, self.v_posterior)
@@ -233,7 +233,7 @@ class Model(nn.Module):
         """Images [B,3,H,W] in [-1,1] -> scaled latents, float32.
 
         The posterior's mode, or with `noise` (standard normal, of the latents' shape) a sample.
-        `tiling` is on, off or auto, which bounds the memory of large pictures.
+        `tiling` is on, off or auto, which bounds the memory of large images.
         """
         images = images.to(_dtype(self.first_stage_model), memory_format=self.memory_format)
         height, width = images.shape[-2:]

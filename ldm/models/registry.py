@@ -2,7 +2,7 @@
 
 Three answers: *build* (the tables here and in `ldm.models.targets`), *drop* (`DROPPED`, and every
 section under an inert parameter: what a trained model does not need) and *refuse* (anything else).
-Every parameter of a target is in use, inert or an error, so that a typo cannot change a picture.
+Every parameter of a target is in use, inert or an error, so that a typo cannot change an image.
 """
 
 from __future__ import annotations

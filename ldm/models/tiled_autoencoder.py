@@ -1,7 +1,7 @@
-"""Autoencoders tile by tile, for pictures that do not fit into memory at once.
+"""Autoencoders tile by tile, for images that do not fit into memory at once.
 
-The result is that of the whole picture, and has no seams. Convolutions see only so far: a tile
-with a margin of that reach has the right values in its core. What sees the whole picture is
+The result is that of the whole image, and has no seams. Convolutions see only so far: a tile
+with a margin of that reach has the right values in its core. What sees the whole image is
 attention, and the statistics of the group norms:
 
 - Attention stands at the resolution of the latents, where a position is 64 pixels (f8). The levels
@@ -25,8 +25,8 @@ Peak memory for Stable Diffusion's f8 autoencoder (the tensors counted, not what
 What still grows are features and attention at the latents' resolution, 96 bytes a pixel of 3072.
 Time for attention grows with the square of the pixels. So where that resolution has more positions
 than WHOLE (4096x4096 at f8, 2048x2048 at f4, as of the x4 upscaler), all levels run in tiles.
-What is left to hold is a tile, and the picture. A position then attends to an even sample of the
-others. With the bundled autoencoder, to one in four and to one in nine of 48x112, pictures were 0.2
+What is left to hold is a tile, and the image. A position then attends to an even sample of the
+others. With the bundled autoencoder, to one in four and to one in nine of 48x112, images were 0.2
 and 0.4 grey levels off on average, 4 and 8 at most.
 """
 
@@ -55,7 +55,7 @@ def decode_tiled(
     """What `autoencoder.decode(z)` gives, in tiles of `tile` latents a side, margins included.
 
     z [B,embed_dim,h,w] -> images [B,3,h*f,w*f]. One tile is enough: the same computation. The
-    pictures of a batch are done one after the other.
+    images of a batch are done one after the other.
     """
     if isinstance(autoencoder, VQModelInterface):
         z = autoencoder.quantize(z)

@@ -1,10 +1,10 @@
-"""Passes over the tiles of a picture, until its group norms have the statistics of the whole.
+"""Passes over the tiles of an image, until its group norms have the statistics of the whole.
 
-- A pilot, a mosaic of small pieces from everywhere in the picture, gives a first guess. While the
+- A pilot, a mosaic of small pieces from everywhere in the image, gives a first guess. While the
   tiles run with it, the true statistics under that guess are gathered; how they differ from the
   pilot's, norm by norm, corrects the pilot's in the next pass. Passes end when the statistics used
   and those gathered agree to TOLERANCE.
-- Where attention is inside of a tile, it is to an even sample of the picture's positions, the same
+- Where attention is inside of a tile, it is to an even sample of the image's positions, the same
   for all tiles: KEYS at most, taken from the tiles of the pass before; in the first, the pilot's.
 
 Statistics that one pass gathers are of no use to the next one without a pilot: they belong to
@@ -30,7 +30,7 @@ from ldm.sampling.tiling import tiles
 # Largest disagreement of statistics, in standard deviations, at which a pass is the last one.
 TOLERANCE = 0.004
 PASSES = 5
-# Latents along one side of a pilot's pieces: large enough to hold the picture's small structures.
+# Latents along one side of a pilot's pieces: large enough to hold the image's small structures.
 PIECE = 4
 # Positions that attend to others at a time, and the most that tiles attend to.
 QUERIES = 4096
@@ -50,7 +50,7 @@ class Moments:
 
     @classmethod
     def of(cls, x: Tensor, groups: int) -> Moments:
-        """Of [B,C,h,w], all rows of the batch taken as one picture."""
+        """Of [B,C,h,w], all rows of the batch taken as one image."""
         grouped = x.float().reshape(x.shape[0], groups, -1, *x.shape[2:])
         variance, mean = torch.var_mean(grouped, dim=(0, 2, 3, 4), correction=0)
         # On the CPU, since not every device has float64.
@@ -84,7 +84,7 @@ def _normed(norm: nn.GroupNorm, x: Tensor, moments: Moments) -> Tensor:
 
 @dataclass
 class Whole:
-    """How a picture is run that is not in tiles."""
+    """How an image is run that is not in tiles."""
 
     def norm(self, module: nn.GroupNorm, x: Tensor) -> Tensor:
         """A norm as it is."""
@@ -100,7 +100,7 @@ class Whole:
 class Pilot:
     """How the pilot is run: by its own statistics, `found`, corrected by the pass before.
 
-    In that pass a pilot with the statistics `last` stood for a picture with those in `truth`; both
+    In that pass a pilot with the statistics `last` stood for an image with those in `truth`; both
     are empty in the first. `used` are the corrected ones. `keys` are what blocks attend to; the
     pilot's own where there are none.
     """
@@ -171,7 +171,7 @@ def _disagreement(used: Statistics, truth: Statistics) -> float:
     return worst
 
 
-# --- tiles of a picture ---------------------------------------------------------------------------
+# --- tiles of an image ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ _MAPPED = 65536
 _LARGE = 32 << 20
 # How much is found at a time: it ends soon when nobody waits for more.
 _PIECE = 128 << 20
-# Pictures of more pixels than this leave gaps between their features that cost more than they save.
+# Images of more pixels than this leave gaps between their features that cost more than they save.
 _KEPT_PIXELS = 768**2
 # The C library, once `keep_freed` has changed its ways, as it does for the whole process.
 _keeping: list[ctypes.CDLL] = []
@@ -24,7 +24,7 @@ def keep_freed() -> bool:
     """Let memory that tensors have left stay with the process, for those to come.
 
     glibc gives large pieces back at once, and the kernel clears every page of a new one, for each
-    feature map anew. Where the C library is another nothing is done, and the result is false.
+    feature map again. Where the C library is another nothing is done, and the result is false.
     """
     try:
         library = ctypes.CDLL(None)

@@ -1,6 +1,6 @@
 """Layers whose weights lie as the CPU's kernels read them (oneDNN), instead of in their own order.
 
-A plain convolution or linear layer brings its weights into that order anew at every call: at the
+A plain convolution or linear layer brings its weights into that order again at every call: at the
 lowest resolutions of a network, where weights are many and pixels few, that takes as long as the
 arithmetic. For sampling alone: a packed weight is no parameter, and is in no `state_dict`.
 """
@@ -75,7 +75,7 @@ class PackedPointConv2d(PackedLinear):
     """A convolution of single positions, 1x1, as what it is: [B,C,h,w] -> [B,C',h,w].
 
     Packed as a convolution it would be in an order for large maps, and brought into another one
-    anew for small ones at every call.
+    again for small ones at every call.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Layers that are rounded by how many rows a batch has, and how that is kept from pictures.
+"""Layers that are rounded by how many rows a batch has, and how that is kept from images.
 
 A library takes another kernel for a product of few rows than for one of many, and its last bits are
 others. So that an image does not depend on its neighbours in a batch, the layers here can take one

@@ -1,12 +1,12 @@
-"""The record of what is done: a line for every finished picture, in `manifest.jsonl` beside them.
+"""The record of what is done: a line for every finished image, in `manifest.jsonl` beside them.
 
-A picture is known by its fingerprint: a hash of what it is made from. A line is written in one
-piece, and reaches the disk, after its picture has; of a line that was cut short nothing is read.
+An image is known by its fingerprint: a hash of what it is made from. A line is written in one
+piece, and reaches the disk, after its image has; of a line that was cut short nothing is read.
 
     {"fingerprint": ..., "path": "samples/00000.png", "seed": 7, "sha256": ...}
     {"run": ..., "seed": 7}      the seed that was drawn for a run
     {"run": ..., "complete": ["samples/00000.png", ...]}
-                                 a run whose pictures cannot be told apart before they are made
+                                 a run whose images cannot be told apart before they are made
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from ldm.jobs.job import Job, to_record
 from ldm.jobs.templates import is_inside
 
 NAME = "manifest.jsonl"
-# Left out of fingerprints, so that those of old pictures stand when jobs have another field.
+# Left out of fingerprints, so that those of old images stand when jobs have another field.
 _DEFAULTS = to_record(Job())
 
 
 def fingerprint(job: Job, row: int, model: str, inputs: Mapping[str, str]) -> str:
-    """The hash of what a picture is made from: its batch's job, its row there, the model's hash
+    """The hash of what an image is made from: its batch's job, its row there, the model's hash
     and those of the files it reads.
 
-    Where each picture has noise of its own, the others of its batch do not count.
+    Where each image has noise of its own, the others of its batch do not count.
     """
     if job.noise == "image" and not job.fixed_code:
         text, seed = job.texts()[row], job.image_seeds()[row]
@@ -61,7 +61,7 @@ def hash_of(content: Any) -> str:
 class Manifest:
     """The lines of a folder; other processes may write to them at the same time.
 
-    `paths` are the pictures that have a line, relative to the folder.
+    `paths` are the images that have a line, relative to the folder.
     """
 
     folder: Path
@@ -78,7 +78,7 @@ class Manifest:
         return manifest
 
     def done(self, fingerprint: str, taken: int = 0) -> Path | None:
-        """The picture of a fingerprint, if it is still there; `taken` are passed over.
+        """The image of a fingerprint, if it is still there; `taken` are passed over.
 
         There may be several: the same was asked for twice.
         """
@@ -87,7 +87,7 @@ class Manifest:
         return next(islice((path for path in paths if path.is_file()), taken, None), None)
 
     def add(self, fingerprint: str, path: Path, seed: int, *, write: bool = True) -> None:
-        """Note a picture that is in its place; not `write`: here alone."""
+        """Note an image that is in its place; not `write`: here alone."""
         name = self._name(path)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         told = {"fingerprint": fingerprint, "path": name, "seed": seed, "sha256": digest}
@@ -97,7 +97,7 @@ class Manifest:
             self._take(json.dumps(told).encode())
 
     def has(self, path: Path) -> bool:
-        """Whether a picture has a line."""
+        """Whether an image has a line."""
         return self._name(path) in self.paths
 
     def seed(self, run: str) -> int | None:
@@ -106,7 +106,7 @@ class Manifest:
         return seed if type(seed) is int else None
 
     def complete(self, run: str) -> tuple[Path, ...]:
-        """The pictures of a run, in order, if all were made and are still there."""
+        """The images of a run, in order, if all were made and are still there."""
         self._read()
         names = self._runs.get(run, {}).get("complete")
         if not isinstance(names, list):
@@ -121,7 +121,7 @@ class Manifest:
         self._append({"run": run, "seed": seed})
 
     def note_complete(self, run: str, paths: Sequence[Path]) -> None:
-        """Note that all pictures of a run are there."""
+        """Note that all images of a run are there."""
         self._append({"run": run, "complete": [self._name(path) for path in paths]})
 
     # --- the file ---------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ class Manifest:
         try:
             with self.path.open("rb") as file:
                 if os.fstat(file.fileno()).st_size < self._offset:
-                    self._offset = 0  # another file: the folder was deleted and made anew
+                    self._offset = 0  # another file: the folder was deleted and made again
                 file.seek(self._offset)
                 content = file.read()
         except (FileNotFoundError, NotADirectoryError):

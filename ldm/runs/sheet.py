@@ -1,4 +1,4 @@
-"""A sheet of pictures in a table, each column and each row with a label."""
+"""A sheet of images in a table, each column and each row with a label."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def label(fields: Mapping[str, Any]) -> str:
 
 
 def sheet(pictures: Sequence[Picture], across: Sequence[str], down: Sequence[str]) -> Picture:
-    """Pictures [H,W,3] in a table with labels, black on white.
+    """Images [H,W,3] in a table with labels, black on white.
 
     They come column by column: all rows of the first column, then of the second. Cells are as large
-    as the largest picture; labels that are too long are cut.
+    as the largest image; labels that are too long are cut.
     """
     from PIL import Image, ImageDraw, ImageFont
 

@@ -79,7 +79,7 @@ def slerp(share: float, low: Tensor, high: Tensor) -> Tensor:
     too: (sin((1 - s) omega) low + sin(s omega) high) / sin(omega), with omega the angle between the
     two. Columns that hardly differ in direction, or lie opposite, are mixed in a straight line.
     Source: AUTOMATIC1111/stable-diffusion-webui, modules/rng.py, slerp; there the straight line is
-    taken for the whole picture, and has the two sides swapped.
+    taken for the whole image, and has the two sides swapped.
     """
     directions = [torch.nn.functional.normalize(x, dim=-2) for x in (low, high)]
     cosine = (directions[0] * directions[1]).sum(-2, keepdim=True).clamp(-1, 1)

@@ -245,7 +245,7 @@ def ddim_grid(schedule: NoiseSchedule, steps: int, compat: Compat = "exact") -> 
 
 
 def quad_grid(schedule: NoiseSchedule, steps: int, compat: Compat = "exact") -> Tensor:
-    """Time steps denser near the picture, ending at alphas_cumprod[0]; see `quad_timesteps`."""
+    """Time steps denser near the image, ending at alphas_cumprod[0]; see `quad_timesteps`."""
     return _falling(schedule, quad_timesteps(len(schedule), steps, compat))
 
 

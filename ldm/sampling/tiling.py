@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ldm.sampling.denoiser import DenoiseFn
 
-# Memory that decoding a picture whole may take before `auto` means tiles.
+# Memory that decoding an image whole may take before `auto` means tiles.
 AUTO_BYTES = 4 * 2**30
 # Peak per pixel of Stable Diffusion's autoencoders: counted 3072 decoding and 2560 encoding, f8 and
 # f4 alike, in float32; half of it in half precision, which is what GPUs get.

@@ -1,4 +1,4 @@
-"""Pictures of captioned scenes, drawn on the fly: the training data of the bundled model.
+"""Images of captioned scenes, drawn on the fly: the training data of the bundled model.
 
 The font is needed only to draw. No torch.
 """
@@ -24,7 +24,7 @@ Pixels = NDArray[np.uint8]
 
 
 class GlyphSheet:
-    """The font's glyphs as RGBA pictures, trimmed, and scaled copies of them, drawn once each.
+    """The font's glyphs as RGBA images, trimmed, and scaled copies of them, drawn once each.
 
     Raises UsageError if the font is not there or is not the bitmap font expected.
     """
@@ -49,7 +49,7 @@ class GlyphSheet:
             ImageDraw.Draw(image).text((8, 8), glyph.char, font=self._font, embedded_color=True)
             box = image.getchannel("A").getbbox()
             if box is None:
-                raise UsageError(f"the font has no picture for {glyph.name!r} ({glyph.char})")
+                raise UsageError(f"the font has no image for {glyph.name!r} ({glyph.char})")
             self._full[glyph.char] = image.crop(box)
         return self._full[glyph.char]
 
@@ -66,7 +66,7 @@ class GlyphSheet:
 
 
 def box(placed: Placed, sheet: GlyphSheet, size: int = CANVAS) -> tuple[int, int, Pixels]:
-    """Where a glyph's picture goes on a canvas of `size` pixels: (left, top, RGBA [h, w, 4])."""
+    """Where a glyph's image goes on a canvas of `size` pixels: (left, top, RGBA [h, w, 4])."""
     side = round(placed.size * size / CANVAS)
     rgba = sheet.rgba(placed.glyph, side)
     left = round(placed.x * size / CANVAS) + (side - rgba.shape[1]) // 2
@@ -75,7 +75,7 @@ def box(placed: Placed, sheet: GlyphSheet, size: int = CANVAS) -> tuple[int, int
 
 
 def composite(canvas: Pixels, left: int, top: int, rgba: Pixels) -> None:
-    """Draw an RGBA picture over a part of the canvas [H, W, 3], in place."""
+    """Draw an RGBA image over a part of the canvas [H, W, 3], in place."""
     height, width = rgba.shape[:2]
     under = canvas[top : top + height, left : left + width]
     alpha = rgba[..., 3:].astype(np.uint32)
@@ -103,7 +103,7 @@ def layers(what: Scene, sheet: GlyphSheet, size: int = CANVAS) -> NDArray[np.uin
 
 
 class Scenes:
-    """An endless, numbered sequence of pictures and captions (YAML target `ldm.data.Scenes`)."""
+    """An endless, numbered sequence of images and captions (YAML target `ldm.data.Scenes`)."""
 
     def __init__(
         self,

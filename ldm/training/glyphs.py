@@ -1,4 +1,4 @@
-"""The pictures and the colours that the bundled model knows, by the words a person would type.
+"""The images and the colours that the bundled model knows, by the words a person would type.
 
 Every glyph is one character of the Noto Color Emoji font; names are the Unicode short names cut to
 their common words. The list avoids glyphs that are hard to tell apart at fifty pixels.
@@ -14,10 +14,10 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Glyph:
-    """One picture: the font's character and the words for it.
+    """One image: the font's character and the words for it.
 
     `article` None means "a" or "an" by the first letter, "" means none (plural and mass nouns).
-    `colour` is an adjective that is true of the picture and said in some captions.
+    `colour` is an adjective that is true of the image and said in some captions.
     """
 
     char: str

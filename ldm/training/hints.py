@@ -1,6 +1,6 @@
 """What a network in training is shown beside the noisy latent, made from the scene itself.
 
-A mask and the picture without what is under it, the depth of things, or the picture made small:
+A mask and the image without what is under it, the depth of things, or the image made small:
 the same that `ldm.engine.tasks` shows the network of an inpainter, a depth model, an upscaler.
 """
 
@@ -35,13 +35,13 @@ class Hint(Protocol):
     def keep(self, pictures: Pictures, layers: Pictures, first: int, encode: Encode) -> Kept:
         """What is computed once for scenes first, first + 1, ...: tensors [B,...] by name.
 
-        pictures uint8 [B,H,W,3]; layers uint8 [B,H,W], 0 background, then back to front; `encode`
+        images uint8 [B,H,W,3]; layers uint8 [B,H,W], 0 background, then back to front; `encode`
         gives the moments [B,2C,h,w] of images [B,3,H,W] in [-1,1].
         """
         ...
 
     def show(self, kept: Kept, cond: Conditioning, generator: torch.Generator) -> Conditioning:
-        """The condition of a step, with the hint of its scenes; random parts are drawn anew."""
+        """The condition of a step, with the hint of its scenes; random parts are drawn again."""
         ...
 
 
@@ -49,7 +49,7 @@ Kept = dict[str, Tensor]
 
 
 class MaskHint:
-    """A box around one of the things, and the picture with grey in it (Stable Diffusion's way)."""
+    """A box around one of the things, and the image with grey in it (Stable Diffusion's way)."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -83,7 +83,7 @@ class DepthHint:
 
 
 class SmallHint:
-    """The picture at the latent's size, with noise of a level that the network is told."""
+    """The image at the latent's size, with noise of a level that the network is told."""
 
     def __init__(self, model: Model) -> None:
         self.noising, self.factor = model.low_scale_model, model.factor
@@ -122,7 +122,7 @@ def find_hint(model: Model) -> Hint | None:
         return DepthHint(model)
     raise ConfigError(
         f"unet_config.params.in_channels: {more} channels beside the latent's are no mask with its "
-        "picture, no depth and no small picture"
+        "image, no depth and no small image"
     )
 
 

@@ -1,6 +1,6 @@
-"""A question beside the picture, for a network in training: what is to be where?
+"""A question beside the image, for a network in training: what is to be where?
 
-The loss of the picture alone hardly tells a network that the words for a thing belong to a place:
+The loss of the image alone hardly tells a network that the words for a thing belong to a place:
 it learns to draw a mixture of all that is named, everywhere. Asked for the kind of thing in every
 cell, of the features in which it has just attended to the text, it soon finds out.
 """

@@ -1,8 +1,8 @@
-"""A text conditioner's first lessons: what captions say, before there are pictures to go by.
+"""A text conditioner's first lessons: what captions say, before there are images to go by.
 
 Learnt together from nothing, a network finds no sense in the text for thousands of steps. So the
 conditioner first learns to tell a scene's facts from its caption, and to tell every place of the
-picture that asks what to show there; that takes minutes. The heads are thrown away.
+image that asks what to show there; that takes minutes. The heads are thrown away.
 """
 
 from __future__ import annotations

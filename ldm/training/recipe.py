@@ -30,8 +30,8 @@ class Plan:
     text_steps: int = 0  # diffusion: steps that teach the text conditioner alone, before the rest
     crop: int | None = None  # autoencoder: side of the training crops, in pixels
     mse_weight: float = 0.0  # autoencoder: squares beside the L1 loss, for colours far off
-    kl_weight: float = 1e-6  # autoencoder: per value of the picture, as the original loss has it
-    scenes: int = 20000  # diffusion: pictures encoded beforehand
+    kl_weight: float = 1e-6  # autoencoder: per value of the image, as the original loss has it
+    scenes: int = 20000  # diffusion: images encoded beforehand
     noise_bias: float = 1.0  # diffusion: density of t rises as t**(noise_bias - 1); words act late
     layout_weight: float = 0.0  # diffusion: of saying what is where (`ldm.training.layout`)
     drop_vector: float = 0.0  # diffusion: share without the pooled text, left to the words

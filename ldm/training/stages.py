@@ -28,10 +28,10 @@ _TABLE = "transformer.text_model.embeddings.token_embedding.weight"
 
 
 class Data(Protocol):
-    """Numbered pictures with captions."""
+    """Numbered images with captions."""
 
     def scene(self, index: int) -> Scene:
-        """What picture `index` shows."""
+        """What image `index` shows."""
         ...
 
     def vocabulary(self) -> Iterable[str]:
@@ -39,7 +39,7 @@ class Data(Protocol):
         ...
 
     def batch(self, start: int, n: int) -> tuple[NDArray[np.uint8], list[str]]:
-        """Pictures start .. start + n - 1 as uint8 [n,H,W,3], and their captions."""
+        """Images start .. start + n - 1 as uint8 [n,H,W,3], and their captions."""
         ...
 
     def layers(self, start: int, n: int) -> NDArray[np.uint8]:
@@ -69,7 +69,7 @@ class Stage(Protocol):
         ...
 
     def sample(self, module: Any, step: int) -> NDArray[np.uint8]:
-        """Pictures in a row of rows, [R, C, H, W, 3]."""
+        """Images in a row of rows, [R, C, H, W, 3]."""
         ...
 
     def weights(self, module: Any) -> dict[str, Tensor]:
@@ -124,7 +124,7 @@ class AutoencoderLoss(nn.Module):
 
 
 class AutoencoderStage:
-    """Pictures, or the busier of two random crops of each, through an AutoencoderKL."""
+    """Images, or the busier of two random crops of each, through an AutoencoderKL."""
 
     def __init__(self, config: Config, plan: Plan, data: Data) -> None:
         from ldm.models.registry import build_autoencoder
@@ -221,7 +221,7 @@ def load_weights(module: nn.Module, path: str, *, grown: bool = False) -> None:
     """Assign a safetensors file to a module, strictly; raises ConfigError naming the file.
 
     With `grown` the module may have more than the file: input channels of the network's first
-    convolution, which begin as zeros, and another embedding of labels, which begins anew.
+    convolution, which begin as zeros, and another embedding of labels, which begins again.
     """
     from safetensors.torch import load_file
 

@@ -87,7 +87,7 @@ def save_weights(weights: dict[str, Tensor], path: Path, metadata: dict[str, str
 
 
 def save_sheet(rows: NDArray[np.uint8], path: Path) -> None:
-    """Write [R, C, H, W, 3] as one picture."""
+    """Write [R, C, H, W, 3] as one image."""
     from PIL import Image
 
     count, columns, height, width, _ = rows.shape

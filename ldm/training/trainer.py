@@ -139,7 +139,7 @@ class DiffusionStage:
         return LayoutLoss(self.model.network, data.kinds) if self.plan.layout_weight else None
 
     def _probe(self, data: Data) -> tuple[list[str], Kept]:
-        """Captions that the pictures of progress are made from, and their hints."""
+        """Captions that the images of progress are made from, and their hints."""
         captions = [data.scene(_PROBES + row).caption for row in range(16)]
         if self.hint is None:
             return captions, {}

@@ -1,4 +1,4 @@
-"""What a worker does, in a process of its own on this machine or another: orders in, pictures out.
+"""What a worker does, in a process of its own on this machine or another: orders in, images out.
 
 Orders and replies travel as bytes, so that they are alike on every way. No torch until the first.
 """
@@ -24,7 +24,7 @@ from ldm.workers.pool import Batch, Engines, Outcome, apart, import_engine
 if TYPE_CHECKING:
     from ldm.engine.engine import Engine
 
-# Variables that have a say in how pictures are computed.
+# Variables that have a say in how images are computed.
 VARIABLES = ("ATTN_PRECISION",)
 
 
@@ -48,7 +48,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Reply:
-    """What came of an order: pictures and errors, as `apart` gives them, and what is to be told.
+    """What came of an order: images and errors, as `apart` gives them, and what is to be told.
 
     `settled` is the plan with what loading told, `room` how many images are best drawn at once;
     where the loading failed there is only the error.

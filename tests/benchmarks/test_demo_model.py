@@ -1,4 +1,4 @@
-"""The demo's pictures come from the engine: in order, seeded one by one, of any checkpoint."""
+"""The demo's images come from the engine: in order, seeded one by one, of any checkpoint."""
 
 from __future__ import annotations
 

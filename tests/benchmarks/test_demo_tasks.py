@@ -1,4 +1,4 @@
-"""The figures of the models for pictures are right for true pictures and low for wrong ones."""
+"""The figures of the models for images are right for true images and low for wrong ones."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def test_a_full_size_file_is_described_without_torch(home: Path) -> None:
         (["--prompt", "x", "--C", "16"], "--C 16: this model's latents have 4 channels"),
         (["--prompt", "x", "--f", "4"], "--f 4: this model has 8 pixels"),
         (["--prompt", "x", "--plms", "--dpm"], "give one"),
-        (["--prompt", "x", "--plms", "--eta", "1"], "--eta 0 only"),
+        (["--prompt", "x", "--plms", "--eta", "1"], "only with --eta 0"),
         (["--prompt", "x", "--sampler", "eulr"], "did you mean euler?"),
         (["--prompt", "x", "--model", "tyny"], "did you mean tiny?"),
         (["--prompt", "x", "--model", "models"], "is a folder"),
@@ -274,7 +274,7 @@ def test_models_are_found_by_name(home: Path, monkeypatch: pytest.MonkeyPatch) -
         make_plan({"prompt": "x", "model": "twice"})
 
 
-# --- pictures -------------------------------------------------------------------------------------
+# --- images -------------------------------------------------------------------------------------
 
 
 def test_pictures_are_told_and_numbered_on(home: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -82,7 +82,7 @@ def test_missing_unknown_and_unused_keys(tmp_path: Path) -> None:
 
 def test_a_yaml_beside_it_is_used(tmp_path: Path) -> None:
     (tmp_path / "tiny.ckpt").write_bytes((TINY / "model.ckpt").read_bytes())
-    assert "no known family" in describe(tmp_path / "tiny.ckpt").problem
+    assert "unknown model family" in describe(tmp_path / "tiny.ckpt").problem
     write(v1_tree(), tmp_path / "tiny.yaml")
     d = describe(tmp_path / "tiny.ckpt")
     assert d.fit is not None

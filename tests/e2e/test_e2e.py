@@ -1,4 +1,4 @@
-"""Pictures of 2022: the original scripts' runs, repeated through `scripts/txt2img.py`."""
+"""Images of 2022: the original scripts' runs, repeated through `scripts/txt2img.py`."""
 
 from __future__ import annotations
 

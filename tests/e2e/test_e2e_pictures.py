@@ -1,4 +1,4 @@
-"""Pictures from pictures: the originals' img2img script, and the demos that had no command line.
+"""Images from images: the originals' img2img script, and the demos that had no command line.
 
 The demos drew the first noise with numpy, which is `--rng numpy --noise stream` here.
 """
@@ -50,7 +50,7 @@ def v2_model(
 
 
 def assert_same(name: str, results: list[Result], out: Path, size: tuple[int, int]) -> None:
-    """Latents within the tolerance, pictures within a level; `size` (w, h) is cut out of them."""
+    """Latents within the tolerance, images within a level; `size` (w, h) is cut out of them."""
     assert_results(name, results)
     images = [image for image in images_of(name) if image != "depth.png"]
     samples = [image for image in images if not image.startswith("grid")]
@@ -139,7 +139,7 @@ def test_depth_of_version_two(
     monkeypatch.setitem(DEPTH_MODELS, target, spec)
     out = tmp_path / "out"
     argv = ["-i", str(E2E / name / "image.png"), *demo_flags(name), *model, *DEMO]
-    argv += ["--rng", "cpu"]  # it began with the picture
+    argv += ["--rng", "cpu"]  # it began with the image
     assert run(["depth2img", *argv, "--outdir", str(out)]) == 0
     assert_same(name, results, out, (100, 120))
 

@@ -38,7 +38,7 @@ def noted(folder: Path) -> list[str]:
 
 @pytest.fixture
 def whole(home: Path) -> dict[str, str]:
-    """What the four pictures should be."""
+    """What the four images should be."""
     assert draw(*FOUR, "--outdir", "whole", "-q") == 0
     return contents(home / "whole")
 
@@ -52,7 +52,7 @@ def test_a_disk_that_is_full(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    sync, left = os.fsync, [4]  # a picture, its line, a picture, its line
+    sync, left = os.fsync, [4]  # an image, its line, an image, its line
 
     def full(handle: int) -> None:
         left[0] -= 1

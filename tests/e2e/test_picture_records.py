@@ -1,4 +1,4 @@
-"""What every task that begins with a picture has in common: records, files of prompts, refusals."""
+"""What every task that begins with an image has in common: records, files of prompts, refusals."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with a small picture, its mask and its depth."""
+    """A working folder with a small image, its mask and its depth."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LDM_MODELS", str(models))
     save(tmp_path / "in.png", scene(19, 13))
@@ -72,7 +72,7 @@ def test_a_picture_is_made_again_from_its_record(
     assert read_record(image).inputs == {name: digest(name) for name in files}
     assert run(["rerun", str(image), "-o", "again.png", "--quiet"]) == 0
     assert (folder / "again.png").read_bytes() == image.read_bytes()
-    # Alone in its batch it is the same picture but for round-off.
+    # Alone in its batch it is the same image but for round-off.
     assert run([*argv, "--seed", "8", "--outdir", "alone"]) == 0
     assert np.abs(read(folder / "alone/samples/00000.png") - read(image)).max() <= 1
     capfd.readouterr()
@@ -117,7 +117,7 @@ def test_a_file_of_prompts_and_what_would_apply(
 
 
 def bad_files(folder: Path) -> None:
-    """Files that no picture can be made of, beside those that are good."""
+    """Files that no image can be made of, beside those that are good."""
     save(folder / "wide.png", square_mask(38, 13))
     save(folder / "black.png", np.zeros((13, 19), np.uint8))
     save(folder / "white.png", np.full((13, 19), 255, np.uint8))
@@ -126,7 +126,7 @@ def bad_files(folder: Path) -> None:
     edge[:, :3] = 255
     save(folder / "edge.png", edge)
     (folder / "empty.png").write_bytes(b"")
-    (folder / "text.png").write_text("no picture", encoding="utf-8")
+    (folder / "text.png").write_text("no image", encoding="utf-8")
     (folder / "cut.png").write_bytes((folder / "in.png").read_bytes()[:-60])
     bomb = PNG_START + png_header(100_000, 100_000, 8, 2) + png_chunk(b"IDAT", b"")
     (folder / "bomb.png").write_bytes(bomb + png_chunk(b"IEND", b""))
@@ -154,24 +154,24 @@ REFUSALS: list[tuple[list[str], str]] = [
         for name, reason in (
             ("nowhere.png", "no such file"),
             ("empty.png", "the file is empty"),
-            ("text.png", "no picture; it seems to be text"),
-            ("cut.png", "the picture is damaged or incomplete"),
+            ("text.png", "not an image, but text"),
+            ("cut.png", "the image is damaged or incomplete"),
             ("bomb.png", "has more than"),
             ("film.gif", "is animated"),
             ("tiny.png", "is 4x4"),
-            ("nothing", "the folder has no picture"),
+            ("nothing", "the folder has no image"),
             ("nothing/*.png", "nothing matches"),
         )
     ),
-    ([*INP, "--mask", "wide.png"], "wide.png: the mask is 38x13 and the picture 19x13"),
+    ([*INP, "--mask", "wide.png"], "wide.png: the mask is 38x13 and the image 19x13"),
     ([*INP, "--mask", "black.png"], "black.png: the mask is empty"),
-    ([*INP, "--mask", "white.png"], "white.png: the mask covers the whole picture"),
+    ([*INP, "--mask", "white.png"], "white.png: the mask covers the whole image"),
     ([*INP, "--mask", "black.png", "--mask-invert"], "covers the whole"),
     (
         [*INP, "--mask", "edge.png", "--fit", "crop", "--W", "8", "--H", "13"],
         "edge.png made 8x13: the mask is empty",
     ),
-    ([*INP, "--mask", "cut.png"], "cut.png: the picture is damaged"),
+    ([*INP, "--mask", "cut.png"], "cut.png: the image is damaged"),
     ([*INP, "--mask", "mask.png", "--outpaint", "1,1,1,1"], "--mask and --outpaint"),
     ([*INP, "--outpaint", "1,2,3"], "--outpaint must be four"),
     ([*INP, "--outpaint", "1,2,3,x"], "--outpaint must be four"),

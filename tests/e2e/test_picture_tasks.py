@@ -52,7 +52,7 @@ Models = Callable[[str], list[str]]
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with a picture of an odd size, its mask and its depth."""
+    """A working folder with an image of an odd size, its mask and its depth."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LDM_MODELS", raising=False)
     save(tmp_path / "in.png", scene(75, 50))
@@ -62,7 +62,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def draw(task: str, *argv: str, out: str = "out.png") -> np.ndarray[Any, Any]:
-    """The one picture that a command line makes."""
+    """The one image that a command line makes."""
     assert run([task, *argv, "-o", out, "--overwrite"]) == 0
     return read(Path(out))
 
@@ -78,14 +78,14 @@ def size_of(path: str | Path) -> tuple[int, int]:
 
 
 def encoded(model: Model, picture: np.ndarray[Any, Any]) -> torch.Tensor:
-    """The latent [C,h,w] of a picture [H,W,3]."""
+    """The latent [C,h,w] of an image [H,W,3]."""
     x = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 127.5 - 1
     with torch.inference_mode():
         return model.encode(x)[0]
 
 
 def through_autoencoder(model: Model, picture: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """What the autoencoder alone makes of a picture [H,W,3]."""
+    """What the autoencoder alone makes of an image [H,W,3]."""
     with torch.inference_mode():
         return to_picture(model.decode(encoded(model, picture)[None])[0]).astype(np.int16)
 
@@ -321,7 +321,7 @@ def test_depth_may_have_8_or_16_bits_and_be_inverted(models: Models, results: li
 def test_from_noise_alone_the_demo_left_a_step_out(
     models: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It encoded the picture all the same, so the first noise is the second draw."""
+    """It encoded the image all the same, so the first noise is the second draw."""
     seen: list[tuple[torch.Tensor, float]] = []
     predict = Model.predict
 
@@ -363,7 +363,7 @@ def test_depth_is_estimated_saved_and_taken_again(seeing: list[str], results: li
     with Image.open("seen.png") as image:
         assert image.mode.startswith("I;16")
         seen = np.asarray(image)
-    assert seen.shape == (64, 96)  # the picture's own, so that it can be given with it
+    assert seen.shape == (64, 96)  # the image's own, so that it can be given with it
     assert (seen.min(), seen.max()) == (0, 65535)
     draw("depth2img", *argv, "--depth", "seen.png", "--save-depth", "again.png")
     draw("depth2img", *argv, "--depth", "seen.png", "--depth-invert")
@@ -407,7 +407,7 @@ def test_a_checkpoint_that_lost_its_depth_network_takes_a_map(
 
 @pytest.fixture
 def small(folder: Path) -> list[str]:
-    """The flag for a small picture, whose large one comes soon."""
+    """The flag for a small image, whose large one comes soon."""
     return ["-i", str(save(folder / "small.png", scene(17, 13)).name)]
 
 

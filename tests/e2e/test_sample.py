@@ -78,8 +78,8 @@ def test_a_class_by_name_and_by_number(home: Path, capfd: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["-m", "free", "--class", "3"], "--class: this model knows no classes"),
-        (["-m", "free", "--scale", "3"], "--scale: this model is told nothing"),
+        (["-m", "free", "--class", "3"], "--class: this model has no classes"),
+        (["-m", "free", "--scale", "3"], "--scale: this model has no text and no classes"),
         (["-m", "free", "--prompt", "x"], "no such option: --prompt"),
         (["-m", "classes"], "--class is missing"),
         (["-m", "classes", "--class", "21"], "--class 21: this model has the classes 0 to 20"),

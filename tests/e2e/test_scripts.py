@@ -105,7 +105,7 @@ def test_another_folder_and_changes_of_the_yaml(celeba: Path, tmp_path: Path) ->
         (["-r", "models/ldm/celeba256", "cats"], "'cats' is neither a flag nor KEY=VALUE"),
         (["-r", "models/ldm/celeba256", "-n", "0"], "must be 1 or more"),
         (["-r", "models/ldm/celeba256", "-c", "many"], "--custom_steps must be a whole number"),
-        (["-r", "models/ldm/celeba256", "--class", "3"], "knows no classes"),
+        (["-r", "models/ldm/celeba256", "--class", "3"], "has no classes"),
         (["-r", "models/ldm/celeba256", "model.params.scale_facto=1"], "scale_factor"),
     ],
 )
@@ -164,7 +164,7 @@ def test_vanilla_sampling_is_ddpm() -> None:
 
 @pytest.fixture
 def holes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of two pictures with masks, and the model where the script looks for it."""
+    """A folder of two images with masks, and the model where the script looks for it."""
     checkpoint = tmp_path / SCRIPT_CHECKPOINTS["inpaint"]
     checkpoint.parent.mkdir(parents=True)
     tree = textless_tree()
@@ -198,7 +198,7 @@ def test_a_folder_is_repainted_from_anywhere(holes: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["out/a.png", "out/b.png"]
-    assert "readme.png has no mask beside it: left out" in done.stderr
+    assert "readme.png has no mask; skipped" in done.stderr
     assert sorted(path.name for path in Path("out").iterdir()) == ["a.png", "b.png"]
     for name in ("a.png", "b.png"):
         before, after = pixels(holes / name), pixels(f"out/{name}")
@@ -211,7 +211,7 @@ def test_a_folder_is_repainted_from_anywhere(holes: Path) -> None:
 
 
 def test_a_picture_is_drawn_at_its_own_size(holes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The original padded nothing: its noise is that of the picture's own latent."""
+    """The original padded nothing: its noise is that of the image's own latent."""
     shapes = []
 
     def decode(model: Model, z: Tensor, tiling: str = "auto") -> Tensor:
@@ -247,7 +247,7 @@ def test_nothing_is_replaced_unasked(holes: Path, capfd: pytest.CaptureFixture[s
         (["--indir", "in", "--outdir", "in", "--overwrite"], "--outdir in is --indir"),
         (["--indir", "none"], "--indir none: no file X_mask.png there"),
         (["--indir", "models"], "--indir models: no file X_mask.png there"),
-        (["--indir", "in", "--mask", "m.png"], "leave --mask out"),
+        (["--indir", "in", "--mask", "m.png"], "omit --mask"),
         (["--indir", "in", "--n_samples", "2"], "one image and the job makes 2"),
         ([], "--init-img is missing"),
     ],

@@ -1,4 +1,4 @@
-"""Pictures of image embeddings: Stable unCLIP, put together from the golden modules."""
+"""Images of image embeddings: Stable unCLIP, put together from the golden modules."""
 
 from __future__ import annotations
 
@@ -150,10 +150,10 @@ def test_in_a_stream_the_embeddings_noise_comes_first(
     torch.manual_seed(5)
     noise, first = torch.randn(2, 16), torch.randn(2, 4, 2, 4)
     assert torch.equal(starts[0], first)
-    assert (told[0][2:, :16] - noise).abs().max() < 0.05  # of the picture next to nothing is left
+    assert (told[0][2:, :16] - noise).abs().max() < 0.05  # of the image next to nothing is left
 
 
-# --- pictures -------------------------------------------------------------------------------------
+# --- images -------------------------------------------------------------------------------------
 
 
 def test_rerun_gives_the_same_bytes(vary: Any) -> None:
@@ -206,10 +206,10 @@ def test_picture_prompt_and_level_matter(vary: Any) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "--image is missing: name a picture to vary"),
+        ([], "--image is missing: give an image to vary"),
         (["--image", "none.png"], "none.png: "),
         (["--image", "text.png"], "text.png: "),
-        (["--image", BIG, "--weight", "1", "--weight", "2"], "given 2 times for 1 pictures"),
+        (["--image", BIG, "--weight", "1", "--weight", "2"], "given 2 times for 1 images"),
         (["--image", BIG, "--weight", "much"], "--weight must be a number, not 'much'"),
         (["--image", BIG, "--image", BIG, "--weight=1", "--weight=-1"], "add up to 0"),
         (["--image", BIG, "--noise-level", "1000"], "--noise-level must be 0 to 999, not 1000"),
@@ -223,7 +223,7 @@ def test_what_is_wrong_is_said_before_weights_are_read(
     words: list[str],
     message: str,
 ) -> None:
-    Path("text.png").write_text("no picture")
+    Path("text.png").write_text("no image")
     assert vary(*words) == 2
     assert message in error_of(capfd)
     assert not list(Path().glob("outputs/**/*.png"))

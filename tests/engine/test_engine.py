@@ -52,7 +52,7 @@ class Encoder(Part):
 
 
 class Stub:
-    """A model whose picture is its prompt's length, and which overflows where it is told to."""
+    """A model whose image is its prompt's length, and which overflows where it is told to."""
 
     latent_channels = 3
     factor = 8

@@ -1,4 +1,4 @@
-"""`--precision int8` from the command line to the picture and back."""
+"""`--precision int8` from the command line to the image and back."""
 
 from __future__ import annotations
 

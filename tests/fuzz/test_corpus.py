@@ -116,8 +116,8 @@ RECORD = {
     "model": {"name": "m", "hash": "0"},
 }
 PICTURES: dict[str, tuple[Callable[[], bytes], Callable[[Path], object]]] = {
-    "picture of 10^12 pixels": (lambda: png(width=10**6, height=10**6), read_picture),
-    "texts in such a picture": (lambda: png(width=10**6, height=10**6), read_texts),
+    "image of 10^12 pixels": (lambda: png(width=10**6, height=10**6), read_picture),
+    "texts in such an image": (lambda: png(width=10**6, height=10**6), read_texts),
     "text of zeros, packed small": (
         lambda: png(png_chunk(b"zTXt", b"ldm\0\0" + zlib.compress(bytes(200 * MEBIBYTE)))),
         read_our_record,

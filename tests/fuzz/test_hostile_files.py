@@ -1,4 +1,4 @@
-"""Checkpoints and pictures that strangers made."""
+"""Checkpoints and images that strangers made."""
 
 # ruff: noqa: E501 (tables of hostile values)
 from __future__ import annotations
@@ -165,7 +165,7 @@ def test_headers_of_safetensors(home: Path, plan: Any, more: int) -> None:
         read_checkpoint(home, length + head + NUMBERS)
 
 
-# --- pictures -------------------------------------------------------------------------------------
+# --- images -------------------------------------------------------------------------------------
 
 JOB = Job(
     prompt="a cat", negative="x", seed=1, n_samples=2, steps=2, sampler="ddim", scale=7.5, width=8,

@@ -190,7 +190,7 @@ def test_the_right_size_is_left_alone(size: Size, how: Any, seed: int) -> None:
 def test_a_mask_lies_where_its_picture_does(
     source: Size, canvas: Size, how: Any, seed: int
 ) -> None:
-    """A half plane, drawn in the picture and in its mask, keeps one edge to within a pixel."""
+    """A half plane, drawn in the image and in its mask, keeps one edge to within a pixel."""
     rng = np.random.default_rng(seed)
     edge = int(rng.integers(1, source[0]))
     mask = np.zeros(source[::-1], np.float32)
@@ -226,9 +226,9 @@ def test_padding_repeats_the_edge() -> None:
 
 
 def test_a_wrong_size_is_an_error_where_wanted() -> None:
-    with pytest.raises(ImageError, match="the picture is 30x20 and 64x64 is wanted"):
+    with pytest.raises(ImageError, match="the image is 30x20 and 64x64 is wanted"):
         fit((30, 20), (64, 64), "error")
-    with pytest.raises(ImageError, match="the picture is 40x31 and needs 32 pixels"):
+    with pytest.raises(ImageError, match="the image is 40x31 and needs 32 pixels"):
         floor_resize((40, 31), 32)
 
 

@@ -75,19 +75,17 @@ def test_masks_of_no_use(tmp_path: Path) -> None:
     black = saved(tmp_path / "black.png", Image.new("L", (16, 16), 127))
     white = saved(tmp_path / "white.png", Image.new("L", (16, 16), 128))
     assert "the mask is empty" in refusal(black, read_mask)
-    assert "covers the whole picture" in refusal(white, read_mask)
-    assert "covers the whole picture" in refusal(black, read_mask, invert=True)
+    assert "covers the whole image" in refusal(white, read_mask)
+    assert "covers the whole image" in refusal(black, read_mask, invert=True)
     assert "the mask is empty" in refusal(white, read_mask, invert=True)
 
 
 def test_sizes_must_agree(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.png", Image.fromarray(RGB))
     assert read_mask(path, size=(17, 12)).shape == (12, 17)
-    assert "the mask is 17x12 and the picture 12x17" in refusal(path, read_mask, size=(12, 17))
+    assert "the mask is 17x12 and the image 12x17" in refusal(path, read_mask, size=(12, 17))
     deep = saved(tmp_path / "d.png", Image.fromarray(RGB[..., 0]))
-    assert "the depth map is 17x12 and the picture 16x16" in refusal(
-        deep, read_depth, size=(16, 16)
-    )
+    assert "the depth map is 17x12 and the image 16x16" in refusal(deep, read_depth, size=(16, 16))
 
 
 def test_a_floating_point_mask_must_be_of_shares(tmp_path: Path) -> None:

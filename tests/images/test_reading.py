@@ -46,7 +46,7 @@ def rounded(deep: NDArray[np.uint16]) -> NDArray[np.uint8]:
     return np.rint(deep / 257.0).astype(np.uint8)
 
 
-# --- pictures that can be read
+# --- images that can be read
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "ppm"])
@@ -266,7 +266,7 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     assert "no such file" in refusal(tmp_path / "none.png")
     assert "folder" in refusal(tmp_path)
     assert "not a directory" in refusal(written(tmp_path / "f", b"x") / "a.png").lower()
-    with pytest.raises(ImageError, match="name is empty"):
+    with pytest.raises(ImageError, match="name of an image is empty"):
         read_picture("")
     with pytest.raises(ImageError, match="cannot be read"):
         read_picture("a\0b.png")
@@ -285,19 +285,19 @@ def test_what_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
 def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo.png")
-    assert "no plain file" in refusal(tmp_path / "fifo.png")
+    assert "not a regular file" in refusal(tmp_path / "fifo.png")
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
         (b"", "empty"),
-        (b"just words, no picture", "seems to be text"),
-        (b"<!DOCTYPE html><html><body>404", "seems to be a web page"),
+        (b"just words, no image", "not an image, but text"),
+        (b"<!DOCTYPE html><html><body>404", "not an image, but a web page"),
         (b'<?xml version="1.0"?><svg width="3"/>', "an SVG drawing"),
         (b"%PDF-1.7 rest", "a PDF"),
         (b"PK\x03\x04" + bytes(60), "a ZIP archive or a checkpoint"),
-        (b"\0\0\0\x18ftypheic" + bytes(60), "a HEIC picture"),
+        (b"\0\0\0\x18ftypheic" + bytes(60), "a HEIC image"),
         (b"\0\0\0\x18ftypisom" + bytes(60), "a video"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
         (b"RIFF\x10\0\0\0AVI LIST", "a video"),
@@ -359,7 +359,7 @@ def test_films_are_refused(tmp_path: Path, suffix: str, words: str) -> None:
 @pytest.mark.parametrize("size", [(7, 100), (100, 7), (1, 1)])
 def test_a_tiny_picture(tmp_path: Path, size: tuple[int, int]) -> None:
     message = refusal(saved(tmp_path / "a.png", Image.new("RGB", size)))
-    assert f"is {size[0]}x{size[1]}; a picture needs 8 pixels" in message
+    assert f"is {size[0]}x{size[1]}; an image needs 8 pixels" in message
 
 
 def test_a_floating_point_picture_is_refused(tmp_path: Path) -> None:

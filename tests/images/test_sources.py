@@ -1,4 +1,4 @@
-"""Pictures, masks and depth maps as a job reads them and lays them on a canvas; no model."""
+"""Images, masks and depth maps as a job reads them and lays them on a canvas; no model."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_what_lies_under_transparency_is_white_unless_it_is_repainted_or_was_dro
 
 @pytest.mark.parametrize("how", ["resize", "crop", "pad"])
 def test_mask_and_depth_stay_registered_with_the_picture(how: str) -> None:
-    """Wherever the picture goes, what was drawn into all three at one place is at one place."""
+    """Wherever the image goes, what was drawn into all three at one place is at one place."""
     mark = np.zeros((50, 75), np.uint8)
     mark[20:30, 30:45] = 255
     save(Path("in.png"), np.dstack([mark] * 3))
@@ -163,7 +163,7 @@ def test_a_job_without_pictures_has_a_size_alone() -> None:
 
 def test_files_that_do_not_fit_together(folder: Path) -> None:
     save(folder / "wide.png", square_mask(76, 50))
-    with pytest.raises(ImageError, match=r"wide.png: the mask is 76x50 and the picture 75x50"):
+    with pytest.raises(ImageError, match=r"wide.png: the mask is 76x50 and the image 75x50"):
         read_sources(job("inpaint", mask="wide.png"), 8)
     with pytest.raises(ImageError, match=r"wide.png: the depth map is 76x50"):
         read_sources(job("depth2img", depth="wide.png"), 8)

@@ -15,7 +15,7 @@ from ldm.jobs.inputs import Sides, digest, expand_inputs, kind, parse_outpaint
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Pictures by their names alone; nothing here looks into a file."""
+    """Images by their names alone; nothing here looks into a file."""
     for name in ("b.png", "a.JPG", "c.webp", "notes.txt", ".hidden.png", "deep/d.png", "x[1].png"):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
@@ -64,9 +64,9 @@ def test_relative_names_stay_relative(folder: Path, monkeypatch: pytest.MonkeyPa
     [
         ("none.png", "no such file"),
         ("*.bmp", "nothing matches"),
-        ("*.txt", "no picture"),
-        ("empty", "no picture"),
-        ("", "name is empty"),
+        ("*.txt", "no image"),
+        ("empty", "no image"),
+        ("", "name of an image is empty"),
     ],
 )
 def test_a_name_that_stands_for_nothing(
@@ -79,7 +79,7 @@ def test_a_name_that_stands_for_nothing(
 
 
 def test_no_name_at_all() -> None:
-    with pytest.raises(ImageError, match="no picture is given"):
+    with pytest.raises(ImageError, match="no input image"):
         expand_inputs([])
 
 

@@ -102,7 +102,7 @@ def test_prompts_of_a_file_are_chunked_and_the_last_may_be_short() -> None:
         (Job(scale=float("nan")), "--scale must be a number"),
         (Job(seed=2**64), "--seed must be at most"),
         (Job(sampler="eulr"), "--sampler 'eulr' is not known; did you mean euler?"),
-        (Job(sampler="plms", eta=0.1), "--plms works with --eta 0 only"),
+        (Job(sampler="plms", eta=0.1), "--plms works only with --eta 0"),
         (Job(device="cuda:x"), "--device must be"),
         (Job(precision="half"), "--precision 'half' is not known"),
     ],

@@ -1,4 +1,4 @@
-"""Which seed each picture has, and noise between two seeds."""
+"""Which seed each image has, and noise between two seeds."""
 
 from __future__ import annotations
 
@@ -67,9 +67,9 @@ def test_variations_keep_the_seed() -> None:
         ({"variation_seed": 1}, "go together"),
         ({"variation_strength": 0.5}, "go together"),
         ({"variation_seed": 1, "variation_strength": 1.5}, "0 to 1"),
-        ({"seeds": "1,2", "n_iter": 2}, "leave --n_iter"),
-        ({"seeds": "1,2", "noise": "stream"}, "noise of their own"),
-        ({"seed_step": 2, "fixed_code": True}, "noise of their own"),
+        ({"seeds": "1,2", "n_iter": 2}, "omit --n_iter"),
+        ({"seeds": "1,2", "noise": "stream"}, "needs --noise image"),
+        ({"seed_step": 2, "fixed_code": True}, "needs --noise image"),
         ({"seed_step": -1}, "--seed-step must be 0 to"),
         ({"seeds": "1-x"}, "is no seed"),
     ],

@@ -120,7 +120,7 @@ def test_a_long_text_is_cut_and_long_words_are_an_error() -> None:
 
 def test_two_of_one_name_and_what_is_there(tmp_path: Path) -> None:
     check_names([tmp_path / "a.png", tmp_path / "b.png"], overwrite=False)
-    with pytest.raises(JobError, match=r"two pictures would be .*A.png; put \{index\}"):
+    with pytest.raises(JobError, match=r"two images would be .*A.png; put \{index\}"):
         check_names([tmp_path / "a.png", tmp_path / "A.png"], overwrite=True)
     (tmp_path / "a.png").touch()
     with pytest.raises(JobError, match="add --overwrite"):

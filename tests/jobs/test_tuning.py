@@ -82,7 +82,7 @@ def test_the_network_alone_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     job = Job(prompt="x", width=32, height=32, steps=2, sampler="ddim", seed=1, scale=2.0, n_iter=4,
               n_samples=1)  # fmt: skip
     assert len(list(Engine(model, policy).run_all([job]))) == 4
-    assert set(calls.rows) == {2}  # another number would be compiled anew
+    assert set(calls.rows) == {2}  # another number would be compiled again
     assert len(list(Engine(model, policy).run_all([job], None, 4))) == 4
     assert calls.rows[-1] == 8
 

@@ -30,7 +30,7 @@ FOLDER = GOLDEN / CASE
 
 
 class Recorded(nn.Module):
-    """The depth that the run was made with, whatever the picture."""
+    """The depth that the run was made with, whatever the image."""
 
     def forward(self, images: Tensor) -> Tensor:
         raw = tensors("modules/depth-postprocess/inputs.safetensors")["raw_depth"]
@@ -53,7 +53,7 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def images() -> Tensor:
-    """The picture, its last rows and columns repeated up to multiples of 64."""
+    """The image, its last rows and columns repeated up to multiples of 64."""
     pixels = read(FOLDER / "image.png")
     height, width, _ = pixels.shape
     edges = ((0, -height % 64), (0, -width % 64), (0, 0))

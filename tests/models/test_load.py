@@ -181,7 +181,7 @@ def test_a_broken_yaml_beside_is_not_recommended(tiny: Model, tmp_path: Path) ->
 def test_errors_come_before_weights(tmp_path: Path, yaml: Path) -> None:
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         load_model(tmp_path / "none.ckpt")
-    with pytest.raises(CheckpointError, match="no known family"):
+    with pytest.raises(CheckpointError, match="unknown model family"):
         load_model(saved({"x": torch.zeros(1)}, tmp_path / "x.safetensors"))
     with pytest.raises(ConfigError, match="scale_factor"):
         load_model(TINY / "model.ckpt", yaml, ["model.params.scale_facto=1"])
@@ -205,7 +205,7 @@ def echoing(model: Model, gain: float) -> Model:
     def forward(x: Tensor, t: Tensor, context: Tensor, y: Tensor | None = None) -> Tensor:
         assert t.tolist() == [999.0]
         assert context.shape[:2] == (1, 77)
-        z = torch.linspace(-1, 1, x.shape[-1]).expand_as(x)  # some picture
+        z = torch.linspace(-1, 1, x.shape[-1]).expand_as(x)  # some image
         return gain * x + (gain - 1) * z
 
     network.forward = forward  # type: ignore[method-assign, assignment]

@@ -95,4 +95,4 @@ def test_memory_is_kept() -> None:
         return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
     assert pages("keep") < 100 < pages()
-    assert pages("keep", "large") > 10_000, "of a large picture nothing is kept"
+    assert pages("keep", "large") > 10_000, "of a large image nothing is kept"

@@ -134,7 +134,7 @@ def test_positions_follow_the_picture() -> None:
 
 
 def test_an_oblong_picture_and_a_batch() -> None:
-    """Sides are not mixed up: the transposed network of the transposed picture sees the same."""
+    """Sides are not mixed up: the transposed network of the transposed image sees the same."""
     network = tiny_dpt()
     x = images(64, 96, count=2)
     depth = network(x)

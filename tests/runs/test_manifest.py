@@ -1,4 +1,4 @@
-"""The record of what is done: torn lines, several processes, what makes two pictures the same."""
+"""The record of what is done: torn lines, several processes, what makes two images the same."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ def test_bad_rows(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert not (home / "outputs").exists()
     assert draw("--from-file", "a.csv", "--keep-going") == 3
     told = capfd.readouterr()
-    assert len(told.out.splitlines()) == 3  # two pictures and their grid
+    assert len(told.out.splitlines()) == 3  # two images and their grid
     assert "a.csv, line 4: --width must be a multiple of" in told.err
 
 
@@ -205,5 +205,5 @@ def test_killed_at_any_moment_and_gone_on_with(tmp_path: Path) -> None:
     moments = random.Random(1).sample(range(1, 16), 3)
     assert forks(tmp_path / "killed", [*moments, 0], ["--resume"]) == [-9, -9, -9, 0]
     whole = contents(tmp_path / "whole" / "outputs")
-    assert len(whole) == 6  # five pictures and their grid
+    assert len(whole) == 6  # five images and their grid
     assert contents(tmp_path / "killed" / "outputs") == whole

@@ -1,4 +1,4 @@
-"""What a text conditioner learns before there are pictures."""
+"""What a text conditioner learns before there are images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training loop on pictures of coloured squares: it learns, resumes exactly, and says no."""
+"""The training loop on images of coloured squares: it learns, resumes exactly, and says no."""
 
 from __future__ import annotations
 

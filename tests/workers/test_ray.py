@@ -22,7 +22,7 @@ from tests.tiny_runs import home as home
 JOBS = ["--prompt", "x", "--seed", "3", "--n_iter", "12", "--batch-size", "1", "-q"]
 RAY = ["--engine", "ray", "--workers", "2"]
 
-# Kills a worker, or the run itself, when the second picture is written.
+# Kills a worker, or the run itself, when the second image is written.
 KILLS = """
 import os, signal, sys
 from pathlib import Path
@@ -79,7 +79,7 @@ def test_a_worker_is_killed(home: Path) -> None:
 def test_the_driver_is_killed_and_gone_on_with(home: Path) -> None:
     done = killing("driver", home, *JOBS, *RAY)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    # The second picture was written and has no line yet.
+    # The second image was written and has no line yet.
     assert len(lines_of(home / OUT)) == 1
     (told,) = (line for line in done.stderr.splitlines() if line.startswith("workers"))
     pids = told.split()[1:]

@@ -160,7 +160,7 @@ def test_stopped_once_what_is_in_work_is_finished(
         interrupted(patch, 1)
         assert draw(*TWO) == 130
     count = len(lines_of(jobs / OUT))
-    assert 2 <= count <= 11  # what was begun before the second picture was written
+    assert 2 <= count <= 11  # what was begun before the second image was written
     assert f"stopped; {count} of 20 images are in" in capfd.readouterr().err
     assert draw(*JOBS, "--resume", "-q") == 0
     assert contents(jobs / OUT) == whole

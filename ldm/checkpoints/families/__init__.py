@@ -41,13 +41,14 @@ def detect(header: Header) -> Family:
         raise CheckpointError(f"{header.path}: fits {titles}; choose one with --config")
     if all(key in header.shapes for key in latent_diffusion.AUTOENCODER_KEYS):
         raise CheckpointError(
-            f"{header.path}: an autoencoder alone, which draws nothing by itself; "
-            "give the checkpoint of a whole model"
+            f"{header.path}: contains only an autoencoder; "
+            "give the checkpoint of a whole model, and this file with --vae"
         )
     keys = listed((f"{key} {list(shape)}" for key, shape in header.shapes.items()), 3)
     raise CheckpointError(
-        f"{header.path}: of no known family ({', '.join(FAMILIES)}); its {len(header.tensors)} "
-        f"keys begin with {keys}; name its YAML with --config or put it beside the file"
+        f"{header.path}: unknown model family (known: {', '.join(FAMILIES)}); "
+        f"its {len(header.tensors)} keys begin with {keys}; "
+        "name its YAML with --config or put it beside the file"
     )
 
 

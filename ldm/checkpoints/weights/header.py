@@ -227,7 +227,7 @@ def _unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> byt
     if info.flag_bits & 1:
         raise ValueError("it is encrypted; unpack it and zip it without a password")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError("its index is compressed in an unusual way; unpack it and zip it anew")
+        raise ValueError("its index is compressed in an unusual way; unpack it and zip it again")
     if info.file_size > most:
         raise ValueError(f"its index has {info.file_size} bytes, and {most} are the most")
     with archive.open(info) as member:

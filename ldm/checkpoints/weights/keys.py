@@ -33,7 +33,7 @@ DDPM_BUFFERS = frozenset(
 )
 _SCHEDULED = ("", "low_scale_model.", "noise_augmentor.")
 
-# Left-over keys that have no part in making a picture, by prefix.
+# Left-over keys that have no part in making an image, by prefix.
 _INERT_PREFIXES = (
     EMA,  # used instead of the plain weights where the YAML says use_ema: true
     "loss.",  # discriminator and perceptual network of an autoencoder's training
@@ -114,7 +114,7 @@ def may_be_missing(key: str) -> bool:
 
 
 def is_inert(key: str) -> bool:
-    """True for a left-over key that has no part in making a picture."""
+    """True for a left-over key that has no part in making an image."""
     return (
         key.startswith(_INERT_PREFIXES)
         or key in _INERT_KEYS

@@ -1,4 +1,4 @@
-"""Sampling a part of a picture while the rest is known."""
+"""Sampling a part of an image while the rest is known."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def euler(
     noise: Noise | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Euler's method; on a rising grid it turns a picture into its noise (DDIM inversion)."""
+    """Euler's method; on a rising grid it turns an image into its noise (DDIM inversion)."""
     s = sigmas.tolist()
     for i in range(len(s) - 1):
         denoised = denoise(x, levels(x, s[i]))
@@ -152,7 +152,7 @@ def plms(
     not use, twice in the first step, and where that is the only one its second call is at the same
     time step again. `on_step` gets the estimate that belongs to the mixed slope, as the originals
     recorded it. Unlike the originals' it is right for networks that predict v, because it sees only
-    denoised pictures; theirs took the raw output of any network for noise.
+    denoised images; theirs took the raw output of any network for noise.
     """
     s = sigmas.tolist()
     slopes: list[Tensor] = []

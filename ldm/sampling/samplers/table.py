@@ -92,7 +92,7 @@ def start_latent(sampler: Sampler, noise: Tensor, sigma: float) -> Tensor:
     """Pure noise [B,C,h,w] as the first x, at the first noise level.
 
     The originals' samplers take standard normal numbers for the variance-preserving latent, whose x
-    is larger by sqrt(1 + sigma**2); k-diffusion's take them for the noise alone, without a picture.
+    is larger by sqrt(1 + sigma**2); k-diffusion's take them for the noise alone, without an image.
     """
     return noise * (math.sqrt(1 + sigma * sigma) if sampler.start == "vp" else sigma)
 

@@ -1,6 +1,6 @@
 """What every sampler of the table must do, found out with a denoiser in closed form.
 
-For pictures of one normal distribution, z ~ N(0, WIDTH**2), the best denoiser is linear, and both
+For images of one normal distribution, z ~ N(0, WIDTH**2), the best denoiser is linear, and both
 the exact solution and the spread of the noisy samplers are known.
 """
 
