@@ -1,4 +1,4 @@
-"""Batches of several jobs drawn as one: which can be, and what becomes of their problems."""
+"""Batches of several jobs as one: which fit together, and their problems joined."""
 
 from __future__ import annotations
 
@@ -87,12 +87,12 @@ def room(width: int, latent: tuple[int, int, int]) -> int:
 
 
 def stands_alone(job: Job) -> bool:
-    """Whether the images of a batch are drawn without regard to others."""
+    """Whether the images of a batch do not depend on each other."""
     return job.noise == "image"
 
 
 def fit(one: Part, other: Part) -> bool:
-    """Whether two batches can be drawn as one: all that their images have in common is the same."""
+    """Whether two batches can be sampled as one: everything their images share is equal."""
     if not (stands_alone(one.job) and stands_alone(other.job)):
         return False
     a, b = one.problem, other.problem

@@ -9,7 +9,7 @@ from ldm.engine.plan import Plan
 
 
 def summary(plan: Plan, device: str) -> str:
-    """A line on what will be drawn, and on what; `plan` has what loading told."""
+    """One line: model, device, images and seed; `plan` has what loading found out."""
     job = plan.job
     scale = "" if job.scale == 1 else f", scale {job.scale:g}"
     drawn = " (drawn at random)" if plan.why["seed"] == "drawn at random" else ""
@@ -21,7 +21,7 @@ def summary(plan: Plan, device: str) -> str:
 
 
 def explain(plan: Plan, *, as_json: bool) -> str:
-    """What would apply and why, a field a line."""
+    """Every setting with its origin, one a line or as JSON."""
     rows: dict[str, tuple[Any, str]] = {
         "checkpoint": (str(plan.header.path), ""),
         "yaml": (plan.choice.config.source, plan.choice.why),

@@ -1,4 +1,4 @@
-"""Where the images of a run go, and what is told about them."""
+"""Where the images of a run go, and how they are reported."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ class OutputPlan:
 
     @property
     def spread(self) -> bool:
-        """Whether there are workers to draw."""
+        """Whether workers generate the images."""
         return ((self.workers or 1) > 1 or self.engine is not None) and not self.dry_run
 
     def validate(self) -> None:
