@@ -9,14 +9,14 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, BinaryIO
 
 from ldm.errors import ImageError
-from ldm.images.reading import LARGEST_PIXELS, readable_formats
 from ldm.jobs.metadata import Record
+
+if TYPE_CHECKING:  # no numpy until an image is there: planning answers without it
+    import numpy as np
+    from numpy.typing import NDArray
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
@@ -78,6 +78,8 @@ def _check_header(file: BinaryIO) -> None:
     """Raise an error where the header is not that of an image of a sound size."""
     from PIL import Image
 
+    from ldm.images.reading import readable_formats
+
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         image = Image.open(file, formats=readable_formats())
@@ -85,6 +87,8 @@ def _check_header(file: BinaryIO) -> None:
 
 
 def _check_size(width: int, height: int) -> None:
+    from ldm.images.reading import LARGEST_PIXELS
+
     if width * height > LARGEST_PIXELS:
         raise ValueError(f"more than {LARGEST_PIXELS} pixels")
 
