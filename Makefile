@@ -1,8 +1,8 @@
 # make demo    generate images with the bundled models (installs into .venv first)
 # make test    run the tests               make check   lint, types, import floors
 # make fmt     format the code             make bench   time and memory beside diffusers and others
-# make fuzz    the readers against 20,000 hostile files (some minutes)
-# make soak    a run of a hundred images, killed fifty times (some minutes)
+# make fuzz    give the file readers 20,000 damaged files (some minutes)
+# make soak    kill a run of a hundred images fifty times (some minutes)
 # make test-lowest    run the tests with the lowest declared version of every dependency
 #
 # PYTHON=python3.12 picks the interpreter, VENV=elsewhere the virtual environment.
@@ -14,7 +14,7 @@ PROMPT ?= a red apple on a blue background
 BIN := $(VENV)/bin
 CANDIDATES := $(PYTHON) python3 python3.13 python3.12 python3.11 python3.10 python3.14 python
 
-# An environment made at another place, or by an interpreter that is gone, is made again.
+# An environment that was moved, or whose interpreter was removed, is made again.
 STALE := $(shell test ! -e '$(VENV)' || { test "$$(cat '$(VENV)/.place' 2>/dev/null)" = "$$(pwd)" \
 	&& '$(BIN)/python' -c '' 2>/dev/null; } || rm -f '$(VENV)/.place' '$(VENV)/.run' '$(VENV)/.test')
 
@@ -44,7 +44,7 @@ fmt: $(VENV)/.test
 	'$(BIN)/python' -m ruff format .
 
 soak: $(VENV)/.test
-	LDM_SOAK=1 '$(BIN)/python' -m pytest -q tests/test_hard_conditions.py
+	LDM_SOAK=1 '$(BIN)/python' -m pytest -q tests/e2e/test_hard_conditions.py
 
 fuzz: $(VENV)/.test
 	LDM_FUZZ_CASES=800 LDM_FUZZ_LEAST=20000 '$(BIN)/python' -m pytest -q tests/fuzz
