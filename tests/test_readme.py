@@ -21,7 +21,13 @@ from ldm.jobs.legacy import ORIGINAL_FLAGS
 
 TOP = Path(__file__).parents[1]
 README = TOP / "README.md"
-PAGES = [README, TOP / "CONTRIBUTING.md", *sorted((TOP / "docs").glob("*.md"))]
+PAGES = [
+    README,
+    TOP / "CONTRIBUTING.md",
+    TOP / "CHANGELOG.md",
+    *sorted((TOP / "docs").glob("*.md")),
+    *sorted((TOP / "models").glob("*.md")),
+]
 TEXTS = {path: path.read_text(encoding="utf-8") for path in PAGES}
 COMMANDS_PAGE, MIGRATING, MODELS = (
     TEXTS[TOP / "docs" / name] for name in ("commands.md", "migrating.md", "models.md")
@@ -118,6 +124,14 @@ def test_every_command_has_an_example() -> None:
     assert set(COMMANDS) - set(SCRIPT_COMMANDS) <= shown
 
 
+def test_options_of_ldm_itself_exist() -> None:
+    """The lines such as `ldm --install-completion`, which call no command."""
+    options = {flag for param in get_command(app).params for flag in param.opts} | {"--help"}
+    shown = {line.split()[1] for line in LINES if line.startswith("ldm -")}
+    assert "--install-completion" in shown
+    assert shown <= options
+
+
 def test_every_script_is_named() -> None:
     for path in (TOP / "scripts").glob("*.py"):
         assert any(f"scripts/{path.name}" in text for text in TEXTS.values())
@@ -191,8 +205,24 @@ def test_links_lead_somewhere(page: Path, link: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_paths_in_the_text_exist(page: Path) -> None:
-    for path in re.findall(r"`((?:configs|tests|scripts|benchmarks)/[\w./-]+)`", TEXTS[page]):
+    folders = "configs|tests|scripts|benchmarks|ldm|docs"
+    for path in re.findall(rf"`((?:{folders})/[\w./-]+)`", TEXTS[page]):
         assert (TOP / path).exists(), path
+
+
+def test_paths_in_the_makefile_exist() -> None:
+    text = (TOP / "Makefile").read_text(encoding="utf-8")
+    found = re.findall(r"\b((?:tests|scripts)(?:/[\w.-]+)*/[\w-]+(?:\.py)?)\b", text)
+    assert "tests/fuzz" in found
+    for path in found:
+        assert (TOP / path).exists(), path
+
+
+def test_paths_in_the_limits_exist() -> None:
+    found = re.findall(r"`([a-z_]+(?:/[a-z_]+)*\.py)`", TEXTS[TOP / "docs" / "limits.md"])
+    assert found
+    for path in found:
+        assert (TOP / "ldm" / path).exists(), path
 
 
 def test_paths_in_the_architecture_exist() -> None:
