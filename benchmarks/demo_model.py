@@ -15,7 +15,7 @@ from ldm.checkpoints.config import resource
 from ldm.checkpoints.locate import BUNDLED
 from ldm.engine.device import choose
 from ldm.engine.engine import Engine
-from ldm.images.tensors import to_picture
+from ldm.images.tensors import to_image_array
 from ldm.jobs.job import Job
 from ldm.training.data import Pixels, named_glyphs
 from ldm.workers.pool import load_as
@@ -47,7 +47,7 @@ class DemoModel:
     def draw(self, wanted: argparse.Namespace) -> Draw:
         """A function from prompts to images [n, 128, 128, 3]; image i has seed `seed` + i."""
 
-        def pictures(prompts: Sequence[Prompt]) -> Pixels:
+        def images(prompts: Sequence[Prompt]) -> Pixels:
             job = Job(
                 prompts=tuple(prompt.text for prompt in prompts),
                 n_samples=wanted.batch,
@@ -58,29 +58,29 @@ class DemoModel:
             )
             resolved = job.resolve(self.defaults, lambda: 0).job
             results = tqdm(self.engine.run(resolved), total=len(prompts), disable=None)
-            return np.stack([result.picture for result in results])
+            return np.stack([result.image for result in results])
 
-        return pictures
+        return images
 
     def solve(self, wanted: argparse.Namespace) -> Solve:
         """A function from fields of jobs to images; job i has seed `seed` + i."""
 
-        def pictures(jobs: Sequence[dict[str, Any]]) -> Iterator[Pixels]:
+        def images(jobs: Sequence[dict[str, Any]]) -> Iterator[Pixels]:
             shared = {"steps": wanted.steps, "sampler": wanted.sampler, "scale": wanted.scale}
             for row, fields in enumerate(tqdm(jobs, disable=None)):
                 job = Job(**fields, **shared, seed=wanted.seed + row)
                 resolved = job.resolve(self.defaults, lambda: 0).job
-                yield from (result.picture for result in self.engine.run(resolved))
+                yield from (result.image for result in self.engine.run(resolved))
 
-        return pictures
+        return images
 
-    def through_autoencoder(self, pictures: Pixels) -> Pixels:
+    def through_autoencoder(self, originals: Pixels) -> Pixels:
         """Images encoded and decoded again, cut to whole numbers as the engine does."""
         model, policy = self.engine.model, self.engine.policy
         back = []
         with torch.inference_mode(), policy.arithmetic():
-            for start in range(0, len(pictures), 16):
-                images = torch.from_numpy(pictures[start : start + 16]).to(policy.device)
+            for start in range(0, len(originals), 16):
+                images = torch.from_numpy(originals[start : start + 16]).to(policy.device)
                 decoded = model.decode(model.encode(images.permute(0, 3, 1, 2) / 127.5 - 1))
-                back += [to_picture(image) for image in decoded]
+                back += [to_image_array(image) for image in decoded]
         return np.stack(back)

@@ -59,7 +59,7 @@ Draw = Callable[[Sequence["Prompt"]], Pixels]
 
 @dataclass(frozen=True)
 class Prompt:
-    """A sentence and what a picture of it must show; `relation` is first to second glyph."""
+    """A sentence and what an image of it must show; `relation` is first to second glyph."""
 
     text: str
     glyphs: tuple[Glyph, ...]
@@ -101,7 +101,7 @@ def _cycled(items: Sequence[T], n: int) -> Iterator[T]:
 def single_prompts(n: int, seed: int, among: Sequence[Glyph] = GLYPHS) -> list[Prompt]:
     """The first n of the shuffled held-out combinations of a glyph and a background.
 
-    Where `among` has fewer they come again; each picture has a seed of its own.
+    Where `among` has fewer they come again; each image has a seed of its own.
     """
     held_out = [(g, b) for g in among for b in backgrounds_of(g, "test")]
     random.Random(f"{seed}/single").shuffle(held_out)
@@ -127,7 +127,7 @@ def pair_prompts(n: int, seed: int, among: Sequence[Glyph] = GLYPHS) -> list[Pro
     return prompts
 
 
-def true_picture(prompt: Prompt, sheet: GlyphSheet, rng: random.Random) -> Pixels:
+def true_image(prompt: Prompt, sheet: GlyphSheet, rng: random.Random) -> Pixels:
     """A faithful drawing of a prompt, by the hand that drew the training data."""
     if len(prompt.glyphs) == 1:
         size = rng.choice(range(56, 101, 4))
@@ -148,12 +148,10 @@ def relation_holds(relation: str, first: Match, second: Match) -> bool:
     return x2 - x1 > abs(y2 - y1) if relation == "left of" else y2 - y1 > abs(x2 - x1)
 
 
-def judge_single(
-    prompts: Sequence[Prompt], pictures: Pixels, finder: Finder, report: Report
-) -> None:
-    """Retrieval and background colour of pictures of one glyph, into the report."""
-    found = [finder.one(picture) for picture in pictures]
-    grounds = [background_of(picture) for picture in pictures]
+def judge_single(prompts: Sequence[Prompt], images: Pixels, finder: Finder, report: Report) -> None:
+    """Retrieval and background colour of images of one glyph, into the report."""
+    found = [finder.one(image) for image in images]
+    grounds = [background_of(image) for image in images]
     right = [m.glyph == p.glyphs[0] for m, p in zip(found, prompts, strict=True)]
     ground_right = [b == p.background for b, p in zip(grounds, prompts, strict=True)]
     report.figures[SINGLE] = float(np.mean(right))
@@ -169,16 +167,14 @@ def judge_single(
             report.failures.append({"prompt": prompt.text, "found": shown})
 
 
-def judge_pairs(
-    prompts: Sequence[Prompt], pictures: Pixels, finder: Finder, report: Report
-) -> None:
-    """Both glyphs found, backgrounds and relations, of pictures of two, into the report."""
+def judge_pairs(prompts: Sequence[Prompt], images: Pixels, finder: Finder, report: Report) -> None:
+    """Both glyphs found, backgrounds and relations, of images of two, into the report."""
     both, grounds, relations = [], [], []
-    for prompt, picture in zip(prompts, pictures, strict=True):
-        matches = finder.two(picture)
+    for prompt, image in zip(prompts, images, strict=True):
+        matches = finder.two(image)
         by_char = {match.glyph.char: match for match in matches}
         both.append({g.char for g in prompt.glyphs} == set(by_char))
-        grounds.append(background_of(picture) == prompt.background)
+        grounds.append(background_of(image) == prompt.background)
         if not both[-1]:
             shown = " and ".join(match.glyph.name for match in matches)
             report.failures.append({"prompt": prompt.text, "found": shown})
@@ -193,28 +189,28 @@ def judge_pairs(
 
 
 def judge_beside(
-    prompts: Sequence[Prompt], pictures: Pixels, others: Pixels, finder: Finder, report: Report
+    prompts: Sequence[Prompt], images: Pixels, others: Pixels, finder: Finder, report: Report
 ) -> None:
-    """Pictures of one glyph beside those of another precision, same seeds, into the report."""
+    """Images of one glyph beside those of another precision, same seeds, into the report."""
     right = [finder.one(o).glyph == p.glyphs[0] for o, p in zip(others, prompts, strict=True)]
-    nearness = psnr(pictures, others)
+    nearness = psnr(images, others)
     report.extra["beside: nearest of all is the right one"] = float(np.mean(right))
     report.extra["beside: PSNR of these to those, dB, mean"] = float(nearness.mean())
     report.extra["beside: PSNR of these to those, dB, least"] = float(nearness.min())
 
 
 def contact_sheet(
-    pictures: Sequence[Pixels], captions: Sequence[str], columns: int = 6
+    images: Sequence[Pixels], captions: Sequence[str], columns: int = 6
 ) -> Image.Image:
-    """The pictures in rows, each with its caption below."""
+    """The images in rows, each with its caption below."""
     cell, strip = CANVAS + 8, 40
-    rows = -(-len(pictures) // columns)
+    rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * cell, rows * (cell + strip)), "white")
     pen = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(10)
-    for index, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+    for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
         left, top = index % columns * cell + 4, index // columns * (cell + strip) + 4
-        sheet.paste(Image.fromarray(picture), (left, top))
+        sheet.paste(Image.fromarray(image), (left, top))
         pen.rectangle((left - 1, top - 1, left + CANVAS, top + CANVAS), outline="lightgray")
         lines = "\n".join(textwrap.wrap(caption, 25)[:3])
         pen.multiline_text((left, top + CANVAS + 2), lines, fill="black", font=font, spacing=1)
@@ -224,7 +220,7 @@ def contact_sheet(
 def truth(sheet: GlyphSheet, seed: int) -> Draw:
     """Draws prompts as the data would."""
     rng = random.Random(seed)
-    return lambda prompts: np.stack([true_picture(p, sheet, rng) for p in prompts])
+    return lambda prompts: np.stack([true_image(p, sheet, rng) for p in prompts])
 
 
 def run(args: argparse.Namespace) -> int:
@@ -244,7 +240,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def run_prompts(args: argparse.Namespace, sheet: GlyphSheet) -> tuple[Report, Image.Image]:
-    """The figures of pictures from prompts, and a sheet of some."""
+    """The figures of images from prompts, and a sheet of some."""
     started = time.perf_counter()
     report = Report()
     if args.truth:
@@ -257,25 +253,25 @@ def run_prompts(args: argparse.Namespace, sheet: GlyphSheet) -> tuple[Report, Im
     report.extra["glyphs the model has seen"] = len(among)
     singles = single_prompts(args.n, args.seed, among)
     pairs = pair_prompts(args.n // 2, args.seed, among)
-    pictures_of_one, pictures_of_two = draw(singles), draw(pairs)
+    images_of_one, images_of_two = draw(singles), draw(pairs)
     drawn = time.perf_counter() - started
     finder = Finder(sheet)
-    judge_single(singles, pictures_of_one, finder, report)
-    judge_pairs(pairs, pictures_of_two, finder, report)
+    judge_single(singles, images_of_one, finder, report)
+    judge_pairs(pairs, images_of_two, finder, report)
     if args.beside:
         other = DemoModel(args.model, args.device, precision=args.beside).draw(args)(singles)
-        judge_beside(singles, pictures_of_one, other, finder, report)
+        judge_beside(singles, images_of_one, other, finder, report)
     if not args.truth:
         true, _ = Scenes(args.font, seed=args.seed, split="test").batch(0, PSNR_SCENES)
         report.figures[PSNR] = float(psnr(true, model.through_autoencoder(true)).mean())
-    report.extra["seconds to draw one picture"] = drawn / (len(singles) + len(pairs))
-    shown = [*pictures_of_one[:24], *pictures_of_two[:12]]
+    report.extra["seconds to draw one image"] = drawn / (len(singles) + len(pairs))
+    shown = [*images_of_one[:24], *images_of_two[:12]]
     captions = [prompt.text for prompt in (*singles[:24], *pairs[:12])]
     return report, contact_sheet(shown, captions)
 
 
 def run_task(args: argparse.Namespace, sheet: GlyphSheet) -> tuple[Report, Image.Image]:
-    """The figures of a model for pictures, and a sheet of some with what they are of."""
+    """The figures of a model for images, and a sheet of some with what they are of."""
     from benchmarks.demo_model import DemoModel
 
     model = DemoModel(args.model, args.device, args.task, args.precision)
@@ -285,9 +281,9 @@ def run_task(args: argparse.Namespace, sheet: GlyphSheet) -> tuple[Report, Image
     else:
         judge = demo_tasks.inpainting if args.task == "inpaint" else demo_tasks.depth
         told = judge(args.n, args.seed, sheet, Finder(sheet), solve)
-    pictures = [picture for before, after, _ in told.shown for picture in (before, after)]
+    images = [image for before, after, _ in told.shown for image in (before, after)]
     captions = [text for *_, prompt in told.shown for text in ("", prompt)]
-    return Report(**vars(told)), contact_sheet(pictures, captions)
+    return Report(**vars(told)), contact_sheet(images, captions)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -300,7 +296,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, help="default: the model's own")
     parser.add_argument("--sampler", help="default: the model's own")
     parser.add_argument("--scale", type=float, help="default: the model's own")
-    parser.add_argument("--batch", type=int, default=20, help="pictures at a time")
+    parser.add_argument("--batch", type=int, default=20, help="images at a time")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", choices=PRECISIONS, default="auto")
     parser.add_argument("--beside", choices=PRECISIONS, help="compare with another precision")
@@ -312,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.n < 2:
         parser.error("--n must be 2 or more")
     if (args.truth or args.beside) and args.task != "txt2img":
-        parser.error("--truth and --beside are for pictures from prompts")
+        parser.error("--truth and --beside are for images from prompts")
     if args.truth and args.beside:
         parser.error("--truth draws nothing that has a precision")
     try:

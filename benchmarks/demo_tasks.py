@@ -1,4 +1,4 @@
-"""Do the bundled models for pictures do what they are for? The figures of the inpainter, the depth
+"""Do the bundled models for images do what they are for? The figures of the inpainter, the depth
 model and the upscaler, beside those of `demo_quality`; all scenes are held out of the training.
 """
 
@@ -22,7 +22,7 @@ from ldm.training.scenes import CANVAS, Placed, Scene, with_article
 
 BARS = {
     "inpainting, the glyph of the prompt is the nearest": 0.85,
-    "inpainting, pictures the same byte for byte outside": 1.0,
+    "inpainting, images the same byte for byte outside": 1.0,
     "depth, the silhouette's intersection over union": 0.75,
     "depth, the glyph of the prompt is the nearest": 0.80,
     "upscaling, dB of PSNR more than bicubic": 2.0,
@@ -33,7 +33,7 @@ _DIFFERENT = 40  # of 255, in RGB: what counts as part of a silhouette
 _SIZES = range(76, 101, 4)
 
 Solve = Callable[[Sequence[dict[str, Any]]], Iterator[Pixels]]
-"""From fields of jobs (without seeds) to their pictures, in order."""
+"""From fields of jobs (without seeds) to their images, in order."""
 
 
 @dataclass
@@ -61,7 +61,7 @@ def held_out(n: int, seed: int, purpose: str) -> list[Scene]:
 
 
 def inpainting(n: int, seed: int, sheet: GlyphSheet, finder: Finder, solve: Solve) -> Figures:
-    """Another glyph is in the picture; it is masked, and the prompt's is to take its place."""
+    """Another glyph is in the image; it is masked, and the prompt's is to take its place."""
     rng = random.Random(f"{seed}/others")
     scenes = held_out(n, seed, "inpainting")
     told = Figures()
@@ -76,23 +76,22 @@ def inpainting(n: int, seed: int, sheet: GlyphSheet, finder: Finder, solve: Solv
             side = placed.size + 2 * _MARGIN
             mask[top : top + side, left : left + side] = 255
             masks.append(mask)
-            picture = _write(Path(folder) / f"{row}.png", given[-1])
+            image = _write(Path(folder) / f"{row}.png", given[-1])
             hole = _write(Path(folder) / f"{row}_mask.png", mask)
             jobs.append(
-                {"task": "inpaint", "prompt": scene.caption, "init_img": picture, "mask": hole}
+                {"task": "inpaint", "prompt": scene.caption, "init_img": image, "mask": hole}
             )
-        pictures = list(solve(jobs))
-    _found(INPAINTED, scenes, pictures, finder, told)
+        images = list(solve(jobs))
+    _found(INPAINTED, scenes, images, finder, told)
     same = [
-        bool((picture == before)[mask == 0].all())
-        for picture, before, mask in zip(pictures, given, masks, strict=True)
+        bool((image == before)[mask == 0].all())
+        for image, before, mask in zip(images, given, masks, strict=True)
     ]
     told.figures[OUTSIDE] = float(np.mean(same))
     covered = (
-        np.where(mask[..., None] > 0, 128, picture)
-        for picture, mask in zip(given, masks, strict=True)
+        np.where(mask[..., None] > 0, 128, image) for image, mask in zip(given, masks, strict=True)
     )
-    told.shown = _some(covered, pictures, scenes)
+    told.shown = _some(covered, images, scenes)
     return told
 
 
@@ -113,11 +112,10 @@ def depth(n: int, seed: int, sheet: GlyphSheet, finder: Finder, solve: Solve) ->
             }
             for row, (scene, plane) in enumerate(zip(scenes, planes, strict=True))
         ]
-        pictures = list(solve(jobs))
-    _found(SHAPED, scenes, pictures, finder, told)
+        images = list(solve(jobs))
+    _found(SHAPED, scenes, images, finder, told)
     overlaps = [
-        _overlap(silhouette(picture), plane > 0)
-        for picture, plane in zip(pictures, planes, strict=True)
+        _overlap(silhouette(image), plane > 0) for image, plane in zip(images, planes, strict=True)
     ]
     true = [
         _overlap(silhouette(render(scene, sheet)), plane > 0)
@@ -126,7 +124,7 @@ def depth(n: int, seed: int, sheet: GlyphSheet, finder: Finder, solve: Solve) ->
     told.figures[SILHOUETTE] = float(np.mean(overlaps))
     told.extra["depth, the same of the data's own drawings"] = float(np.mean(true))
     shapes = (np.repeat(plane[..., None] * 255, 3, axis=2) for plane in planes)
-    told.shown = _some(shapes, pictures, scenes)
+    told.shown = _some(shapes, images, scenes)
     return told
 
 
@@ -135,24 +133,24 @@ def upscaling(n: int, seed: int, sheet: GlyphSheet, solve: Solve) -> Figures:
     scenes = held_out(n, seed, "upscaling")
     true = np.stack([render(scene, sheet) for scene in scenes])
     told = Figures()
-    small = [_scaled(picture, CANVAS // 4) for picture in true]
+    small = [_scaled(image, CANVAS // 4) for image in true]
     with TemporaryDirectory() as folder:
         jobs = [
-            {"task": "upscale", "init_img": _write(Path(folder) / f"{row}.png", picture)}
-            for row, picture in enumerate(small)
+            {"task": "upscale", "init_img": _write(Path(folder) / f"{row}.png", image)}
+            for row, image in enumerate(small)
         ]
-        pictures = list(solve(jobs))
-    bicubic = np.stack([_scaled(picture, CANVAS) for picture in small])
-    ours, theirs = (float(psnr(true, made).mean()) for made in (np.stack(pictures), bicubic))
+        images = list(solve(jobs))
+    bicubic = np.stack([_scaled(image, CANVAS) for image in small])
+    ours, theirs = (float(psnr(true, made).mean()) for made in (np.stack(images), bicubic))
     told.figures[GAIN] = ours - theirs
     told.extra |= {"upscaling, PSNR in dB": ours, "upscaling, PSNR of bicubic": theirs}
-    told.shown = _some(bicubic, pictures, scenes)
+    told.shown = _some(bicubic, images, scenes)
     return told
 
 
-def silhouette(picture: Pixels) -> NDArray[np.bool_]:
-    """Where a picture differs from its own background: [H, W]."""
-    difference = picture.astype(np.float32) - border_colour(picture)
+def silhouette(image: Pixels) -> NDArray[np.bool_]:
+    """Where an image differs from its own background: [H, W]."""
+    difference = image.astype(np.float32) - border_colour(image)
     return np.asarray(np.sqrt(np.square(difference).sum(axis=2)) > _DIFFERENT)
 
 
@@ -165,15 +163,15 @@ def _another(rng: random.Random, glyph: Glyph) -> Glyph:
 
 
 def _found(
-    name: str, scenes: Sequence[Scene], pictures: Sequence[Pixels], finder: Finder, told: Figures
+    name: str, scenes: Sequence[Scene], images: Sequence[Pixels], finder: Finder, told: Figures
 ) -> None:
     """Retrieval of the glyph of each scene, into the figures."""
     right = []
-    for scene, picture in zip(scenes, pictures, strict=True):
-        found = finder.one(picture).glyph
+    for scene, image in zip(scenes, images, strict=True):
+        found = finder.one(image).glyph
         right.append(found == scene.glyphs[0].glyph)
         if not right[-1]:
-            shown = f"{found.name} on {background_of(picture).name}"
+            shown = f"{found.name} on {background_of(image).name}"
             told.failures.append({"prompt": scene.caption, "found": shown})
     told.figures[name] = float(np.mean(right))
 
@@ -190,6 +188,6 @@ def _write(path: Path, pixels: NDArray[np.uint8]) -> str:
     return str(path)
 
 
-def _scaled(picture: Pixels, side: int) -> Pixels:
-    scaled = Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC)
+def _scaled(image: Pixels, side: int) -> Pixels:
+    scaled = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
     return np.asarray(scaled, dtype=np.uint8)

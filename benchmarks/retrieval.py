@@ -47,30 +47,30 @@ class Match:
         return max(self.width, self.height)
 
 
-def border_colour(picture: Pixels) -> Floats:
+def border_colour(image: Pixels) -> Floats:
     """The median colour of the outermost two pixels, which glyphs leave free: [3], 0..255."""
-    ring = np.ones(picture.shape[:2], dtype=bool)
+    ring = np.ones(image.shape[:2], dtype=bool)
     ring[2:-2, 2:-2] = False
-    return np.asarray(np.median(picture[ring], axis=0), dtype=np.float32)
+    return np.asarray(np.median(image[ring], axis=0), dtype=np.float32)
 
 
-def background_of(picture: Pixels) -> Background:
+def background_of(image: Pixels) -> Background:
     """The named background nearest to the image's border in RGB."""
-    colour = border_colour(picture)
+    colour = border_colour(image)
     return min(BACKGROUNDS, key=lambda b: float(np.square(colour - np.array(b.rgb)).sum()))
 
 
-def _cells(picture: Floats, cell: int) -> Floats:
+def _cells(image: Floats, cell: int) -> Floats:
     """Means of cell x cell pixels: [..., H, W, C] to [..., C, H / cell, W / cell]."""
-    height, width, channels = picture.shape[-3:]
-    blocks = picture.reshape(-1, height // cell, cell, width // cell, cell, channels)
+    height, width, channels = image.shape[-3:]
+    blocks = image.reshape(-1, height // cell, cell, width // cell, cell, channels)
     return np.asarray(np.moveaxis(blocks.mean(axis=(2, 4)), -1, 1), dtype=np.float32)
 
 
-def _difference(picture: Pixels) -> tuple[Floats, Floats]:
+def _difference(image: Pixels) -> tuple[Floats, Floats]:
     """Image less its background, and the background, in units of full white."""
-    ground = border_colour(picture) / np.float32(255)
-    return picture.astype(np.float32) / np.float32(255) - ground, ground
+    ground = border_colour(image) / np.float32(255)
+    return image.astype(np.float32) / np.float32(255) - ground, ground
 
 
 class _Templates:
@@ -135,13 +135,13 @@ class Finder:
         self._sheet = sheet
         self._all = _Templates(sheet, [(g, size) for g in glyphs for size in SIZES], COARSE)
 
-    def one(self, picture: Pixels) -> Match:
+    def one(self, image: Pixels) -> Match:
         """The glyph that the whole image is nearest to."""
-        return self._search(*_difference(picture))
+        return self._search(*_difference(image))
 
-    def two(self, picture: Pixels) -> tuple[Match, Match]:
+    def two(self, image: Pixels) -> tuple[Match, Match]:
         """The nearest glyphs on the two sides of the emptiest line, upright or level."""
-        difference, ground = _difference(picture)
+        difference, ground = _difference(image)
         halves, zero = [], np.float32(0)
         for axis in (0, 1):
             cut = emptiest_line(difference, axis)
@@ -183,8 +183,8 @@ def emptiest_line(difference: Floats, axis: int) -> int:
     return int((starts[widest] + ends[widest]) // 2 + 1)
 
 
-def psnr(pictures: Pixels, others: Pixels) -> NDArray[np.float64]:
+def psnr(images: Pixels, others: Pixels) -> NDArray[np.float64]:
     """Peak signal to noise ratio of each image in dB: [n, H, W, 3] twice to [n]."""
-    error = np.square(pictures.astype(np.float64) - others.astype(np.float64))
+    error = np.square(images.astype(np.float64) - others.astype(np.float64))
     mean = np.maximum(error.reshape(len(error), -1).mean(axis=1), 1e-10)
     return np.asarray(10 * np.log10(255**2 / mean), dtype=np.float64)

@@ -73,7 +73,7 @@ def main() -> int:
     defaults = loaded.family.defaults
     print(machine())
     print(f"{wanted.checkpoint.name}, {policy.device}, {policy.precision}, {wanted.sampler}")
-    print(f"{'size':>9} {'batch':>6} {'s/step':>8} {'decode s':>9} {'s/picture':>10}")
+    print(f"{'size':>9} {'batch':>6} {'s/step':>8} {'decode s':>9} {'s/image':>10}")
     for batch in wanted.batch:
         job = Job(
             prompt="a red apple on a blue background",

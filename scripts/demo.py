@@ -2,7 +2,7 @@
 
 python scripts/demo.py [--outdir outputs/demo] [--seed 1]
 
-Every picture is made by the command line that is printed before it.
+Every image is made by the command line that is printed before it.
 """
 
 import argparse
@@ -27,10 +27,10 @@ SIDE, BAND = 128, 34
 
 @dataclass(frozen=True)
 class Shot:
-    """One command and its picture; `shown` are the pictures it begins with."""
+    """One command and its image; `shown` are the images it begins with."""
 
     words: tuple[str, ...]
-    picture: Path
+    image: Path
     shown: tuple[Path, ...] = ()
 
 
@@ -89,7 +89,7 @@ def draw_inputs(folder: Path) -> None:
 
 
 def contact_sheet(made: Sequence[Shot]) -> Image.Image:
-    """A column for every command: what it began with above, its picture and its name below."""
+    """A column for every command: what it began with above, its image and its name below."""
     font = ImageFont.load_default(11)
     width, height = len(made) * (SIDE + 8), 2 * SIDE + BAND + 16
     sheet = Image.new("RGB", (width, height), "white")
@@ -99,12 +99,12 @@ def contact_sheet(made: Sequence[Shot]) -> Image.Image:
         given = shot.shown[-1:] if shot.words[0] != "inpaint" else shot.shown
         for path in given:
             with Image.open(path) as image:
-                # A small picture stays small; the mask lies over its picture as a frame.
+                # A small image stays small; the mask lies over its image as a frame.
                 if path.name == "mask.png":
                     pen.rectangle(_moved(image.getbbox(), left, 4), outline="white")
                 else:
                     sheet.paste(image.convert("RGB"), (left, 4))
-        with Image.open(shot.picture) as image:
+        with Image.open(shot.image) as image:
             sheet.paste(image.convert("RGB"), (left, SIDE + 8))
         told = [word for flag, word in _flags(shot.words) if flag == "--prompt"] or [""]
         lines = f"{shot.words[0]}\n{told[0]}".replace(" on ", "\non ")
@@ -122,7 +122,7 @@ def _flags(words: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def main() -> int:
-    """Make the pictures and the sheet; the exit code of the first command that fails."""
+    """Make the images and the sheet; the exit code of the first command that fails."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--outdir", default="outputs/demo")
     parser.add_argument("--seed", type=int, default=1)
@@ -132,7 +132,7 @@ def main() -> int:
     made = [shot for shot in shots(folder, args.seed) if is_bundled(shot.words[0])]
     for shot in made:
         if shot.words[0] == "upscale":
-            with Image.open(made[0].picture) as image:
+            with Image.open(made[0].image) as image:
                 image.resize((SIDE // 4, SIDE // 4), Image.Resampling.BICUBIC).save(shot.shown[0])
         sys.stdout.write(f"$ ldm {shlex.join(shot.words)}\n")
         sys.stdout.flush()

@@ -29,4 +29,4 @@ def assert_same(ours: Sequence[Result], theirs: Sequence[Result]) -> None:
     assert [result.record for result in ours] == [result.record for result in theirs]
     for one, other in zip(ours, theirs, strict=True):
         assert torch.equal(one.latent, other.latent)
-        assert np.array_equal(one.picture, other.picture)
+        assert np.array_equal(one.image, other.image)

@@ -30,12 +30,14 @@ def at_once(run: Callable[[], subprocess.CompletedProcess[str]], code: int) -> N
     while not spent or (not _is_quick(spent) and len(spent) < 3):
         done, seconds = _measured(run)
         assert done.returncode == code, done.stderr
-        least = [sys.executable, "-c", LEAST_PROGRAM]
-        _, bare = _measured(
-            lambda: subprocess.run(least, check=True, capture_output=True, text=True)
-        )
+        _, bare = _measured(_run_least_program)
         spent.append((seconds, bare))
     assert _is_quick(spent), f"{spent} s of CPU time, and of the least program beside it"
+
+
+def _run_least_program() -> subprocess.CompletedProcess[str]:
+    program = [sys.executable, "-c", LEAST_PROGRAM]
+    return subprocess.run(program, check=True, capture_output=True, text=True)
 
 
 def _is_quick(spent: list[tuple[float, float]]) -> bool:

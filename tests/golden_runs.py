@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ldm.engine.results import Result
 from tests.golden_data import GOLDEN, case, module, tensors, text_tower, whole
-from tests.tiny_pictures import read
+from tests.tiny_images import read
 
 E2E = GOLDEN / "e2e"
 OPEN_CLIP_TOWER = GOLDEN / "modules/text-openclip-v2/open_clip_config.json"
@@ -67,7 +67,7 @@ def assert_results(name: str, results: list[Result]) -> None:
     assert_latents(torch.stack([result.latent for result in results]), torch.cat(latents))
 
 
-def assert_picture(made: NDArray[Any], golden: Path, size: tuple[int, int] | None = None) -> None:
+def assert_image(made: NDArray[Any], golden: Path, size: tuple[int, int] | None = None) -> None:
     """Fail where an image differs by more than a level; `size` (w, h) is cut out of the golden."""
     expected = read(golden)
     if size is not None:

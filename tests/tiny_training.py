@@ -90,25 +90,25 @@ class Squares:
         return ["red", "blue"]
 
     def batch(self, start: int, n: int) -> tuple[NDArray[np.uint8], list[str]]:
-        pictures = np.full((n, 16, 16, 3), 30, dtype=np.uint8)
+        images = np.full((n, 16, 16, 3), 30, dtype=np.uint8)
         captions = []
         for row in range(n):
             rng = np.random.default_rng(start + row)
             x, y, red = rng.integers(0, 8, 3)
-            pictures[row, y : y + 8, x : x + 8, 0 if red % 2 else 2] = 220
+            images[row, y : y + 8, x : x + 8, 0 if red % 2 else 2] = 220
             captions.append("red" if red % 2 else "blue")
-        return pictures, captions
+        return images, captions
 
     def layers(self, start: int, n: int) -> NDArray[np.uint8]:
-        pictures, _ = self.batch(start, n)
-        return (pictures.max(axis=-1) > 100).astype(np.uint8)
+        images, _ = self.batch(start, n)
+        return (images.max(axis=-1) > 100).astype(np.uint8)
 
     kinds = 3
 
     def layouts(self, start: int, n: int, cells: int) -> NDArray[np.int64]:
-        pictures, captions = self.batch(start, n)
+        images, captions = self.batch(start, n)
         step = 16 // cells
-        seen = pictures.max(axis=-1)[:, step // 2 :: step, step // 2 :: step] > 100
+        seen = images.max(axis=-1)[:, step // 2 :: step, step // 2 :: step] > 100
         kind = np.array([0 if caption == "red" else 1 for caption in captions])
         return np.where(seen, kind[:, None, None], 2).astype(np.int64)
 

@@ -120,9 +120,9 @@ class Engine:
         assert part.latents is not None
         for row, latent in enumerate(part.latents):
             start = time.perf_counter()
-            picture = self.fallbacks.decode(latent[None], part.job, report)
+            image = self.fallbacks.decode(latent[None], part.job, report)
             yield Result(
-                picture=part.sources.finish(picture, part.job),
+                image=part.sources.finish(image, part.job),
                 record=Record(part.job, row, self.name, self.digest, part.hashes),
                 latent=latent.float().cpu(),
                 seconds=part.seconds / part.job.n_samples + time.perf_counter() - start,

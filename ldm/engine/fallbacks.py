@@ -22,7 +22,7 @@ from ldm.engine.stages import Stages
 from ldm.engine.tasks import Problem
 from ldm.errors import NonFiniteError
 from ldm.images.sources import Sources
-from ldm.images.tensors import Picture
+from ldm.images.tensors import ImageArray
 from ldm.jobs.job import Job
 
 OFFLOADED = "out of memory; moving unused parts of the model to the main memory, which is slower"
@@ -78,7 +78,7 @@ class Fallbacks:
         else:
             self._by_halves(parts[0], report, exact=exact)
 
-    def decode(self, latent: Tensor, job: Job, report: OnEvent) -> Picture:
+    def decode(self, latent: Tensor, job: Job, report: OnEvent) -> ImageArray:
         """One image from its latent [1,C,h,w]."""
         while True:
             tiling = self._tiling(job)

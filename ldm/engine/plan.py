@@ -28,7 +28,7 @@ from ldm.checkpoints.weights.depth_keys import is_depth_model
 from ldm.checkpoints.weights.header import Header
 from ldm.checkpoints.weights.vae_keys import FIRST_STAGE, autoencoder_keys, autoencoder_sources
 from ldm.errors import CheckpointError, JobError
-from ldm.jobs.fields import ETA_SAMPLERS, PICTURED, PROMPTED
+from ldm.jobs.fields import ETA_SAMPLERS, IMAGE_TASKS, PROMPTED
 from ldm.jobs.files import read_text
 from ldm.jobs.imagenet import CLASSES, class_number
 from ldm.jobs.job import Defaults, Job
@@ -87,7 +87,7 @@ def make_plan(given: Mapping[str, Any], *, script: bool = False) -> Plan:
     check_model(plan.job, choice)
     check_components(plan.job, header, choice)
     check_parts(plan.job, choice)
-    if asked.task in PICTURED or asked.images:
+    if asked.task in IMAGE_TASKS or asked.images:
         plan = replace(plan, job=_measured(plan.job, choice))
     if plan.job.eta and plan.job.sampler not in ETA_SAMPLERS:
         note = f"--eta is ignored: {plan.job.sampler} draws no noise"
@@ -140,7 +140,7 @@ def resolve(
     why |= dict.fromkeys(given, "asked for") | resolved.why
     why |= {name: plan.why[name] for name in ("seed",) if name in plan.why}
     job = resolved.job
-    if asked.task in PICTURED:  # as measured, if they were
+    if asked.task in IMAGE_TASKS:  # as measured, if they were
         job = replace(job, width=plan.job.width, height=plan.job.height)
     if asked.task in PROMPTED and _is_textless(plan.choice):
         job, why["scale"] = replace(job, scale=1.0), "the model takes no text"
@@ -270,7 +270,7 @@ def check_task(task: str, choice: Choice) -> None:
 def check_model(job: Job, choice: Choice) -> None:
     """Raise JobError where the model cannot do the size, or --C or --f contradict it."""
     factor, multiple = size_rule(choice.config)
-    sides = () if job.task in PICTURED else (("--width", job.width), ("--height", job.height))
+    sides = () if job.task in IMAGE_TASKS else (("--width", job.width), ("--height", job.height))
     for flag, value in sides:
         if value is not None and value % multiple:
             near = max(multiple, round(value / multiple) * multiple)

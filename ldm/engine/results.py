@@ -10,7 +10,7 @@ from ldm.jobs.metadata import Record
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ldm.images.tensors import Picture
+    from ldm.images.tensors import ImageArray
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Result:
     size; `ready` counts the images that come next without another step.
     """
 
-    picture: Picture
+    image: ImageArray
     record: Record
     latent: Tensor
     seconds: float

@@ -23,7 +23,7 @@ from ldm.engine.tasks import TASKS, Given, Problem, first_draw
 from ldm.engine.timing import phase
 from ldm.errors import NonFiniteError
 from ldm.images.sources import Sources
-from ldm.images.tensors import Picture, to_picture
+from ldm.images.tensors import ImageArray, to_image_array
 from ldm.jobs.job import Job
 from ldm.models.encoding import Memory
 from ldm.models.model import Model
@@ -104,7 +104,7 @@ class Stages:
 
         return self._run(NETWORK, None, compare, lambda _: [], report)
 
-    def decode(self, latent: Tensor, tiling: str, report: OnEvent) -> Picture:
+    def decode(self, latent: Tensor, tiling: str, report: OnEvent) -> ImageArray:
         """One image from its latent [1,C,h,w]; one at a time keeps the memory bounded."""
         image = self._run(
             DECODER,
@@ -113,7 +113,7 @@ class Stages:
             lambda image: [image],
             report,
         )
-        return to_picture(image[0])
+        return to_image_array(image[0])
 
     def _solve(self, parts: Sequence[Part], report: OnEvent) -> Tensor:
         draws = [self.draws(p.job, p.sources) if p.used else p.draws for p in parts]

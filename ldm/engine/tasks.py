@@ -93,7 +93,7 @@ def txt2img(job: Job, given: Given) -> Problem:
 def img2img(job: Job, given: Given) -> Problem:
     """The image with noise, from where the last `strength` of the steps go on."""
     problem = _guided(job, given)
-    init = given.latents(given.images(_picture(given), job.n_samples))
+    init = given.latents(given.images(_image(given), job.n_samples))
     return _from(problem, job, init)
 
 
@@ -102,7 +102,7 @@ def inpaint(job: Job, given: Given) -> Problem:
     model = given.model
     problem = _guided(job, given)
     assert given.sources.mask is not None
-    images = given.images(_picture(given), job.n_samples)
+    images = given.images(_image(given), job.n_samples)
     size = (images.shape[-2] // model.factor, images.shape[-1] // model.factor)
     place = mask_place(model)
     if not place:  # a latent goes as a whole, or what is masked of it would stay
@@ -128,7 +128,7 @@ def depth2img(job: Job, given: Given) -> Problem:
     problem = _guided(job, given)
     assert job.strength is not None
     assert job.steps is not None
-    images = given.images(_picture(given), job.n_samples)
+    images = given.images(_image(given), job.n_samples)
     if given.sources.depth is not None:
         values = given.sources.depth
         depth = depth_from_map(values, invert=job.depth_invert, source=job.depth or "--depth")
@@ -156,7 +156,7 @@ def upscale(job: Job, given: Given) -> Problem:
     """
     model = given.model
     problem = _guided(job, given)
-    low = given.images(_picture(given), job.n_samples)
+    low = given.images(_image(given), job.n_samples)
     if takes_noise(model):
         assert job.noise_level is not None
         assert given.first is not None
@@ -266,9 +266,9 @@ def _shown(
     return replace(problem, cond=replace(problem.cond, concat=concat, vector=vector), uncond=uncond)
 
 
-def _picture(given: Given) -> Pixels:
-    assert given.sources.picture is not None
-    return given.sources.picture
+def _image(given: Given) -> Pixels:
+    assert given.sources.image is not None
+    return given.sources.image
 
 
 def _plane(plane: Plane, given: Given) -> Tensor:

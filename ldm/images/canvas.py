@@ -79,8 +79,8 @@ def _scaled(array: Array, size: Size) -> Array:
     from PIL import Image
 
     if array.ndim == 3:
-        picture = Image.fromarray(np.ascontiguousarray(array))
-        return np.asarray(picture.resize(size, Image.Resampling.LANCZOS))
+        image = Image.fromarray(np.ascontiguousarray(array))
+        return np.asarray(image.resize(size, Image.Resampling.LANCZOS))
     plane = Image.fromarray(np.ascontiguousarray(array, np.float32))
     scaled = np.asarray(plane.resize(size, Image.Resampling.BOX))
     # Sums of weights round: ones must stay ones, for a mask to stay full where it was.

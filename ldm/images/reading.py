@@ -38,7 +38,7 @@ _COLOURED = 2  # levels of 255: what a lossy format may colour a grey image
 
 
 @dataclass(frozen=True, eq=False)
-class Pictured:
+class LoadedImage:
     """An image as it was given: rgb [H,W,3]; alpha [H,W], 0 transparent, or None without any."""
 
     rgb: Pixels
@@ -62,7 +62,7 @@ class Pictured:
         return ((self.rgb * alpha + under + 127) // 255).astype(np.uint8)
 
 
-def read_picture(path: Path | str) -> Pictured:
+def read_image(path: Path | str) -> LoadedImage:
     """Read an image of any usual format as 8-bit RGB, upright as its EXIF says.
 
     Greys, palettes and CMYK are converted, 16 bits rounded to 8. Raises ImageError for what is
@@ -73,7 +73,7 @@ def read_picture(path: Path | str) -> Pictured:
         raise ImageError(f"{path}: its values are not of 8 or 16 bits; save it as a usual PNG")
     colour = _to_bytes(raster.colour)
     rgb = np.ascontiguousarray(np.broadcast_to(colour, (*colour.shape[:2], 3)))
-    return Pictured(rgb, None if raster.alpha is None else _to_bytes(raster.alpha))
+    return LoadedImage(rgb, None if raster.alpha is None else _to_bytes(raster.alpha))
 
 
 def read_mask(path: Path | str, *, invert: bool = False, size: Size | None = None) -> Plane:
@@ -82,7 +82,7 @@ def read_mask(path: Path | str, *, invert: bool = False, size: Size | None = Non
     Colours are turned into grey as by the originals. Transparency counts where it is not the same
     all over: a layer painted in one colour is a mask of its own, opaque = repaint; in a layer of
     several colours the transparent parts count as black. `size` is the (width, height) that the
-    mask must have. Raises ImageError as `read_picture` and `check_mask` do.
+    mask must have. Raises ImageError as `read_image` and `check_mask` do.
     """
     raster = _read(path)
     _check_size(path, "mask", raster.size, size)
@@ -98,12 +98,12 @@ def read_mask(path: Path | str, *, invert: bool = False, size: Size | None = Non
     return mask
 
 
-def mask_of_alpha(picture: Pictured, name: Path | str = "the image") -> Plane:
+def mask_of_alpha(image: LoadedImage, name: Path | str = "the image") -> Plane:
     """The mask [H,W] in [0,1] of an image's transparency: transparent = 1 = repaint.
 
     Raises ImageError where no part is transparent by half or more, or every part is.
     """
-    mask = None if picture.alpha is None else 1 - _unit(picture.alpha)
+    mask = None if image.alpha is None else 1 - _unit(image.alpha)
     if mask is None or mask.max() < 0.5:
         raise ImageError(f"{name}: has no transparent part to be repainted; give a mask file")
     if mask.min() >= 0.5:
@@ -130,7 +130,7 @@ def read_depth(path: Path | str, *, size: Size | None = None) -> Plane:
     """Read a depth map [H,W], white (large) near and black (small) far, as MiDaS gives it.
 
     8 and 16 bits become [0,1] with all their levels; floating point stays as it is. `size` is the
-    (width, height) that it must have. Raises ImageError as `read_picture` does, and for a map that
+    (width, height) that it must have. Raises ImageError as `read_image` does, and for a map that
     is coloured, not finite or the same everywhere.
     """
     raster = _read(path)

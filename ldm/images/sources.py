@@ -27,14 +27,14 @@ from ldm.images.canvas import (
     paste,
 )
 from ldm.images.reading import (
-    Pictured,
+    LoadedImage,
     check_mask,
     mask_of_alpha,
     read_depth,
+    read_image,
     read_mask,
-    read_picture,
 )
-from ldm.jobs.fields import PICTURED
+from ldm.jobs.fields import IMAGE_TASKS
 from ldm.jobs.inputs import check_file, digest, parse_outpaint
 from ldm.jobs.job import Job
 
@@ -51,7 +51,7 @@ _OVERLAP = 8
 class Sources:
     """What a job's files hold. Arrays are uint8 [H,W,3]; `mask` and `depth` float32 [H,W].
 
-    `picture`, `mask` and `depth` lie on the canvas; `original` and `area` (the mask) have the size
+    `image`, `mask` and `depth` lie on the canvas; `original` and `area` (the mask) have the size
     of the image that is wanted, `size`. Masks are 1 where the given one is 0.5 or more, else 0.
     `canvas` is the (width, height) that is decoded. `images` are the images of variations, of any
     sizes.
@@ -62,18 +62,18 @@ class Sources:
     placement: Placement | None = None
     original: Pixels | None = None
     area: Plane | None = None
-    picture: Pixels | None = None
+    image: Pixels | None = None
     mask: Plane | None = None
     depth: Plane | None = None
     images: tuple[Pixels, ...] = ()
 
-    def finish(self, picture: Pixels, job: Job) -> Pixels:
+    def finish(self, image: Pixels, job: Job) -> Pixels:
         """A decoded image [h,w,3] of the canvas as the one that is wanted."""
         if self.placement is not None:
-            picture = self.placement.undo(picture)
+            image = self.placement.undo(image)
         if self.area is not None and self.original is not None and not job.no_paste:
-            picture = paste(self.original, picture, self.area, job.feather)
-        return picture
+            image = paste(self.original, image, self.area, job.feather)
+        return image
 
 
 def read_sources(job: Job, multiple: int, *, padded: bool = True) -> Sources:
@@ -83,12 +83,12 @@ def read_sources(job: Job, multiple: int, *, padded: bool = True) -> Sources:
     Raises ImageError and JobError for files that are missing, broken or do not fit together.
     """
     if job.task == "variations":
-        images = tuple(read_picture(name).flattened() for name in job.images)
+        images = tuple(read_image(name).flattened() for name in job.images)
         return Sources(_size_of(job), _size_of(job), images=images)
-    if job.task not in PICTURED:
+    if job.task not in IMAGE_TASKS:
         return Sources(_size_of(job), _size_of(job))
     assert job.init_img is not None
-    given = read_picture(job.init_img)
+    given = read_image(job.init_img)
     if job.task == "upscale":
         return _enlarged(given, multiple)
     rgb, mask = given.flattened(), _mask(job, given)
@@ -142,7 +142,7 @@ def _size_of(job: Job) -> Size:
     return job.width, job.height
 
 
-def _enlarged(given: Pictured, multiple: int) -> Sources:
+def _enlarged(given: LoadedImage, multiple: int) -> Sources:
     """The small image of an upscaler, and the size of the large one.
 
     `multiple` is that of the large image.
@@ -154,7 +154,7 @@ def _enlarged(given: Pictured, multiple: int) -> Sources:
         size=_times(given.size, UPSCALING),
         placement=placement,
         original=rgb,
-        picture=placement.apply(rgb),
+        image=placement.apply(rgb),
     )
 
 
@@ -162,7 +162,7 @@ def _times(size: Size, factor: int) -> Size:
     return size[0] * factor, size[1] * factor
 
 
-def _mask(job: Job, given: Pictured) -> Plane | None:
+def _mask(job: Job, given: LoadedImage) -> Plane | None:
     if job.task != "inpaint" or job.outpaint is not None:
         return None
     assert job.init_img is not None
@@ -205,7 +205,7 @@ def _placed(
         placement=canvas,
         original=original,
         area=area,
-        picture=canvas.apply(original),
+        image=canvas.apply(original),
         mask=None if area is None else canvas.apply(area),
         depth=None if depth is None else canvas.apply(wanted.apply(depth)),
     )

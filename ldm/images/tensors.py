@@ -6,31 +6,31 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-Picture = NDArray[np.uint8]
+ImageArray = NDArray[np.uint8]
 
 PADDING = 2
 
 
-def to_picture(image: Tensor) -> Picture:
+def to_image_array(image: Tensor) -> ImageArray:
     """An image [3,H,W] in [-1,1] as [H,W,3] bytes: clamped, then cut off, not rounded."""
     unit = ((image.float() + 1) / 2).clamp(0, 1).cpu().numpy()
     return (255.0 * unit.transpose(1, 2, 0)).astype(np.uint8)
 
 
-def grid(pictures: list[Picture], columns: int) -> Picture:
+def grid(images: list[ImageArray], columns: int) -> ImageArray:
     """Images of one size side by side on black, two pixels between and around them.
 
     One image alone stays as it is. Layout of torchvision.utils.make_grid(nrow=columns).
     """
-    if len(pictures) == 1:
-        return pictures[0]
-    columns = min(columns, len(pictures))
-    rows = -(-len(pictures) // columns)
-    height, width, channels = pictures[0].shape
+    if len(images) == 1:
+        return images[0]
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    height, width, channels = images[0].shape
     step_y, step_x = height + PADDING, width + PADDING
     sheet = np.zeros((step_y * rows + PADDING, step_x * columns + PADDING, channels), np.uint8)
-    for index, picture in enumerate(pictures):
+    for index, image in enumerate(images):
         y = (index // columns) * step_y + PADDING
         x = (index % columns) * step_x + PADDING
-        sheet[y : y + height, x : x + width] = picture
+        sheet[y : y + height, x : x + width] = image
     return sheet

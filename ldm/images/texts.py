@@ -24,7 +24,7 @@ _MOST_TEXT = 16 * 2**20  # bytes of all texts of a file, unpacked
 _BLOCK = 2**16  # bytes of pixels that are read at once, to check their sum
 
 
-def encode_png(picture: NDArray[np.uint8] | NDArray[np.uint16], texts: dict[str, str]) -> bytes:
+def encode_png(image: NDArray[np.uint8] | NDArray[np.uint16], texts: dict[str, str]) -> bytes:
     """An image [H,W,3] or [H,W] as the bytes of a PNG file with text chunks."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
@@ -33,7 +33,7 @@ def encode_png(picture: NDArray[np.uint8] | NDArray[np.uint16], texts: dict[str,
     for key, text in texts.items():
         chunks.add_text(key, text)
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="PNG", pnginfo=chunks)
+    Image.fromarray(image).save(buffer, format="PNG", pnginfo=chunks)
     return buffer.getvalue()
 
 

@@ -49,7 +49,7 @@ TASK_NAMES = (
 )  # fmt: skip
 # Which of them take a prompt, a first image, a strength.
 PROMPTED = ("txt2img", "img2img", "inpaint", "depth2img", "upscale", "variations")
-PICTURED = ("img2img", "inpaint", "depth2img", "upscale")
+IMAGE_TASKS = ("img2img", "inpaint", "depth2img", "upscale")
 PARTIAL = ("img2img", "inpaint", "depth2img")
 # Those whose images have a size that can be asked for.
 SIZED = tuple(name for name in TASK_NAMES if name != "upscale")
@@ -96,7 +96,7 @@ class Fields:
         "-i",
         help="Input image; a folder or a quoted pattern processes each image.",
         metavar="FILE",
-        tasks=PICTURED,
+        tasks=IMAGE_TASKS,
     )
     images: tuple[str, ...] = option(
         (),

@@ -161,13 +161,13 @@ def _expand(name: str) -> list[Path]:
     # A shell leaves "~" alone inside quotes, and quotes are how a pattern reaches us.
     path = Path(os.path.expanduser(name))
     if path.is_dir() and name:
-        return _pictures(name, _listing(path), "the folder")
+        return _images(name, _listing(path), "the folder")
     if path.exists() or not glob.has_magic(name):
         return [check_file(path if name else name)]
     matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
     if not matches:
         raise ImageError(f"{name}: nothing matches this pattern")
-    return _pictures(name, matches, "what matches")
+    return _images(name, matches, "what matches")
 
 
 def _listing(folder: Path) -> list[Path]:
@@ -177,8 +177,8 @@ def _listing(folder: Path) -> list[Path]:
         raise unreadable(folder, error) from None
 
 
-def _pictures(name: str, paths: list[Path], where: str) -> list[Path]:
-    pictures = sorted(p for p in paths if p.suffix.lower() in _SUFFIXES and p.is_file())
-    if not pictures:
+def _images(name: str, paths: list[Path], where: str) -> list[Path]:
+    images = sorted(p for p in paths if p.suffix.lower() in _SUFFIXES and p.is_file())
+    if not images:
         raise ImageError(f"{name}: {where} has no image in it ({FORMATS})")
-    return pictures
+    return images

@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any, get_type_hints
 
 from ldm.errors import JobError
-from ldm.jobs.fields import ETA_SAMPLERS, PARTIAL, PICTURED, SAMPLER_NAMES, Fields
+from ldm.jobs.fields import ETA_SAMPLERS, IMAGE_TASKS, PARTIAL, SAMPLER_NAMES, Fields
 from ldm.jobs.options import check_choices, check_range, nearest
 from ldm.jobs.seeds import MAX_SEED, counted, parse_seeds, written
 
@@ -70,7 +70,7 @@ class Job(Fields):
                 raise JobError(
                     f"a prompt has at most {LONGEST_PROMPT} characters: {text[:40]!r}..."
                 )
-        self._validate_pictures()
+        self._validate_images()
         self._validate_seeds()
         if self.precision == "int8" and self.device not in ("auto", "cpu"):
             raise JobError(f"--precision int8 is for the CPU, not {self.device}; use fp16 there")
@@ -106,7 +106,7 @@ class Job(Fields):
                 "and give several prompts as jobs of a file"
             )
 
-    def _validate_pictures(self) -> None:
+    def _validate_images(self) -> None:
         """The fields about images and classes."""
         if self.strength is not None and not 0 <= self.strength <= 1:
             raise JobError(f"--strength must be 0 to 1, not {self.strength:g}")
@@ -114,7 +114,7 @@ class Job(Fields):
         check_range("--tile", self.tile, 32, None)
         most = 350 if self.task == "upscale" else 999
         check_range("--noise-level", self.noise_level, 0, most)
-        if self.task in PICTURED and self.init_img is None:
+        if self.task in IMAGE_TASKS and self.init_img is None:
             raise JobError(f"--init-img is missing: give the image to {_VERBS[self.task]}")
         if self.task == "variations" and not self.images:
             raise JobError("--image is missing: give an image to vary")
@@ -175,7 +175,7 @@ class Job(Fields):
         sampler = SAMPLER_NAMES[self.sampler or defaults.sampler]
         if sampler in ETA_SAMPLERS:
             family["eta"] = defaults.eta
-        if self.task not in PICTURED:  # the others take their size from the image
+        if self.task not in IMAGE_TASKS:  # the others take their size from the image
             family |= {"width": defaults.width, "height": defaults.height}
         if self.task in PARTIAL:
             family["strength"] = defaults.strength

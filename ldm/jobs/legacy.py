@@ -249,23 +249,23 @@ def pairs(indir: str, outdir: str) -> tuple[list[dict[str, str]], list[str]]:
     masks = {name for name in names if name.endswith(_MASK)}
     if not masks:
         raise ImageError(f"--indir {indir}: no file X{_MASK} there, whose X.png is to be repainted")
-    lone = sorted(mask for mask in masks if _picture_of(mask) not in names)
+    lone = sorted(mask for mask in masks if _image_of(mask) not in names)
     if lone:
-        raise ImageError(f"--indir {indir}: {lone[0]} has no {_picture_of(lone[0])} beside it")
+        raise ImageError(f"--indir {indir}: {lone[0]} has no {_image_of(lone[0])} beside it")
     if folder.resolve() == Path(outdir).expanduser().resolve():
         raise JobError(f"--outdir {outdir} is --indir, whose images it would replace")
-    rest = sorted(names - masks - {_picture_of(mask) for mask in masks})
+    rest = sorted(names - masks - {_image_of(mask) for mask in masks})
     notes = [f"{name} has no mask; skipped" for name in rest]
     rows = [
         {
-            "init_img": str(folder / _picture_of(mask)),
+            "init_img": str(folder / _image_of(mask)),
             "mask": str(folder / mask),
-            "output": str(Path(outdir).expanduser() / _picture_of(mask)),
+            "output": str(Path(outdir).expanduser() / _image_of(mask)),
         }
         for mask in sorted(masks)
     ]
     return rows, notes
 
 
-def _picture_of(mask: str) -> str:
+def _image_of(mask: str) -> str:
     return mask.removesuffix(_MASK) + ".png"

@@ -1,4 +1,4 @@
-"""Names of files from a template: `{index:05d}-{seed}-{prompt:.40}.png`, `picture-%05d.png`.
+"""Names of files from a template: `{index:05d}-{seed}-{prompt:.40}.png`, `image-%05d.png`.
 
 Fields are written as in Python's format; `%05d` is `{index:05d}`, and `{{` is a brace itself. What
 a text brings into a name is made safe for every file system: no separators, no control signs, none

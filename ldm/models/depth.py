@@ -95,7 +95,7 @@ def depth_concat(
     return 2 * (latent - least) / (greatest - least + margin) - 1
 
 
-def depth_picture(
+def depth_image(
     depth: Tensor, bits: int = 8, *, source: str = "the depth map"
 ) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """Inverse depth [1,H,W] as a grey image [H,W] of 8 or 16 bits: black far, white near.

@@ -60,8 +60,8 @@ def decode_tiled(
     if isinstance(autoencoder, VQModelInterface):
         z = autoencoder.quantize(z)
     latents = torch.split(autoencoder.post_quant_conv(z), 1)
-    pictures = [_decoded(autoencoder.decoder, latent, tile) for latent in latents]
-    return pictures[0] if len(pictures) == 1 else torch.cat(pictures)  # which holds them twice
+    images = [_decoded(autoencoder.decoder, latent, tile) for latent in latents]
+    return images[0] if len(images) == 1 else torch.cat(images)  # which holds them twice
 
 
 @torch.no_grad()
@@ -72,7 +72,7 @@ def encode_tiled(
 
     Images [B,3,H,W] in [-1,1], H and W multiples of the factor; as `decode_tiled`.
     """
-    features = [_encoded(autoencoder.encoder, picture, tile) for picture in torch.split(images, 1)]
+    features = [_encoded(autoencoder.encoder, image, tile) for image in torch.split(images, 1)]
     latents = autoencoder.quant_conv(torch.cat(features))
     if isinstance(autoencoder, VQModelInterface):
         return Unquantised(latents)

@@ -11,7 +11,7 @@ from typing import Any
 from ldm.engine.plan import Plan, make_plan, read_prompts
 from ldm.errors import JobError, LdmError
 from ldm.jobs.expansion import LIMIT, expand, expand_matrix
-from ldm.jobs.fields import PICTURED, PROMPTED
+from ldm.jobs.fields import IMAGE_TASKS, PROMPTED
 from ldm.jobs.files import Row, read_axes, read_rows
 from ldm.jobs.inputs import expand_inputs
 from ldm.jobs.legacy import pairs
@@ -297,7 +297,7 @@ def _template(outputs: OutputPlan) -> Template | None:
 
 def _init_images(given: Mapping[str, Any]) -> list[dict[str, str]]:
     """The field that names each image a job begins with; one empty entry where it has none."""
-    if given["task"] not in PICTURED or given.get("init_img") is None:
+    if given["task"] not in IMAGE_TASKS or given.get("init_img") is None:
         return [{}]
     return [{"init_img": str(path)} for path in expand_inputs([given["init_img"]])]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ldm.images.tensors import PADDING, Picture
+from ldm.images.tensors import PADDING, ImageArray
 
 SIZE = 14  # of the letters, in pixels
 MARGIN = 6
@@ -20,7 +20,7 @@ def label(fields: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in shown.items())
 
 
-def sheet(pictures: Sequence[Picture], across: Sequence[str], down: Sequence[str]) -> Picture:
+def sheet(images: Sequence[ImageArray], across: Sequence[str], down: Sequence[str]) -> ImageArray:
     """Images [H,W,3] in a table with labels, black on white.
 
     They come column by column: all rows of the first column, then of the second. Cells are as large
@@ -29,7 +29,7 @@ def sheet(pictures: Sequence[Picture], across: Sequence[str], down: Sequence[str
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.load_default(SIZE)
-    height, width = (max(picture.shape[axis] for picture in pictures) for axis in (0, 1))
+    height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
     side = [_cut(text, WIDEST, font) for text in down]
     left = max((round(font.getlength(text)) for text in side), default=0) + 2 * MARGIN
     left = left if any(side) else PADDING
@@ -43,10 +43,10 @@ def sheet(pictures: Sequence[Picture], across: Sequence[str], down: Sequence[str
     for row, text in enumerate(side):
         middle = top + row * (height + PADDING) + height // 2
         pen.text((left - MARGIN, middle), text, "black", font, anchor="rm")
-    for place, picture in enumerate(pictures):
+    for place, image in enumerate(images):
         column, row = divmod(place, len(down))
         corner = (left + column * (width + PADDING), top + row * (height + PADDING))
-        paper.paste(Image.fromarray(picture), corner)
+        paper.paste(Image.fromarray(image), corner)
     return np.asarray(paper)
 
 

@@ -15,7 +15,7 @@ from ldm.runs.files import Numbered, Unrepeated, check_folder, check_output, wri
 
 if TYPE_CHECKING:
     from ldm.engine.results import Result
-    from ldm.images.tensors import Picture
+    from ldm.images.tensors import ImageArray
     from ldm.jobs.job import Job
 
 
@@ -49,7 +49,7 @@ class Writer:
         self.folder = named_in if is_named else ""
         self.written = 0
         self._paths: list[Path] = []
-        self._for_sheet: list[Picture] = []
+        self._for_sheet: list[ImageArray] = []
         self._sheet_text = ""
         self._check()
 
@@ -58,10 +58,10 @@ class Writer:
         record = result.record
         texts = {"parameters": record.infotext(), "ldm": record.to_json()}
         with phase("save"):
-            path = self._place(encode_png(result.picture, texts), record.job.init_img, path)
+            path = self._place(encode_png(result.image, texts), record.job.init_img, path)
         self.written += 1
         if self._has_sheet():
-            self._for_sheet.append(result.picture)
+            self._for_sheet.append(result.image)
             self._sheet_text = self._sheet_text or texts["parameters"]
         if self.outputs.save_depth is not None and result.depth is not None:
             self._save_depth(self.outputs.save_depth, result)
@@ -119,7 +119,7 @@ class Writer:
         """Whether there will be a sheet of all images."""
         return not (self.outputs.skip_grid or self.outputs.output or self.names or self.is_named)
 
-    def _grid(self) -> Picture | None:
+    def _grid(self) -> ImageArray | None:
         """All images side by side; None where they differ in size."""
         sizes = {image.shape for image in self._for_sheet}
         if not self._has_sheet() or len(sizes) != 1:
@@ -128,7 +128,7 @@ class Writer:
 
         return grid(self._for_sheet, self.outputs.n_rows or self.columns)
 
-    def _table(self) -> Picture | None:
+    def _table(self) -> ImageArray | None:
         """The sheet labelled with the values of --matrix; None where an image is missing."""
         from ldm.runs.sheet import label, sheet
 
@@ -139,11 +139,11 @@ class Writer:
 
     def _save_depth(self, name: str, result: Result) -> None:
         """Write the depth of the first image."""
-        from ldm.models.depth import depth_picture
+        from ldm.models.depth import depth_image
 
         assert result.depth is not None
         if self.written == 1:
-            plane = depth_picture(result.depth, 16, source=result.record.job.depth or "the image")
+            plane = depth_image(result.depth, 16, source=result.record.job.depth or "the image")
             write_file(Path(name), encode_png(plane, {}), overwrite=self.outputs.overwrite)
 
     def _place(self, content: bytes, init_image: str | None, path: Path | None) -> Path | None:

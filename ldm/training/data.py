@@ -143,12 +143,12 @@ class Scenes:
 
     def batch(self, start: int, n: int) -> tuple[Pixels, list[str]]:
         """Scenes start .. start + n - 1: (uint8 [n, size, size, 3], captions)."""
-        pictures = np.empty((n, self.size, self.size, 3), dtype=np.uint8)
+        images = np.empty((n, self.size, self.size, 3), dtype=np.uint8)
         captions = []
         for row in range(n):
-            pictures[row], caption = self[start + row]
+            images[row], caption = self[start + row]
             captions.append(caption)
-        return pictures, captions
+        return images, captions
 
     def layers(self, start: int, n: int) -> NDArray[np.uint8]:
         """Which glyph shows where in scenes start .. start + n - 1: uint8 [n, size, size]."""

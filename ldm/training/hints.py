@@ -24,7 +24,7 @@ from ldm.models.model import Model
 from ldm.nn.autoencoder import DiagonalGaussian
 from ldm.training.stages import to_tensor
 
-Pictures = NDArray[np.uint8]
+ImageArrays = NDArray[np.uint8]
 Encode = Callable[[Tensor], Tensor]
 _MARGIN = 6  # pixels at most by which a mask is larger than the thing under it
 
@@ -32,7 +32,7 @@ _MARGIN = 6  # pixels at most by which a mask is larger than the thing under it
 class Hint(Protocol):
     """One kind of hint."""
 
-    def keep(self, pictures: Pictures, layers: Pictures, first: int, encode: Encode) -> Kept:
+    def keep(self, images: ImageArrays, layers: ImageArrays, first: int, encode: Encode) -> Kept:
         """What is computed once for scenes first, first + 1, ...: tensors [B,...] by name.
 
         images uint8 [B,H,W,3]; layers uint8 [B,H,W], 0 background, then back to front; `encode`
@@ -54,9 +54,9 @@ class MaskHint:
     def __init__(self, model: Model) -> None:
         self.model = model
 
-    def keep(self, pictures: Pictures, layers: Pictures, first: int, encode: Encode) -> Kept:
+    def keep(self, images: ImageArrays, layers: ImageArrays, first: int, encode: Encode) -> Kept:
         masks = np.stack([hole(plane, first + row) for row, plane in enumerate(layers)])
-        moments = encode(to_tensor(pictures) * torch.from_numpy(1 - masks)[:, None])
+        moments = encode(to_tensor(images) * torch.from_numpy(1 - masks)[:, None])
         small = np.stack([latent_mask(mask, *moments.shape[-2:]) for mask in masks])
         return {"mask": torch.from_numpy(small)[:, None].to(torch.uint8), "hidden": moments}
 
@@ -73,7 +73,7 @@ class DepthHint:
     def __init__(self, model: Model) -> None:
         self.factor = model.factor
 
-    def keep(self, pictures: Pictures, layers: Pictures, first: int, encode: Encode) -> Kept:
+    def keep(self, images: ImageArrays, layers: ImageArrays, first: int, encode: Encode) -> Kept:
         size = (layers.shape[1] // self.factor, layers.shape[2] // self.factor)
         planes = [depth_concat(depth_from_map(plane), size) for plane in layers]
         return {"depth": torch.cat(planes).half()}
@@ -88,13 +88,13 @@ class SmallHint:
     def __init__(self, model: Model) -> None:
         self.noising, self.factor = model.low_scale_model, model.factor
 
-    def keep(self, pictures: Pictures, layers: Pictures, first: int, encode: Encode) -> Kept:
+    def keep(self, images: ImageArrays, layers: ImageArrays, first: int, encode: Encode) -> Kept:
         from PIL import Image
 
-        size = (pictures.shape[2] // self.factor, pictures.shape[1] // self.factor)
+        size = (images.shape[2] // self.factor, images.shape[1] // self.factor)
         small = [
-            np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
-            for picture in pictures
+            np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+            for image in images
         ]
         return {"small": torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2).contiguous()}
 

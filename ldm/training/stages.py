@@ -91,12 +91,12 @@ def step_generator(seed: int, step: int, purpose: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(key >> 1))
 
 
-def to_tensor(pictures: NDArray[np.uint8]) -> Tensor:
+def to_tensor(images: NDArray[np.uint8]) -> Tensor:
     """uint8 [B,H,W,3] -> float32 [B,3,H,W] in [-1,1]."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
-def to_pictures(images: Tensor) -> NDArray[np.uint8]:
+def to_image_arrays(images: Tensor) -> NDArray[np.uint8]:
     """float [B,3,H,W] in [-1,1] -> uint8 [B,H,W,3]."""
     clipped = ((images.float() + 1) * 127.5).clamp(0, 255)
     return clipped.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
@@ -142,26 +142,26 @@ class AutoencoderStage:
 
     def batch(self, step: int) -> Batch:
         size, rng = self.plan.batch_size, np.random.default_rng((self.plan.seed, step))
-        pictures, _ = self.data.batch(step * size, size)
+        arrays, _ = self.data.batch(step * size, size)
         if self.plan.crop is not None:
-            pictures = np.stack([self._crop(picture, rng) for picture in pictures])
-        images = to_tensor(pictures).contiguous(memory_format=torch.channels_last)
+            arrays = np.stack([self._crop(array, rng) for array in arrays])
+        images = to_tensor(arrays).contiguous(memory_format=torch.channels_last)
         shape = (size, self.embed_dim, *(side // self.factor for side in images.shape[-2:]))
         noise = torch.randn(shape, generator=step_generator(self.plan.seed, step, 0))
         return {"images": images, "noise": noise}
 
-    def _crop(self, picture: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-        side = self.plan.crop or picture.shape[0]
-        corners = rng.integers(0, np.array(picture.shape[:2]) - side + 1, size=(2, 2))
-        crops = [picture[y : y + side, x : x + side] for y, x in corners]
+    def _crop(self, image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+        side = self.plan.crop or image.shape[0]
+        corners = rng.integers(0, np.array(image.shape[:2]) - side + 1, size=(2, 2))
+        crops = [image[y : y + side, x : x + side] for y, x in corners]
         return max(crops, key=lambda crop: float(crop.std()))
 
     def sample(self, module: AutoencoderLoss, step: int) -> NDArray[np.uint8]:
-        pictures, _ = self.data.batch(1_000_000_000, 8)
+        arrays, _ = self.data.batch(1_000_000_000, 8)
         autoencoder = module.autoencoder
-        images = to_tensor(pictures).to(device())
+        images = to_tensor(arrays).to(device())
         decoded = autoencoder.decode(autoencoder.encode(images).mode())
-        return np.stack([pictures, to_pictures(decoded)])
+        return np.stack([arrays, to_image_arrays(decoded)])
 
     def weights(self, module: AutoencoderLoss) -> dict[str, Tensor]:
         return dict(module.autoencoder.state_dict())

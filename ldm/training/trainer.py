@@ -40,7 +40,7 @@ from ldm.training.stages import (
     hardware_bf16,
     load_weights,
     step_generator,
-    to_pictures,
+    to_image_arrays,
     to_tensor,
 )
 
@@ -143,8 +143,8 @@ class DiffusionStage:
         captions = [data.scene(_PROBES + row).caption for row in range(16)]
         if self.hint is None:
             return captions, {}
-        pictures, layers = data.batch(_PROBES, 16)[0], data.layers(_PROBES, 16)
-        return captions, self.hint.keep(pictures, layers, _PROBES, self._moments)
+        images, layers = data.batch(_PROBES, 16)[0], data.layers(_PROBES, 16)
+        return captions, self.hint.keep(images, layers, _PROBES, self._moments)
 
     def _moments(self, images: Tensor) -> Tensor:
         """Images [B,3,H,W] in [-1,1] -> moments [B,2*C,h,w], float16 on the CPU."""
@@ -168,10 +168,10 @@ class DiffusionStage:
         parts: list[Kept] = []
         for start in trange(0, self.plan.scenes, 64, desc="encoding", disable=None):
             count = min(64, self.plan.scenes - start)
-            pictures, some = data.batch(start, count)
-            part = {"moments": self._moments(to_tensor(pictures))}
+            images, some = data.batch(start, count)
+            part = {"moments": self._moments(to_tensor(images))}
             if self.hint is not None:
-                part |= self.hint.keep(pictures, data.layers(start, count), start, self._moments)
+                part |= self.hint.keep(images, data.layers(start, count), start, self._moments)
             if self.plan.layout_weight:
                 layouts = data.layouts(start, count, part["moments"].shape[-1])
                 part["layout"] = torch.from_numpy(layouts.astype(np.uint8))
@@ -242,8 +242,8 @@ class DiffusionStage:
         first = ImageNoise(range(len(self.probes)), "philox").draw(shape).to(device())
         x = start_latent(sampler, first, float(sigmas[0]))
         x = sampler.fn(shown.denoiser(cond, uncond, 3.0), x, sigmas)
-        pictures = to_pictures(shown.decode(final_latent(sampler, x, float(sigmas[-1]))))
-        return pictures.reshape(2, -1, *pictures.shape[1:])
+        images = to_image_arrays(shown.decode(final_latent(sampler, x, float(sigmas[-1]))))
+        return images.reshape(2, -1, *images.shape[1:])
 
     def weights(self, module: DiffusionLoss) -> dict[str, Tensor]:
         self.shown.model.diffusion_model = module.network

@@ -44,7 +44,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_pictures_do_not_depend_on_the_batch(checkpoint: Path) -> None:
+def test_images_do_not_depend_on_the_batch(checkpoint: Path) -> None:
     model = DemoModel(str(checkpoint), "cpu")
     prompts = single_prompts(3, 0)
     drawn = []
@@ -56,8 +56,8 @@ def test_pictures_do_not_depend_on_the_batch(checkpoint: Path) -> None:
     assert np.abs(drawn[0][0] - drawn[0][1]).max() > 1
 
 
-def test_pictures_go_through_the_autoencoder(checkpoint: Path) -> None:
-    pictures = np.random.default_rng(0).integers(0, 256, (3, 128, 128, 3), dtype=np.uint8)
-    back = DemoModel(str(checkpoint), "cpu").through_autoencoder(pictures)
-    assert back.shape == pictures.shape
+def test_images_go_through_the_autoencoder(checkpoint: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 128, 128, 3), dtype=np.uint8)
+    back = DemoModel(str(checkpoint), "cpu").through_autoencoder(images)
+    assert back.shape == images.shape
     assert back.dtype == np.uint8

@@ -21,8 +21,8 @@ from ldm.training.scenes import Placed, Scene, scene
 from tests.emoji_font import EMOJI_FONT
 
 
-def spoiled(picture: Pixels, blur: float, noise: float, seed: int) -> Pixels:
-    soft = np.asarray(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(blur)), dtype=float)
+def spoiled(image: Pixels, blur: float, noise: float, seed: int) -> Pixels:
+    soft = np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(blur)), dtype=float)
     loud = soft + np.random.default_rng(seed).normal(0, noise, soft.shape)
     return np.clip(loud, 0, 255).astype(np.uint8)
 
@@ -34,10 +34,10 @@ def test_every_glyph_is_found_by_itself(sheet: GlyphSheet, finder: Finder) -> No
         size = rng.randrange(56, 101, 4)
         placed = Placed(glyph, rng.randint(2, 126 - size), rng.randint(2, 126 - size), size)
         blur, noise = ((0.0, 0.0), (1.5, 12.0))[index // 2 % 2]
-        picture = spoiled(render(Scene((placed,), background, ""), sheet), blur, noise, index)
-        match = finder.one(picture)
+        image = spoiled(render(Scene((placed,), background, ""), sheet), blur, noise, index)
+        match = finder.one(image)
         assert match.glyph == glyph, (glyph.name, background.name)
-        assert background_of(picture) == background
+        assert background_of(image) == background
         assert np.allclose(match.centre, placed.centre, atol=5)
 
 
@@ -50,7 +50,7 @@ def test_pairs_are_found(sheet: GlyphSheet, finder: Finder) -> None:
     assert right >= 11
 
 
-def test_a_blank_picture_and_a_lone_glyph_are_no_pair(sheet: GlyphSheet, finder: Finder) -> None:
+def test_a_blank_image_and_a_lone_glyph_are_no_pair(sheet: GlyphSheet, finder: Finder) -> None:
     blank = np.full((128, 128, 3), 90, dtype=np.uint8)
     assert finder.one(blank).score == pytest.approx(0, abs=1e-3)
     lone = render(Scene((Placed(GLYPHS[0], 30, 30, 70),), BACKGROUNDS[4], ""), sheet)
@@ -102,40 +102,40 @@ def test_prompts_are_held_out_and_fixed() -> None:
     assert not seen & {p.text for p in itertools.chain(singles, pairs)}
 
 
-def report_of(prompts: Sequence[demo.Prompt], pictures: Pixels, finder: Finder) -> demo.Report:
+def report_of(prompts: Sequence[demo.Prompt], images: Pixels, finder: Finder) -> demo.Report:
     report = demo.Report()
     judge = demo.judge_pairs if len(prompts[0].glyphs) == 2 else demo.judge_single
-    judge(prompts, pictures, finder, report)
+    judge(prompts, images, finder, report)
     return report
 
 
-def test_wrong_pictures_are_judged_wrong(sheet: GlyphSheet, finder: Finder) -> None:
+def test_wrong_images_are_judged_wrong(sheet: GlyphSheet, finder: Finder) -> None:
     singles, pairs = demo.single_prompts(12, 3), demo.pair_prompts(8, 3)
     draw = demo.truth(sheet, 0)
-    pictures = draw(singles)
-    right = report_of(singles, pictures, finder)
-    wrong = report_of(singles, np.roll(pictures, 1, axis=0), finder)
+    images = draw(singles)
+    right = report_of(singles, images, finder)
+    wrong = report_of(singles, np.roll(images, 1, axis=0), finder)
     assert right.figures[demo.SINGLE] == 1
     assert right.figures[demo.BACKGROUND] == 1
     assert wrong.figures[demo.SINGLE] < 0.2
     assert set(wrong.missed()) == {demo.SINGLE, demo.BACKGROUND}
     assert {f["prompt"] for f in wrong.failures} == {p.text for p in singles}
-    pictures = draw(pairs)
-    assert report_of(pairs, pictures, finder).figures[demo.PAIR] >= 7 / 8
-    assert report_of(pairs, np.roll(pictures, 1, axis=0), finder).figures[demo.PAIR] == 0
+    images = draw(pairs)
+    assert report_of(pairs, images, finder).figures[demo.PAIR] >= 7 / 8
+    assert report_of(pairs, np.roll(images, 1, axis=0), finder).figures[demo.PAIR] == 0
 
 
-def test_pictures_beside_those_of_another_precision(sheet: GlyphSheet, finder: Finder) -> None:
+def test_images_beside_those_of_another_precision(sheet: GlyphSheet, finder: Finder) -> None:
     prompts = demo.single_prompts(3, 5)
     rng = random.Random(0)
-    pictures = np.stack([demo.true_picture(prompt, sheet, rng) for prompt in prompts])
-    others = np.roll(pictures, 1, axis=0)
+    images = np.stack([demo.true_image(prompt, sheet, rng) for prompt in prompts])
+    others = np.roll(images, 1, axis=0)
     report = demo.Report()
-    demo.judge_beside(prompts, pictures, others, finder, report)
+    demo.judge_beside(prompts, images, others, finder, report)
     right, mean, least = report.extra.values()
     assert right == 0
     assert least < mean < 30
-    demo.judge_beside(prompts, others, pictures, finder, report)
+    demo.judge_beside(prompts, others, images, finder, report)
     assert list(report.extra.values()) == [1, mean, least]
 
 
@@ -150,11 +150,11 @@ def test_relations() -> None:
 
 
 def test_retrieval_is_fast(sheet: GlyphSheet, finder: Finder) -> None:
-    pictures = demo.truth(sheet, 0)(demo.single_prompts(10, 3))
+    images = demo.truth(sheet, 0)(demo.single_prompts(10, 3))
     best = float("inf")
-    for picture in pictures:
+    for image in images:
         started = time.process_time()
-        finder.one(picture)
+        finder.one(image)
         best = min(best, time.process_time() - started)
     assert best < 0.2
 
@@ -188,7 +188,7 @@ def test_an_absent_font_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_the_sheet_has_a_place_for_each_picture() -> None:
+def test_the_sheet_has_a_place_for_each_image() -> None:
     rng = random.Random(0)
-    pictures = [np.full((128, 128, 3), rng.randrange(256), dtype=np.uint8) for _ in range(7)]
-    assert demo.contact_sheet(pictures, ["a long caption of a cat on blue"] * 7).size == (816, 352)
+    images = [np.full((128, 128, 3), rng.randrange(256), dtype=np.uint8) for _ in range(7)]
+    assert demo.contact_sheet(images, ["a long caption of a cat on blue"] * 7).size == (816, 352)

@@ -35,9 +35,9 @@ def test_inpainting_wants_the_prompt_s_glyph_and_the_rest_untouched(
     truth = [render(scene, sheet) for scene in tasks.held_out(N, 3, "inpainting")]
 
     def right(jobs: Sequence[dict[str, Any]]) -> Iterator[Pixels]:
-        for job, picture in zip(jobs, truth, strict=True):
+        for job, image in zip(jobs, truth, strict=True):
             assert read(job["init_img"])[read(job["mask"]) == 0].size
-            yield picture
+            yield image
 
     told = tasks.inpainting(N, 3, sheet, finder, right)
     assert told.figures == {tasks.INPAINTED: 1.0, tasks.OUTSIDE: 1.0}
@@ -51,8 +51,8 @@ def test_inpainting_wants_the_prompt_s_glyph_and_the_rest_untouched(
     assert len(told.failures) == N
 
     def careless(jobs: Sequence[dict[str, Any]]) -> Iterator[Pixels]:
-        for picture in truth:
-            changed = picture.copy()
+        for image in truth:
+            changed = image.copy()
             changed[0, 0, 0] ^= 1
             yield changed
 

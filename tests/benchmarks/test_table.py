@@ -42,8 +42,8 @@ def test_the_table(tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / "x.json").read_text())["entries"]) == 3
     assert read(tmp_path, "x") == ENTRIES
     assert read(tmp_path, "y") == []
-    with Image.open(tmp_path / "x.png") as picture:
-        assert len(picture.convert("RGB").getcolors(1 << 16) or []) > 3
+    with Image.open(tmp_path / "x.png") as image:
+        assert len(image.convert("RGB").getcolors(1 << 16) or []) > 3
 
 
 def test_every_row_has_ldm_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

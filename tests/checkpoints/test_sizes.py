@@ -73,7 +73,7 @@ def test_a_size_that_the_command_line_sets(capsys: pytest.CaptureFixture[str]) -
     assert "num_res_blocks must be 0 to 8, not 1000000000" in error
 
 
-def test_a_default_size_of_pictures() -> None:
+def test_a_default_size_of_images() -> None:
     with pytest.raises(ConfigError, match=r"sampling\.width must be 1 to 65536"):
         override(bundled(), ["sampling.width=100000000"])
 

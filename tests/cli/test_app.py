@@ -277,7 +277,7 @@ def test_models_are_found_by_name(home: Path, monkeypatch: pytest.MonkeyPatch) -
 # --- images -------------------------------------------------------------------------------------
 
 
-def test_pictures_are_told_and_numbered_on(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_images_are_told_and_numbered_on(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
     argv = ["txt2img", "--prompt", "a cat", "--model", "tiny", "--n_iter", "2", *QUICK]
     assert run([*argv, "--seed", "5"]) == 0
     captured = capfd.readouterr()

@@ -17,14 +17,14 @@ from tests.golden_data import case
 from tests.golden_runs import (
     E2E,
     OPEN_CLIP_TOWER,
-    assert_picture,
+    assert_image,
     assert_results,
     images_of,
     v1_flags,
     v2_state,
     with_text_tower,
 )
-from tests.tiny_pictures import read
+from tests.tiny_images import read
 
 ROOT = Path(__file__).parents[2]
 CASES = sorted(path.name for path in E2E.glob("v[12]-txt2img-*"))
@@ -53,11 +53,11 @@ def command_line(name: str, folder: Path, v2_checkpoint: Path) -> list[str]:
     return [*words, *flags, "--outdir", str(folder / "out"), "--device", "cpu"]
 
 
-def assert_same_pictures(name: str, out: Path) -> None:
+def assert_same_images(name: str, out: Path) -> None:
     expected = images_of(name)
     for image in expected:
         made = out / (image if image.startswith("grid") else f"samples/{image[7:]}")
-        assert_picture(read(made), E2E / name / image)
+        assert_image(read(made), E2E / name / image)
     written = [*out.glob("*.png"), *out.glob("samples/*.png")]
     assert len(written) == len(expected)
 
@@ -70,12 +70,12 @@ def exit_code(argv: Sequence[str]) -> int:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_originals_pictures(
+def test_the_originals_images(
     name: str, tmp_path: Path, v2_checkpoint: Path, results: list[Result]
 ) -> None:
     assert exit_code(command_line(name, tmp_path, v2_checkpoint)) == 0
     assert_results(name, results)
-    assert_same_pictures(name, tmp_path / "out")
+    assert_same_images(name, tmp_path / "out")
 
 
 def test_the_script_itself_from_another_folder(tmp_path: Path, v2_checkpoint: Path) -> None:
@@ -84,7 +84,7 @@ def test_the_script_itself_from_another_folder(tmp_path: Path, v2_checkpoint: Pa
     command = [sys.executable, str(ROOT / "scripts" / "txt2img.py"), *argv]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert_same_pictures(name, tmp_path / "out")
+    assert_same_images(name, tmp_path / "out")
     assert len(done.stdout.splitlines()) == 5
 
 
@@ -92,7 +92,7 @@ def test_the_script_itself_from_another_folder(tmp_path: Path, v2_checkpoint: Pa
 def test_the_cpu_generator_by_name(name: str, tmp_path: Path, v2_checkpoint: Path) -> None:
     """On a CPU, the generator of the device is the CPU's."""
     assert exit_code([*command_line(name, tmp_path, v2_checkpoint), "--rng", "cpu"]) == 0
-    assert_same_pictures(name, tmp_path / "out")
+    assert_same_images(name, tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["v1-txt2img-ddim-fixed-code", "v1-txt2img-from-file"])
@@ -118,4 +118,4 @@ def test_a_short_last_batch_is_drawn_too(tmp_path: Path, v2_checkpoint: Path) ->
     made = sorted((tmp_path / "out" / "samples").iterdir())
     assert [path.name for path in made] == ["00000.png", "00001.png", "00002.png"]
     for path in made:
-        assert_picture(read(path), E2E / name / f"sample-{path.name}")
+        assert_image(read(path), E2E / name / f"sample-{path.name}")

@@ -158,7 +158,7 @@ def rmtree(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("interrupts")
-def test_stopped_once_the_picture_in_work_is_finished(
+def test_stopped_once_the_image_in_work_is_finished(
     home: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupted(monkeypatch, 1)
@@ -171,7 +171,7 @@ def test_stopped_once_the_picture_in_work_is_finished(
 
 
 @pytest.mark.usefixtures("interrupts")
-def test_stopped_once_all_pictures_of_a_batch_are_finished(
+def test_stopped_once_all_images_of_a_batch_are_finished(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupted(monkeypatch, 1)
@@ -180,7 +180,7 @@ def test_stopped_once_all_pictures_of_a_batch_are_finished(
 
 
 @pytest.mark.usefixtures("interrupts")
-def test_stopped_once_all_pictures_that_are_drawn_together_are_finished(
+def test_stopped_once_all_images_that_are_drawn_together_are_finished(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupted(monkeypatch, 1)
@@ -276,7 +276,7 @@ def test_two_runs_in_one_folder(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 @pytest.mark.skipif("LDM_SOAK" not in os.environ, reason="takes minutes; make soak runs it")
-def test_fifty_kills_of_a_hundred_pictures(tmp_path: Path) -> None:
+def test_fifty_kills_of_a_hundred_images(tmp_path: Path) -> None:
     """Half of them at a write, a naming or a sync, half of them whenever the time has come."""
     jobs = (
         "".join(f"prompt {n} --n_samples {1 + n % 3} --s {1 + n % 2}\n" for n in range(50)) + "z\n"

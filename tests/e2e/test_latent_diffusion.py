@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ldm.checkpoints.config import Config, read_config
 from ldm.errors import CheckpointError, ConfigError, JobError, UsageError
-from ldm.images.tensors import to_picture
+from ldm.images.tensors import to_image_array
 from ldm.models.conditioning import BERTEmbedder, ClassEmbedder
 from ldm.models.image_embedders import SpatialRescaler
 from ldm.models.load import load_model
@@ -24,7 +24,7 @@ from ldm.sampling.noise import StreamNoise
 from ldm.sampling.samplers import final_latent, find_sampler, start_latent
 from ldm.sampling.schedule import make_grid
 from tests.golden_data import GOLDEN, case, module, tensors, whole
-from tests.golden_runs import assert_latents, assert_picture
+from tests.golden_runs import assert_image, assert_latents
 from tests.tiny_models import make, state, v1_tree, write
 
 CASE = "e2e/cin-class-conditional"
@@ -65,7 +65,7 @@ def test_the_class_network_gives_the_originals_output() -> None:
 
 
 @torch.inference_mode()
-def test_the_originals_class_pictures(tmp_path: Path) -> None:
+def test_the_originals_class_images(tmp_path: Path) -> None:
     save_file(class_state(), tmp_path / "model.safetensors")
     (tmp_path / "config.yaml").write_bytes((GOLDEN / CASE / "config.yaml").read_bytes())
     loaded = load_model(tmp_path / "model.safetensors")
@@ -86,7 +86,7 @@ def test_the_originals_class_pictures(tmp_path: Path) -> None:
         assert_latents(z, golden[f"latents_{index}"], TOLERANCE)
         for row, image in enumerate(model.decode(z)):
             wanted = told["images"][index * count + row]
-            assert_picture(to_picture(image), GOLDEN / CASE / wanted)
+            assert_image(to_image_array(image), GOLDEN / CASE / wanted)
 
 
 def test_the_last_class_stands_for_none() -> None:

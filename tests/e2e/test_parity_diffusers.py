@@ -261,13 +261,13 @@ def test_the_same_embedding(pair: Pair) -> None:
 
 
 @torch.inference_mode()
-def test_the_same_pictures(pair: Pair) -> None:
+def test_the_same_images(pair: Pair) -> None:
     generator = torch.Generator().manual_seed(2)
     z = torch.randn(2, 4, 8, 8, generator=generator)
     scaled = z / pair.ours.scale_factor
     torch.testing.assert_close(
         pair.ours.decode(z), pair.autoencoder.decode(scaled).sample, atol=1e-3, rtol=1e-4
     )
-    pictures = torch.rand(2, 3, 32, 32, generator=generator) * 2 - 1
-    theirs = pair.autoencoder.encode(pictures).latent_dist.mean * pair.ours.scale_factor
-    torch.testing.assert_close(pair.ours.encode(pictures), theirs, atol=1e-3, rtol=1e-4)
+    images = torch.rand(2, 3, 32, 32, generator=generator) * 2 - 1
+    theirs = pair.autoencoder.encode(images).latent_dist.mean * pair.ours.scale_factor
+    torch.testing.assert_close(pair.ours.encode(images), theirs, atol=1e-3, rtol=1e-4)

@@ -27,8 +27,8 @@ from ldm.sampling.samplers import final_latent, find_sampler, start_latent
 from ldm.sampling.schedule import NoiseSchedule, make_grid
 from tests.textless_models import free_tree
 from tests.tiny_commands import error_of
+from tests.tiny_images import place, textless_tree
 from tests.tiny_models import make, state, write
-from tests.tiny_pictures import place, textless_tree
 
 ROOT = Path(__file__).parents[2]
 
@@ -174,10 +174,10 @@ def holes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     rng = np.random.default_rng(0)
     for name in ("a", "b"):
-        picture = rng.integers(0, 256, (64, 64, 3), np.uint8)
+        image = rng.integers(0, 256, (64, 64, 3), np.uint8)
         mask = np.zeros((64, 64), np.uint8)
         mask[20:40, 10:50] = 255
-        Image.fromarray(picture).save(folder / f"{name}.png")
+        Image.fromarray(image).save(folder / f"{name}.png")
         Image.fromarray(mask).save(folder / f"{name}_mask.png")
     monkeypatch.chdir(tmp_path)
     return folder
@@ -210,7 +210,7 @@ def test_a_folder_is_repainted_from_anywhere(holes: Path) -> None:
     assert (job.mask, job.feather, job.seed) == ("in/b_mask.png", 0, 42)
 
 
-def test_a_picture_is_drawn_at_its_own_size(holes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_image_is_drawn_at_its_own_size(holes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The original padded nothing: its noise is that of the image's own latent."""
     shapes = []
 
@@ -269,7 +269,7 @@ def test_a_missing_checkpoint_is_said(holes: Path, capfd: pytest.CaptureFixture[
     assert not Path("out").exists()
 
 
-def test_a_mask_without_its_picture(holes: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_mask_without_its_image(holes: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (holes / "b.png").unlink()
     assert script("inpaint", "--indir", "in", "--outdir", "out") == 2
     assert "b_mask.png has no b.png beside it" in error_of(capfd)
@@ -280,7 +280,7 @@ def test_a_mask_without_its_picture(holes: Path, capfd: pytest.CaptureFixture[st
 
 
 @pytest.fixture
-def picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Flags of a quick img2img run with a tiny model."""
     model = place("text", tmp_path / "models")
     y, x = np.mgrid[:70, :40].astype(np.uint8)
@@ -291,19 +291,19 @@ def picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_every_flag_of_img2img(
-    picture: list[str], results: list[Result], capfd: pytest.CaptureFixture[str]
+    image: list[str], results: list[Result], capfd: pytest.CaptureFixture[str]
 ) -> None:
     Path("prompts.txt").write_text("a cat\na dog\n", encoding="utf-8")
     words = ["--prompt", "a red apple", "--n_iter", "1", "--strength", "0.5", "--scale", "4"]
-    assert script("img2img", *picture, *words, "--from-file", "prompts.txt") == 0
+    assert script("img2img", *image, *words, "--from-file", "prompts.txt") == 0
     unread = ["--fixed_code", "--C", "3", "--f", "16"]
     rest = ["--ddim_eta", "0.0", "--n_rows", "1", "--seed", "42", "--precision", "autocast"]
     rest += ["--skip_grid", "--skip_save", "--outdir", "o"]
-    assert script("img2img", *picture, *words, "--from-file=prompts.txt", *unread, *rest) == 0
+    assert script("img2img", *image, *words, "--from-file=prompts.txt", *unread, *rest) == 0
     assert not Path("o").exists()
     told = capfd.readouterr().err
     for flag in ("--fixed_code", "--C", "--f"):
         assert f"{flag} does nothing, as in the original img2img.py" in told
     assert [result.prompt for result in results] == ["a cat", "a dog"] * 2
     assert torch.equal(results[1].latent, results[3].latent)
-    assert results[0].picture.shape == (64, 32, 3)
+    assert results[0].image.shape == (64, 32, 3)

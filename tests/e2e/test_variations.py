@@ -169,7 +169,7 @@ def test_rerun_gives_the_same_bytes(vary: Any) -> None:
         assert image.size == (32, 16)
 
 
-def test_a_changed_picture_is_not_rerun(vary: Any, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_changed_image_is_not_rerun(vary: Any, capfd: pytest.CaptureFixture[str]) -> None:
     Path("mine.png").write_bytes(Path(SMALL).read_bytes())
     assert vary("--image", "mine.png", "--seed", "4", "-o", "a.png") == 0
     Path("mine.png").write_bytes(Path(BIG).read_bytes())
@@ -177,7 +177,7 @@ def test_a_changed_picture_is_not_rerun(vary: Any, capfd: pytest.CaptureFixture[
     assert "mine.png: has changed since" in error_of(capfd)
 
 
-def test_a_picture_does_not_depend_on_its_batch(vary: Any, results: list[Result]) -> None:
+def test_a_image_does_not_depend_on_its_batch(vary: Any, results: list[Result]) -> None:
     same = ["--image", BIG, "--noise-level", "500", "--outdir", "out"]
     assert vary(*same, "--n_samples", "3", "--seed", "10") == 0
     assert vary(*same, "--seed", "12") == 0
@@ -186,7 +186,7 @@ def test_a_picture_does_not_depend_on_its_batch(vary: Any, results: list[Result]
     assert (results[1].latent - results[2].latent).abs().max() > 0.1
 
 
-def test_picture_prompt_and_level_matter(vary: Any) -> None:
+def test_image_prompt_and_level_matter(vary: Any) -> None:
     base = ["--seed", "3", "--image"]
     for name, words in {
         "a": [BIG],

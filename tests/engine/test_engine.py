@@ -107,14 +107,14 @@ def engine(stub: Any = None, policy: Policy = FULL) -> Engine:
 
 def assert_same(ours: Result, theirs: Result) -> None:
     assert torch.equal(ours.latent, theirs.latent)
-    assert np.array_equal(ours.picture, theirs.picture)
+    assert np.array_equal(ours.image, theirs.image)
     assert ours.record == theirs.record
 
 
 @pytest.mark.parametrize("noise", ["image", "stream"])
 @pytest.mark.parametrize("rng", ["philox", "cpu"])
 @pytest.mark.parametrize("fixed_code", [False, True])
-def test_a_record_makes_the_same_picture(noise: str, rng: str, fixed_code: bool) -> None:
+def test_a_record_makes_the_same_image(noise: str, rng: str, fixed_code: bool) -> None:
     job = replace(JOB, noise=noise, rng=rng, fixed_code=fixed_code)
     results = list(engine().run(job))
     assert len(results) == 4
@@ -124,7 +124,7 @@ def test_a_record_makes_the_same_picture(noise: str, rng: str, fixed_code: bool)
         assert_same(again[record.row], result)
 
 
-def test_a_record_of_a_short_batch_makes_the_same_picture() -> None:
+def test_a_record_of_a_short_batch_makes_the_same_image() -> None:
     job = replace(JOB, prompt=None, prompts=("a", "bb", "ccc"), noise="stream", fixed_code=True)
     results = list(engine().run(job))
     assert [result.prompt for result in results] == ["a", "bb", "ccc"] * 2
@@ -141,12 +141,12 @@ def test_an_image_does_not_depend_on_its_batch() -> None:
 
 def test_in_a_stream_it_does() -> None:
     job = replace(JOB, noise="stream")
-    pictures = [result.latent for result in engine().run(job)]
+    images = [result.latent for result in engine().run(job)]
     first = list(engine().run(replace(job, n_samples=1, n_iter=4)))
-    assert not torch.equal(pictures[1], first[1].latent)
+    assert not torch.equal(images[1], first[1].latent)
 
 
-def test_pictures_come_one_by_one() -> None:
+def test_images_come_one_by_one() -> None:
     stub = Stub()
     results = engine(stub).run(JOB)
     next(results)
@@ -171,7 +171,7 @@ def test_what_overflows_is_done_again_in_float32(stage: str, noise: str) -> None
 
 @pytest.mark.parametrize("stage", [ENCODERS, "network", "decoder"])
 @pytest.mark.parametrize("policy", [HALF, FULL])
-def test_no_picture_of_what_is_not_finite(stage: str, policy: Policy) -> None:
+def test_no_image_of_what_is_not_finite(stage: str, policy: Policy) -> None:
     stub = Stub(stage, even_in_float32=True).to(policy.dtype)
     with pytest.raises(NonFiniteError) as caught:
         list(engine(stub, policy).run(JOB))

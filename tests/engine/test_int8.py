@@ -32,9 +32,9 @@ def engine(precision: str) -> tuple[Engine, Job]:
 
 
 @hardware
-def test_pictures_are_near_those_in_full_precision() -> None:
+def test_images_are_near_those_in_full_precision() -> None:
     full, rounded = (next(made.run(job)) for made, job in map(engine, ("full", "int8")))
-    error = full.picture.astype(float) - rounded.picture
+    error = full.image.astype(float) - rounded.image
     assert 0 < np.square(error).mean() < 255**2 * 1e-3  # 30 dB
     assert rounded.record.job.precision == "int8"
 

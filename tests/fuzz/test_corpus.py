@@ -17,7 +17,7 @@ import pytest
 
 from ldm.checkpoints.config import parse_config
 from ldm.errors import UsageError
-from ldm.images.reading import read_picture
+from ldm.images.reading import read_image
 from ldm.images.texts import read_texts
 from ldm.jobs.expansion import expand
 from ldm.jobs.files import parse_rows, read_axes
@@ -27,7 +27,7 @@ from ldm.runs.manifest import NAME, Manifest
 from ldm.text.prompt import parse as parse_prompt
 from tests.fuzz.hostile_files import INDEX, MEMBERS, read_checkpoint, read_our_record, zipped
 from tests.fuzz.watch import watched
-from tests.odd_pictures import PNG_START, png_chunk, png_header
+from tests.odd_images import PNG_START, png_chunk, png_header
 
 MEBIBYTE = 2**20
 
@@ -115,8 +115,8 @@ RECORD = {
     "row": 0,
     "model": {"name": "m", "hash": "0"},
 }
-PICTURES: dict[str, tuple[Callable[[], bytes], Callable[[Path], object]]] = {
-    "image of 10^12 pixels": (lambda: png(width=10**6, height=10**6), read_picture),
+IMAGES: dict[str, tuple[Callable[[], bytes], Callable[[Path], object]]] = {
+    "image of 10^12 pixels": (lambda: png(width=10**6, height=10**6), read_image),
     "texts in such an image": (lambda: png(width=10**6, height=10**6), read_texts),
     "text of zeros, packed small": (
         lambda: png(png_chunk(b"zTXt", b"ldm\0\0" + zlib.compress(bytes(200 * MEBIBYTE)))),
@@ -131,9 +131,9 @@ PICTURES: dict[str, tuple[Callable[[], bytes], Callable[[Path], object]]] = {
 }
 
 
-@pytest.mark.parametrize("name", PICTURES)
-def test_pictures(name: str, tmp_path: Path) -> None:
-    make, read = PICTURES[name]
+@pytest.mark.parametrize("name", IMAGES)
+def test_images(name: str, tmp_path: Path) -> None:
+    make, read = IMAGES[name]
     path = tmp_path / "x.png"
     path.write_bytes(make())
     with watched(tmp_path), pytest.raises(UsageError):

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import save
 
 from ldm.errors import UsageError
-from ldm.images.reading import read_depth, read_mask, read_picture
+from ldm.images.reading import read_depth, read_image, read_mask
 from ldm.images.texts import encode_png, read_texts
 from ldm.jobs.job import Job
 from ldm.jobs.metadata import Record
@@ -50,7 +50,7 @@ def warm(home: Path) -> None:
     """Read something of each kind first, so that nothing is compiled or imported later on."""
     for content in (*CKPTS, *SAFETENSORS):
         read_checkpoint(home, content)
-    for content in (*PICTURES, *RECORDS):
+    for content in (*IMAGES, *RECORDS):
         for read in READERS.values():
             with contextlib.suppress(UsageError):
                 read(placed(home, content))
@@ -180,7 +180,7 @@ RECORDS = [
 ]
 
 
-def picture(kind: str, mode: str = "RGB", **options: Any) -> bytes:
+def image(kind: str, mode: str = "RGB", **options: Any) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(GRADIENT).convert(mode).save(buffer, kind, **options)
     return buffer.getvalue()
@@ -192,23 +192,23 @@ def _exif() -> bytes:
     return exif.tobytes()
 
 
-PICTURES = [
-    picture("PNG"),
-    picture("PNG", "RGBA"),
-    picture("PNG", "P"),
-    picture("PNG", "I;16"),
-    picture("JPEG", exif=_exif()),
-    picture("GIF"),
-    picture("BMP"),
-    picture("TIFF"),
-    picture("TIFF", compression="tiff_lzw"),
-    picture("WEBP"),
-    picture("PPM"),
+IMAGES = [
+    image("PNG"),
+    image("PNG", "RGBA"),
+    image("PNG", "P"),
+    image("PNG", "I;16"),
+    image("JPEG", exif=_exif()),
+    image("GIF"),
+    image("BMP"),
+    image("TIFF"),
+    image("TIFF", compression="tiff_lzw"),
+    image("WEBP"),
+    image("PPM"),
 ]
 
 
 READERS: dict[str, Callable[[Path], object]] = {
-    "picture": read_picture,
+    "image": read_image,
     "mask": read_mask,
     "depth": read_depth,
     "texts": read_texts,
@@ -219,9 +219,9 @@ READERS: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("reader", READERS)
 @fuzzed
 @given(data=st.data())
-def test_pictures(home: Path, reader: str, data: st.DataObject) -> None:
-    seeds = RECORDS if reader in ("texts", "record") else PICTURES
-    content = data.draw(damaged([*seeds, *PICTURES]))
+def test_images(home: Path, reader: str, data: st.DataObject) -> None:
+    seeds = RECORDS if reader in ("texts", "record") else IMAGES
+    content = data.draw(damaged([*seeds, *IMAGES]))
     with watched(home):
         READERS[reader](placed(home, content))
 

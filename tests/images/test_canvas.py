@@ -25,7 +25,7 @@ from ldm.images.canvas import (
     touched_mask,
     weights,
 )
-from ldm.images.reading import read_mask, read_picture
+from ldm.images.reading import read_image, read_mask
 from ldm.jobs.inputs import Sides
 from tests.golden_data import GOLDEN, case
 
@@ -61,16 +61,16 @@ def padded_as_the_demos(array: NDArray[Any]) -> NDArray[Any]:
 
 @pytest.mark.parametrize("name", ["v2-inpaint", "v2-depth2img"])
 def test_the_demos_padding(name: str) -> None:
-    picture = read_picture(GOLDEN / f"e2e/{name}/image.png")
-    canvas = pad_to_multiple(picture.size, 64, least=128).apply(picture.rgb)
-    assert np.array_equal(canvas, padded_as_the_demos(picture.rgb))
+    image = read_image(GOLDEN / f"e2e/{name}/image.png")
+    canvas = pad_to_multiple(image.size, 64, least=128).apply(image.rgb)
+    assert np.array_equal(canvas, padded_as_the_demos(image.rgb))
     latents = case(f"e2e/{name}/case.json")["rng"]["draws_in_order"][0]["shape"]
     assert list(canvas.shape[:2]) == [8 * side for side in latents[2:]]
 
 
 def test_the_inpainting_demos_mask() -> None:
     path = GOLDEN / "e2e/v2-inpaint/mask.png"
-    size = read_picture(GOLDEN / "e2e/v2-inpaint/image.png").size
+    size = read_image(GOLDEN / "e2e/v2-inpaint/image.png").size
     placement = pad_to_multiple(size, 64, least=128)
     mask = placement.apply(read_mask(path, size=size))
     with Image.open(path) as image:
@@ -84,21 +84,21 @@ def test_the_inpainting_demos_mask() -> None:
 
 def test_the_img2img_scripts_size() -> None:
     path = GOLDEN / "e2e/v1-img2img/init.png"
-    picture = read_picture(path)
-    placement = floor_resize(picture.size, 32)
+    original = read_image(path)
+    placement = floor_resize(original.size, 32)
     with Image.open(path) as image:
         wanted = image.convert("RGB").resize((64, 32), resample=Image.Resampling.LANCZOS)
-    assert np.array_equal(placement.apply(picture.rgb), np.asarray(wanted))
+    assert np.array_equal(placement.apply(original.rgb), np.asarray(wanted))
     latents = case("e2e/v1-img2img/case.json")["rng"]["draws_in_order"][0]["shape"]
     assert placement.canvas == (8 * latents[3], 8 * latents[2])
 
 
 def test_the_upscalers_input_is_taken_as_it_is() -> None:
-    picture = read_picture(GOLDEN / "e2e/x4-superresolution/image.png")
+    image = read_image(GOLDEN / "e2e/x4-superresolution/image.png")
     params = case("e2e/x4-superresolution/case.json")["params"]
-    assert picture.size == (params["w"], params["h"])
-    placement = pad_to_multiple(picture.size, 8)
-    assert np.array_equal(placement.apply(picture.rgb), picture.rgb)
+    assert image.size == (params["w"], params["h"])
+    placement = pad_to_multiple(image.size, 8)
+    assert np.array_equal(placement.apply(image.rgb), image.rgb)
 
 
 # --- placements
@@ -121,7 +121,7 @@ def test_padding_is_undone_to_the_byte(size: Size, multiple: int, least: int, se
 
 @FEW
 @given(SIZES, st.integers(2, 4))
-def test_an_upscaled_canvas_gives_an_upscaled_picture(size: Size, factor: int) -> None:
+def test_an_upscaled_canvas_gives_an_upscaled_image(size: Size, factor: int) -> None:
     placement = pad_to_multiple(size, 64)
     rgb = noise(size)
     grown = placement.apply(rgb).repeat(factor, axis=0).repeat(factor, axis=1)
@@ -187,9 +187,7 @@ def test_the_right_size_is_left_alone(size: Size, how: Any, seed: int) -> None:
 @FEW
 @given(SIZES, SIZES, st.sampled_from(["resize", "crop", "pad"]), SEEDS)
 @example((31, 30), (9, 8), "pad", 66)
-def test_a_mask_lies_where_its_picture_does(
-    source: Size, canvas: Size, how: Any, seed: int
-) -> None:
+def test_a_mask_lies_where_its_image_does(source: Size, canvas: Size, how: Any, seed: int) -> None:
     """A half plane, drawn in the image and in its mask, keeps one edge to within a pixel."""
     rng = np.random.default_rng(seed)
     edge = int(rng.integers(1, source[0]))
@@ -199,8 +197,8 @@ def test_a_mask_lies_where_its_picture_does(
     placement = fit(source, canvas, how)
     left, _, right, _ = placement.area  # padding repeats the last column, rounded either way
     in_mask = (placement.apply(mask)[:, left:right] >= 0.5).sum(axis=1)
-    in_picture = (placement.apply(rgb)[:, left:right, 0] >= 128).sum(axis=1)
-    assert np.abs(in_mask - in_picture).max() <= 1 + canvas[0] // source[0]
+    in_image = (placement.apply(rgb)[:, left:right, 0] >= 128).sum(axis=1)
+    assert np.abs(in_mask - in_image).max() <= 1 + canvas[0] // source[0]
 
 
 def test_fits_by_example() -> None:
@@ -313,7 +311,7 @@ def test_a_mask_of_another_size_is_a_mistake() -> None:
 
 @FEW
 @given(SIZES, *[st.integers(0, 30)] * 4, st.integers(0, 50), SEEDS)
-def test_outpainting_keeps_the_picture(
+def test_outpainting_keeps_the_image(
     size: Size, left: int, top: int, right: int, bottom: int, overlap: int, seed: int
 ) -> None:
     rgb = noise(size, seed)

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ldm.errors import ImageError
-from ldm.images.reading import Pictured, mask_of_alpha, read_depth, read_mask
-from tests.odd_pictures import png, refusal, saved, written
+from ldm.images.reading import LoadedImage, mask_of_alpha, read_depth, read_mask
+from tests.odd_images import png, refusal, saved, written
 
 RNG = np.random.default_rng(8)
 RGB = RNG.integers(0, 256, (12, 17, 3), np.uint8)
@@ -97,16 +97,16 @@ def test_a_floating_point_mask_must_be_of_shares(tmp_path: Path) -> None:
         assert "must be 0 to 1" in refusal(path, read_mask)
 
 
-def test_the_mask_of_a_pictures_transparency() -> None:
+def test_the_mask_of_a_images_transparency() -> None:
     rgb = np.zeros((16, 16, 3), np.uint8)
-    mask = mask_of_alpha(Pictured(rgb, SPOT))
+    mask = mask_of_alpha(LoadedImage(rgb, SPOT))
     assert np.array_equal(mask, 1 - SPOT / np.float32(255))
     with pytest.raises(ImageError, match=r"^photo\.png: has no transparent part"):
-        mask_of_alpha(Pictured(rgb), "photo.png")
+        mask_of_alpha(LoadedImage(rgb), "photo.png")
     with pytest.raises(ImageError, match="has no transparent part"):
-        mask_of_alpha(Pictured(rgb, np.full_like(SPOT, 129)))
+        mask_of_alpha(LoadedImage(rgb, np.full_like(SPOT, 129)))
     with pytest.raises(ImageError, match="transparent all over"):
-        mask_of_alpha(Pictured(rgb, np.zeros_like(SPOT)))
+        mask_of_alpha(LoadedImage(rgb, np.zeros_like(SPOT)))
 
 
 # --- depth

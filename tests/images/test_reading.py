@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, features
 
-import ldm.images.reading as pictures
+import ldm.images.reading as images
 from ldm.errors import ImageError
 from ldm.images.reading import (
     LARGEST_PIXELS,
-    Pictured,
+    LoadedImage,
     read_depth,
-    read_picture,
+    read_image,
 )
-from tests.odd_pictures import (
+from tests.odd_images import (
     PNG_START,
     png,
     png_chunk,
@@ -50,8 +50,8 @@ def rounded(deep: NDArray[np.uint16]) -> NDArray[np.uint8]:
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "ppm"])
-def test_a_lossless_picture_comes_back_as_it_was(tmp_path: Path, suffix: str) -> None:
-    found = read_picture(saved(tmp_path / f"a.{suffix}", Image.fromarray(RGB)))
+def test_a_lossless_image_comes_back_as_it_was(tmp_path: Path, suffix: str) -> None:
+    found = read_image(saved(tmp_path / f"a.{suffix}", Image.fromarray(RGB)))
     assert np.array_equal(found.rgb, RGB)
     assert found.alpha is None
     assert found.size == (17, 12)
@@ -59,15 +59,15 @@ def test_a_lossless_picture_comes_back_as_it_was(tmp_path: Path, suffix: str) ->
 
 def test_the_content_decides_not_the_suffix(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.jpg", Image.fromarray(RGB), format="PNG")
-    assert np.array_equal(read_picture(path).rgb, RGB)
+    assert np.array_equal(read_image(path).rgb, RGB)
 
 
 @pytest.mark.parametrize(("suffix", "codec"), [("jpg", "jpg"), ("webp", "webp"), ("avif", "avif")])
-def test_a_lossy_picture_is_near(tmp_path: Path, suffix: str, codec: str) -> None:
+def test_a_lossy_image_is_near(tmp_path: Path, suffix: str, codec: str) -> None:
     if codec not in features.get_supported():
         pytest.skip(f"this Pillow has no {codec}")
     smooth = np.full((16, 24, 3), (200, 100, 50), np.uint8)
-    found = read_picture(saved(tmp_path / f"a.{suffix}", Image.fromarray(smooth)))
+    found = read_image(saved(tmp_path / f"a.{suffix}", Image.fromarray(smooth)))
     assert found.rgb.shape == smooth.shape
     assert np.abs(found.rgb.astype(int) - smooth).max() < 12
 
@@ -75,20 +75,20 @@ def test_a_lossy_picture_is_near(tmp_path: Path, suffix: str, codec: str) -> Non
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK"])
 def test_modes_become_rgb_as_pillow_converts_them(tmp_path: Path, mode: str) -> None:
     image = Image.fromarray(RGB).convert(mode)
-    found = read_picture(saved(tmp_path / "a.tif", image))
+    found = read_image(saved(tmp_path / "a.tif", image))
     assert np.array_equal(found.rgb, np.asarray(image.convert("RGB")))
     assert found.alpha is None
 
 
 def test_a_cmyk_jpeg_keeps_its_colours(tmp_path: Path) -> None:
     image = Image.new("RGB", (16, 16), (250, 40, 10)).convert("CMYK")
-    found = read_picture(saved(tmp_path / "a.jpg", image))
+    found = read_image(saved(tmp_path / "a.jpg", image))
     assert np.abs(found.rgb[0, 0].astype(int) - (250, 40, 10)).max() < 6
 
 
 def test_alpha_is_kept_beside_the_colour(tmp_path: Path) -> None:
     rgba = Image.fromarray(np.dstack([RGB, ALPHA]))
-    found = read_picture(saved(tmp_path / "a.png", rgba))
+    found = read_image(saved(tmp_path / "a.png", rgba))
     assert np.array_equal(found.rgb, RGB)
     assert found.alpha is not None
     assert np.array_equal(found.alpha, ALPHA)
@@ -99,13 +99,13 @@ def test_alpha_is_kept_beside_the_colour(tmp_path: Path) -> None:
     assert np.array_equal(black[ALPHA == 255], RGB[ALPHA == 255])
 
 
-def test_a_picture_without_alpha_flattens_to_itself() -> None:
-    assert np.array_equal(Pictured(RGB).flattened(), RGB)
+def test_a_image_without_alpha_flattens_to_itself() -> None:
+    assert np.array_equal(LoadedImage(RGB).flattened(), RGB)
 
 
 def test_grey_with_alpha(tmp_path: Path) -> None:
     grey_alpha = Image.merge("LA", [Image.fromarray(RGB[..., 0]), Image.fromarray(ALPHA)])
-    found = read_picture(saved(tmp_path / "a.png", grey_alpha))
+    found = read_image(saved(tmp_path / "a.png", grey_alpha))
     assert np.array_equal(found.rgb, np.repeat(RGB[..., :1], 3, axis=2))
     assert found.alpha is not None
     assert np.array_equal(found.alpha, ALPHA)
@@ -116,7 +116,7 @@ def test_a_palette_with_transparency(tmp_path: Path, transparency: int | bytes) 
     indices = RNG.integers(0, 3, (9, 11), np.uint8)
     image = Image.fromarray(indices)
     image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
-    found = read_picture(saved(tmp_path / "a.png", image, transparency=transparency))
+    found = read_image(saved(tmp_path / "a.png", image, transparency=transparency))
     assert np.array_equal(found.rgb[indices == 1], np.tile([40, 50, 60], ((indices == 1).sum(), 1)))
     assert found.alpha is not None
     wanted = np.array([255, 0, 128 if isinstance(transparency, bytes) else 255])
@@ -126,7 +126,7 @@ def test_a_palette_with_transparency(tmp_path: Path, transparency: int | bytes) 
 def test_a_colour_key_of_a_png_is_transparent(tmp_path: Path) -> None:
     array = RGB.copy()
     array[3, 4] = array[5, 6] = (1, 2, 3)
-    found = read_picture(saved(tmp_path / "a.png", Image.fromarray(array), transparency=(1, 2, 3)))
+    found = read_image(saved(tmp_path / "a.png", Image.fromarray(array), transparency=(1, 2, 3)))
     assert found.alpha is not None
     assert np.array_equal(found.alpha == 0, (array == (1, 2, 3)).all(axis=2))
     assert found.rgb[3, 4].tolist() == [1, 2, 3]
@@ -134,46 +134,46 @@ def test_a_colour_key_of_a_png_is_transparent(tmp_path: Path) -> None:
 
 def test_a_gif_of_one_frame(tmp_path: Path) -> None:
     image = Image.fromarray(RGB).quantize(8)
-    found = read_picture(saved(tmp_path / "a.gif", image))
+    found = read_image(saved(tmp_path / "a.gif", image))
     assert np.array_equal(found.rgb, np.asarray(image.convert("RGB")))
 
 
-def test_a_multi_picture_jpeg_gives_its_first(tmp_path: Path) -> None:
+def test_a_multi_image_jpeg_gives_its_first(tmp_path: Path) -> None:
     flat = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
     path = saved(tmp_path / "a.mpo", flat[0], format="MPO", save_all=True, append_images=flat[1:])
-    assert np.abs(read_picture(path).rgb[0, 0].astype(int) - (255, 0, 0)).max() < 6
+    assert np.abs(read_image(path).rgb[0, 0].astype(int) - (255, 0, 0)).max() < 6
 
 
 # --- 16 bits
 
 
 def test_deep_grey_is_rounded(tmp_path: Path) -> None:
-    found = read_picture(written(tmp_path / "a.png", png(DEEP[..., :1])))
+    found = read_image(written(tmp_path / "a.png", png(DEEP[..., :1])))
     assert np.array_equal(found.rgb, np.repeat(rounded(DEEP[..., :1]), 3, axis=2))
     assert found.alpha is None
 
 
 def test_deep_grey_of_other_formats(tmp_path: Path) -> None:
     grey = DEEP[..., 0]
-    by_tiff = read_picture(saved(tmp_path / "a.tif", Image.fromarray(grey)))
+    by_tiff = read_image(saved(tmp_path / "a.tif", Image.fromarray(grey)))
     assert np.array_equal(by_tiff.rgb[..., 0], rounded(grey))
     pgm = b"P5 17 12 65535\n" + grey.astype(">u2").tobytes()
-    assert np.array_equal(read_picture(written(tmp_path / "a.pgm", pgm)).rgb[..., 1], rounded(grey))
+    assert np.array_equal(read_image(written(tmp_path / "a.pgm", pgm)).rgb[..., 1], rounded(grey))
 
 
 def test_deep_colour_is_rounded_not_cut(tmp_path: Path) -> None:
-    found = read_picture(written(tmp_path / "a.png", png(DEEP[..., :3])))
+    found = read_image(written(tmp_path / "a.png", png(DEEP[..., :3])))
     assert np.array_equal(found.rgb, rounded(DEEP[..., :3]))
     assert not np.array_equal(found.rgb, DEEP[..., :3] >> 8)  # what Pillow gives
     assert found.alpha is None
 
 
 def test_deep_alpha(tmp_path: Path) -> None:
-    coloured = read_picture(written(tmp_path / "a.png", png(DEEP)))
+    coloured = read_image(written(tmp_path / "a.png", png(DEEP)))
     assert np.array_equal(coloured.rgb, rounded(DEEP[..., :3]))
     assert coloured.alpha is not None
     assert np.array_equal(coloured.alpha, rounded(DEEP[..., 3]))
-    grey = read_picture(written(tmp_path / "b.png", png(DEEP[..., 2:])))
+    grey = read_image(written(tmp_path / "b.png", png(DEEP[..., 2:])))
     assert np.array_equal(grey.rgb, np.repeat(rounded(DEEP[..., 2:3]), 3, axis=2))
     assert grey.alpha is not None
     assert np.array_equal(grey.alpha, rounded(DEEP[..., 3]))
@@ -185,7 +185,7 @@ def test_a_deep_colour_key(tmp_path: Path, channels: int) -> None:
     key = array[2, 3]
     array[4, 5] = key + np.uint16(1)  # the same when cut to 8 bits, most likely
     chunk = png_chunk(b"tRNS", key.astype(">u2").tobytes())
-    found = read_picture(written(tmp_path / "a.png", png(array, before=chunk)))
+    found = read_image(written(tmp_path / "a.png", png(array, before=chunk)))
     assert found.alpha is not None
     assert np.array_equal(found.alpha == 0, (array == key).all(axis=2))
 
@@ -197,7 +197,7 @@ def test_deep_tiffs(
     tmp_path: Path, order: str, compressed: bool, channels: int, extra: int | None
 ) -> None:
     content = tiff(DEEP[..., :channels], order=order, compressed=compressed, extra=extra)
-    found = read_picture(written(tmp_path / "a.tif", content))
+    found = read_image(written(tmp_path / "a.tif", content))
     assert np.array_equal(found.rgb, rounded(DEEP[..., :3]))
     assert (found.alpha is not None) == (extra == 2)
     if found.alpha is not None:
@@ -230,13 +230,13 @@ TURNED = {
     ],
 )
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
-def test_pictures_stand_upright(
+def test_images_stand_upright(
     tmp_path: Path, mode: str, suffix: str, options: dict[str, Any], orientation: int
 ) -> None:
     image = Image.fromarray(np.dstack([RGB, np.maximum(ALPHA, 1)])[..., : len(mode)])
     exif = Image.Exif()
     exif[0x0112] = orientation
-    found = read_picture(saved(tmp_path / f"a.{suffix}", image, exif=exif, **options))
+    found = read_image(saved(tmp_path / f"a.{suffix}", image, exif=exif, **options))
     turn = TURNED[orientation]
     wanted = np.asarray(image if turn is None else image.transpose(turn))
     assert np.array_equal(found.rgb, wanted[..., :3])
@@ -248,7 +248,7 @@ def test_pictures_stand_upright(
 @pytest.mark.parametrize("compressed", [False, True])
 def test_a_deep_tiff_is_turned_once(tmp_path: Path, compressed: bool) -> None:
     content = tiff(DEEP[..., :3], orientation=6, compressed=compressed)
-    found = read_picture(written(tmp_path / "a.tif", content))
+    found = read_image(written(tmp_path / "a.tif", content))
     assert np.array_equal(found.rgb, np.rot90(rounded(DEEP[..., :3]), -1))
 
 
@@ -256,7 +256,7 @@ def test_broken_exif_is_passed_over(tmp_path: Path) -> None:
     for number, exif in enumerate((b"Exif\0\0garbage", b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01")):
         image = Image.new("RGB", (16, 24), "red")
         path = saved(tmp_path / f"{number}.jpg", image, exif=exif)
-        assert read_picture(path).size == (16, 24)
+        assert read_image(path).size == (16, 24)
 
 
 # --- files that cannot be used
@@ -267,9 +267,9 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     assert "folder" in refusal(tmp_path)
     assert "not a directory" in refusal(written(tmp_path / "f", b"x") / "a.png").lower()
     with pytest.raises(ImageError, match="name of an image is empty"):
-        read_picture("")
+        read_image("")
     with pytest.raises(ImageError, match="cannot be read"):
-        read_picture("a\0b.png")
+        read_image("a\0b.png")
 
 
 def test_what_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,12 +308,12 @@ def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
         (bytes(range(128, 256)), "data of an unknown kind"),
     ],
 )
-def test_what_is_no_picture(tmp_path: Path, content: bytes, words: str) -> None:
+def test_what_is_no_image(tmp_path: Path, content: bytes, words: str) -> None:
     assert words in refusal(written(tmp_path / "a.png", content))
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp", "tif", "ppm"])
-def test_a_truncated_picture(tmp_path: Path, suffix: str) -> None:
+def test_a_truncated_image(tmp_path: Path, suffix: str) -> None:
     noise = Image.fromarray(RNG.integers(0, 256, (64, 64, 3), np.uint8))
     whole = saved(tmp_path / f"whole.{suffix}", noise).read_bytes()
     cut = written(tmp_path / f"cut.{suffix}", whole[: len(whole) // 2])
@@ -338,12 +338,12 @@ def test_the_limit_holds_where_pillow_has_none(
     assert "million pixels" in refusal(path)
 
 
-def test_a_large_picture_below_the_limit_gives_no_warning(
+def test_a_large_image_below_the_limit_gives_no_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = saved(tmp_path / "a.png", Image.fromarray(RGB))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 150)  # Pillow warns from here, 12 * 17 < 300
-    assert read_picture(path).size == (17, 12)
+    assert read_image(path).size == (17, 12)
     assert LARGEST_PIXELS == 178_956_970
 
 
@@ -357,23 +357,23 @@ def test_films_are_refused(tmp_path: Path, suffix: str, words: str) -> None:
 
 
 @pytest.mark.parametrize("size", [(7, 100), (100, 7), (1, 1)])
-def test_a_tiny_picture(tmp_path: Path, size: tuple[int, int]) -> None:
+def test_a_tiny_image(tmp_path: Path, size: tuple[int, int]) -> None:
     message = refusal(saved(tmp_path / "a.png", Image.new("RGB", size)))
     assert f"is {size[0]}x{size[1]}; an image needs 8 pixels" in message
 
 
-def test_a_floating_point_picture_is_refused(tmp_path: Path) -> None:
+def test_a_floating_point_image_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.tif", Image.fromarray(RGB[..., 0].astype(np.float32)))
     assert "8 or 16 bits" in refusal(path)
 
 
-def test_a_picture_that_does_not_fit_in_memory(
+def test_a_image_that_does_not_fit_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr(pictures, "_decoded", full)
+    monkeypatch.setattr(images, "_decoded", full)
     assert "memory" in refusal(saved(tmp_path / "a.png", Image.fromarray(RGB)))
 
 
@@ -396,7 +396,7 @@ def _intact() -> list[bytes]:
 INTACT = _intact()
 
 
-def test_damage_is_an_image_error_or_a_picture(tmp_path: Path) -> None:
+def test_damage_is_an_image_error_or_a_image(tmp_path: Path) -> None:
     rng = random.Random(0)
     path = tmp_path / "a"
     messages = []
@@ -405,7 +405,7 @@ def test_damage_is_an_image_error_or_a_picture(tmp_path: Path) -> None:
         for _ in range(rng.choice((1, 3, 20))):
             damaged[rng.randrange(len(damaged))] = rng.randrange(256)
         path.write_bytes(damaged[: rng.choice((len(damaged), rng.randrange(1, len(damaged))))])
-        for reader in (read_picture, read_depth):
+        for reader in (read_image, read_depth):
             try:
                 reader(path)
             except ImageError as error:
@@ -417,8 +417,8 @@ def test_damage_is_an_image_error_or_a_picture(tmp_path: Path) -> None:
 def test_reading_leaves_no_trace(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.png", Image.fromarray(RGB))
     before = (Image.MAX_IMAGE_PIXELS, list(warnings.filters))
-    threads = [threading.Thread(target=read_picture, args=(path,)) for _ in range(4)]
-    read_picture(path)
+    threads = [threading.Thread(target=read_image, args=(path,)) for _ in range(4)]
+    read_image(path)
     assert (Image.MAX_IMAGE_PIXELS, list(warnings.filters)) == before
     for thread in threads:
         thread.start()
@@ -428,7 +428,7 @@ def test_reading_leaves_no_trace(tmp_path: Path) -> None:
 
 @given(st.integers(0, 65535))
 def test_16_bits_round_to_the_nearest_of_8(value: int) -> None:
-    made = pictures._to_bytes(np.array([value], np.uint16))
+    made = images._to_bytes(np.array([value], np.uint16))
     assert abs(int(made[0]) * 257 - value) <= 128
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from ldm.errors import ImageError, JobError
 from ldm.images.sources import check_unchanged, digests, read_sources, wanted_size
 from ldm.jobs.job import Job
-from tests.tiny_pictures import read, save, scene, square_mask
+from tests.tiny_images import read, save, scene, square_mask
 
 
 @pytest.fixture(autouse=True)
@@ -37,32 +37,32 @@ def job(task: str = "img2img", **fields: Any) -> Job:
         ((129, 193), 96, (192, 384)),  # of 64 as well, since the networks know no other
     ],
 )
-def test_a_picture_lies_at_its_own_size_on_a_canvas_that_the_model_takes(
+def test_a_image_lies_at_its_own_size_on_a_canvas_that_the_model_takes(
     folder: Path, size: tuple[int, int], multiple: int, canvas: tuple[int, int]
 ) -> None:
     save(folder / "in.png", scene(*size))
     sources = read_sources(job(), multiple)
     assert (sources.size, sources.canvas) == (size, canvas)
-    assert sources.picture is not None
-    assert sources.picture.shape == (*canvas[::-1], 3)
+    assert sources.image is not None
+    assert sources.image.shape == (*canvas[::-1], 3)
     width, height = size
-    assert (sources.picture[:height, :width] == scene(*size)).all()
-    assert (sources.picture[height:, :width] == scene(*size)[-1]).all()
-    assert (sources.finish(sources.picture, job()) == scene(*size)).all()
+    assert (sources.image[:height, :width] == scene(*size)).all()
+    assert (sources.image[height:, :width] == scene(*size)[-1]).all()
+    assert (sources.finish(sources.image, job()) == scene(*size)).all()
 
 
-def test_a_picture_need_not_be_made_larger_than_the_network_wants(folder: Path) -> None:
+def test_a_image_need_not_be_made_larger_than_the_network_wants(folder: Path) -> None:
     save(folder / "in.png", scene(75, 50))
     assert read_sources(job(), 8, padded=False).canvas == (80, 56)
 
 
-def test_an_upscaler_takes_a_smaller_canvas_and_gives_four_times_the_picture(folder: Path) -> None:
+def test_an_upscaler_takes_a_smaller_canvas_and_gives_four_times_the_image(folder: Path) -> None:
     save(folder / "in.png", scene(17, 13))
     sources = read_sources(job("upscale"), 32)
     assert (sources.size, sources.canvas) == ((68, 52), (96, 64))
-    assert sources.picture is not None
-    assert sources.picture.shape == (16, 24, 3)
-    large = np.repeat(np.repeat(sources.picture, 4, axis=0), 4, axis=1)
+    assert sources.image is not None
+    assert sources.image.shape == (16, 24, 3)
+    large = np.repeat(np.repeat(sources.image, 4, axis=0), 4, axis=1)
     expected = np.repeat(np.repeat(scene(17, 13), 4, axis=0), 4, axis=1)
     assert (sources.finish(large, job("upscale")) == expected).all()
 
@@ -80,14 +80,14 @@ def test_what_lies_under_transparency_is_white_unless_it_is_repainted_or_was_dro
         original = read_sources(asked, 8).original
         assert original is not None
         assert (original == expected).all()
-    picture = read_sources(job(fit="floor-32"), 8).picture
+    image = read_sources(job(fit="floor-32"), 8).image
     plain = Image.fromarray(scene(75, 50)).resize((64, 32), Image.Resampling.LANCZOS)
-    assert picture is not None
-    assert (picture == np.asarray(plain)).all()
+    assert image is not None
+    assert (image == np.asarray(plain)).all()
 
 
 @pytest.mark.parametrize("how", ["resize", "crop", "pad"])
-def test_mask_and_depth_stay_registered_with_the_picture(how: str) -> None:
+def test_mask_and_depth_stay_registered_with_the_image(how: str) -> None:
     """Wherever the image goes, what was drawn into all three at one place is at one place."""
     mark = np.zeros((50, 75), np.uint8)
     mark[20:30, 30:45] = 255
@@ -96,10 +96,10 @@ def test_mask_and_depth_stay_registered_with_the_picture(how: str) -> None:
     asked = job("inpaint", mask="mask.png", width=150, height=60, fit=how)
     sources = read_sources(asked, 8)
     assert sources.size == (150, 60)
-    assert sources.picture is not None
+    assert sources.image is not None
     assert sources.mask is not None
-    assert sources.mask.shape == sources.picture.shape[:2]
-    seen, marked = sources.picture[..., 0] > 127, sources.mask >= 0.5
+    assert sources.mask.shape == sources.image.shape[:2]
+    seen, marked = sources.image[..., 0] > 127, sources.mask >= 0.5
     assert (seen != marked).mean() < 0.01
     assert marked.sum() > 100
     depth = read_sources(job("depth2img", depth="mask.png", width=150, height=60, fit=how), 8).depth
@@ -154,9 +154,9 @@ def test_the_size_that_is_wanted(
     assert wanted_size(job(width=width, height=height), (75, 50)) == expected
 
 
-def test_a_job_without_pictures_has_a_size_alone() -> None:
+def test_a_job_without_images_has_a_size_alone() -> None:
     sources = read_sources(Job(width=64, height=32), 8)
-    assert (sources.canvas, sources.size, sources.picture) == ((64, 32), (64, 32), None)
+    assert (sources.canvas, sources.size, sources.image) == ((64, 32), (64, 32), None)
     varied = Job(task="variations", images=("in.png", "in.png"), width=64, height=32)
     assert [image.shape for image in read_sources(varied, 8).images] == [(50, 75, 3)] * 2
 
@@ -173,7 +173,7 @@ def test_files_that_do_not_fit_together(folder: Path) -> None:
         read_sources(job(width=64, height=64, fit="error"), 8)
 
 
-def test_what_a_picture_was_made_from_is_known_again(folder: Path) -> None:
+def test_what_a_image_was_made_from_is_known_again(folder: Path) -> None:
     recorded = digests(job("inpaint", mask="mask.png"))
     assert list(recorded) == ["in.png", "mask.png"]
     check_unchanged(recorded, "out.png")

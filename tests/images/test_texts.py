@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from ldm.errors import ImageError
 from ldm.images.texts import read_texts
-from tests.odd_pictures import PNG_START, png_chunk, png_header
+from tests.odd_images import PNG_START, png_chunk, png_header
 
 
 def saved(folder: Path, name: str, content: bytes) -> Path:

@@ -28,7 +28,7 @@ def names(paths: list[Path]) -> list[str]:
     return [path.name for path in paths]
 
 
-def test_a_folder_stands_for_its_pictures(folder: Path) -> None:
+def test_a_folder_stands_for_its_images(folder: Path) -> None:
     assert names(expand_inputs([str(folder)])) == ["a.JPG", "b.png", "c.webp", "x[1].png"]
 
 

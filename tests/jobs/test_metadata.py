@@ -70,26 +70,26 @@ def test_every_sampler_has_a_title() -> None:
 
 
 def test_texts_survive_in_a_file(tmp_path: Path) -> None:
-    picture = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    original = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
     texts = {"parameters": "ünï 🍎\nSteps: 1", "ldm": RECORD.to_json()}
     path = tmp_path / "a.png"
-    path.write_bytes(encode_png(picture, texts))
+    path.write_bytes(encode_png(original, texts))
     assert read_texts(path) == texts
     assert read_record(path) == RECORD
-    assert encode_png(picture, texts) == path.read_bytes()
+    assert encode_png(original, texts) == path.read_bytes()
     with Image.open(path) as image:
-        assert np.array_equal(np.asarray(image), picture)
+        assert np.array_equal(np.asarray(image), original)
 
 
 def test_a_file_without_record_says_so(tmp_path: Path) -> None:
-    picture = np.zeros((2, 2, 3), np.uint8)
+    image = np.zeros((2, 2, 3), np.uint8)
     for name, texts, message in (
         ("none.png", {}, "no record"),
         ("other.png", {"parameters": "x"}, "see ldm info"),
         ("bad.png", {"ldm": "[]"}, "not one of ours"),
         ("row.png", {"ldm": RECORD.to_json().replace('"row": 1', '"row": 2')}, "row 2 of 2"),
     ):
-        (tmp_path / name).write_bytes(encode_png(picture, texts))
+        (tmp_path / name).write_bytes(encode_png(image, texts))
         with pytest.raises(ImageError, match=message):
             read_record(tmp_path / name)
     (tmp_path / "text.png").write_text("hello")

@@ -104,7 +104,7 @@ def test_the_columns_are_those_of_the_height() -> None:
     assert bool(slerp(0.5, low, -low).isfinite().all())
 
 
-def test_pictures_of_listed_seeds_are_those_of_single_ones(home: Path) -> None:
+def test_images_of_listed_seeds_are_those_of_single_ones(home: Path) -> None:
     words = ["--prompt", "x", "--skip_grid"]
     assert draw(*words, "--seeds", "4,9-10", "--n_samples", "2", "--outdir", "list") == 0
     assert draw(*words, "--seed", "9", "--outdir", "one") == 0

@@ -47,7 +47,7 @@ def can_compile() -> bool:
 
 
 @pytest.mark.skipif(not can_compile(), reason="no C++ compiler, or no headers of Python")
-def test_a_compiled_picture_is_the_picture_and_the_work_is_kept(home: Path) -> None:
+def test_a_compiled_image_is_the_image_and_the_work_is_kept(home: Path) -> None:
     def files(*words: str) -> set[Path]:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(home / "kept")}
         environment.pop("TORCHINDUCTOR_CACHE_DIR", None)  # torch sets it where it looked for it

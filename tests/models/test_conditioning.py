@@ -236,7 +236,7 @@ def test_sizes_that_cannot_be(build: Callable[[], nn.Module], message: str) -> N
 # --- images ------------------------------------------------------------------------------------
 
 
-def picture(name: str) -> Tensor:
+def image_file(name: str) -> Tensor:
     pixels = np.asarray(Image.open(GOLDEN / UNCLIP / name), dtype=np.float32)
     return torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1
 
@@ -256,7 +256,7 @@ def test_images_become_the_original_s_embeddings(
     image_embedder: FrozenOpenCLIPImageEmbedder, size: str
 ) -> None:
     expected = tensors(f"{UNCLIP}/outputs.safetensors")
-    image = picture(f"image_{size}.png")
+    image = image_file(f"image_{size}.png")
     pixels = image_embedder.preprocess(image)[:, :, ::8, ::8]
     assert (pixels - expected[f"preprocessed_strided_{size}"]).abs().max() < TOLERANCE
     assert (image_embedder(image) - expected[f"embed_{size}"]).abs().max() < TOLERANCE

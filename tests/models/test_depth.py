@@ -19,7 +19,7 @@ from ldm.models.depth import (
     TRAINING_MARGIN,
     depth_concat,
     depth_from_map,
-    depth_picture,
+    depth_image,
     estimate_depth,
     load_depth_model,
     network_input,
@@ -72,28 +72,28 @@ def test_the_condition(
     assert (found.amax() == 1) == (margin == 0)
 
 
-def test_the_picture_of_depth(golden: dict[str, Tensor], prediction: Tensor) -> None:
-    picture = depth_picture(prediction[0])
-    assert picture.dtype == np.uint8
-    assert picture.shape == (256, 384)
+def test_the_image_of_depth(golden: dict[str, Tensor], prediction: Tensor) -> None:
+    image = depth_image(prediction[0])
+    assert image.dtype == np.uint8
+    assert image.shape == (256, 384)
     expected = golden["display_depth_strided"].numpy().astype(int)
-    assert np.abs(picture[::8, ::8] - expected).max() <= 1
-    assert (picture[::8, ::8] == expected).mean() > 0.99
+    assert np.abs(image[::8, ::8] - expected).max() <= 1
+    assert (image[::8, ::8] == expected).mean() > 0.99
 
 
 @pytest.mark.parametrize(("bits", "tolerance"), [(8, 0.03), (16, 2e-4)])
-def test_a_saved_picture_is_the_same_condition(
+def test_a_saved_image_is_the_same_condition(
     bits: int, tolerance: float, prediction: Tensor
 ) -> None:
-    picture = depth_picture(prediction[1], bits)
-    assert (int(picture.min()), int(picture.max())) == (0, 2**bits - 1)
-    again = depth_concat(depth_from_map(picture), (16, 24))
+    image = depth_image(prediction[1], bits)
+    assert (int(image.min()), int(image.max())) == (0, 2**bits - 1)
+    again = depth_concat(depth_from_map(image), (16, 24))
     assert (again - depth_concat(prediction[1:], (16, 24))).abs().max() < tolerance
 
 
 def test_other_bits_are_refused() -> None:
     with pytest.raises(ValueError, match="8 or 16 bits, not 12"):
-        depth_picture(torch.rand(1, 4, 4), 12)
+        depth_image(torch.rand(1, 4, 4), 12)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_depth_that_is_flat_where_it_matters() -> None:
         depth_concat(flat, (8, 8), source="a.png")
     depth_concat(flat[:1], (8, 8))
     with pytest.raises(ImageError, match="is the same everywhere"):
-        depth_picture(flat[1])
+        depth_image(flat[1])
 
 
 Make = Callable[[], dict[str, Tensor]]

@@ -14,16 +14,16 @@ import yaml
 from torch import Tensor, nn
 
 from ldm.checkpoints.config import Config
-from ldm.images.tensors import to_picture
+from ldm.images.tensors import to_image_array
 from ldm.models.conditioning import Conditioning
-from ldm.models.depth import depth_concat, depth_picture, estimate_depth
+from ldm.models.depth import depth_concat, depth_image, estimate_depth
 from ldm.models.model import Model
 from ldm.models.registry import build
 from ldm.sampling.samplers import final_latent, find_sampler, start_latent
 from ldm.sampling.schedule import make_grid
 from tests.golden_data import GOLDEN, case, tensors
-from tests.golden_runs import OPEN_CLIP_TOWER, assert_latents, assert_picture, v2_state
-from tests.tiny_pictures import read
+from tests.golden_runs import OPEN_CLIP_TOWER, assert_image, assert_latents, v2_state
+from tests.tiny_images import read
 
 CASE = "e2e/v2-depth2img"
 FOLDER = GOLDEN / CASE
@@ -63,10 +63,10 @@ def images() -> Tensor:
 
 def test_the_depth_that_was_shown(model: Model, images: Tensor) -> None:
     depth = estimate_depth(model.get_submodule("depth_model"), images)
-    assert_picture(depth_picture(depth[0])[2::4, 2::4], FOLDER / "depth.png")
+    assert_image(depth_image(depth[0])[2::4, 2::4], FOLDER / "depth.png")
 
 
-def test_the_latents_and_the_picture(model: Model, images: Tensor) -> None:
+def test_the_latents_and_the_image(model: Model, images: Tensor) -> None:
     params = case(f"{CASE}/case.json")["params"]
     golden = tensors(f"{CASE}/outputs.safetensors")
     generator = torch.Generator().manual_seed(params["seed"])
@@ -96,4 +96,4 @@ def test_the_latents_and_the_picture(model: Model, images: Tensor) -> None:
     with torch.inference_mode():
         decoded = model.decode(latent)
     assert (decoded[..., ::4, ::4] - golden["decoded_first_strided"]).abs().max() <= 1e-3
-    assert_picture(to_picture(decoded[0]), FOLDER / "result-0.png")
+    assert_image(to_image_array(decoded[0]), FOLDER / "result-0.png")

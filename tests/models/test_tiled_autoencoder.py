@@ -52,14 +52,14 @@ def drawing(height: int, width: int) -> Tensor:
     """[1,3,H,W] in [-1,1]: a gradient, a flat part, a disc and a noisy corner; no part alike."""
     y = torch.linspace(0, 1, height)[:, None].expand(height, width)
     x = torch.linspace(0, 1, width)[None].expand(height, width)
-    picture = torch.stack([x, y, 1 - x * y])
-    picture[:, : height // 5] = torch.tensor([0.05, 0.05, 0.2])[:, None, None]
+    image = torch.stack([x, y, 1 - x * y])
+    image[:, : height // 5] = torch.tensor([0.05, 0.05, 0.2])[:, None, None]
     disc = (x - 0.4) ** 2 + (y - 0.6) ** 2 < 0.04
-    picture[:, disc] = torch.tensor([0.9, 0.2, 0.1])[:, None]
+    image[:, disc] = torch.tensor([0.9, 0.2, 0.1])[:, None]
     noise = torch.rand(3, height, width, generator=torch.Generator().manual_seed(2))
     corner = (x > 0.7) & (y > 0.6)
-    picture[:, corner] = noise[:, corner]
-    return (picture * 2 - 1)[None]
+    image[:, corner] = noise[:, corner]
+    return (image * 2 - 1)[None]
 
 
 @pytest.mark.parametrize("whole", [512**2, 0])
@@ -72,11 +72,11 @@ def test_the_passes_lead_to_the_plain_result(
     monkeypatch.setattr(passes, "TOLERANCE", 1e-6)
     monkeypatch.setattr(passes, "PASSES", 12)
     autoencoder = random_autoencoder(VARIANTS[variant])
-    pictures = drawing(192, 64)
+    images = drawing(192, 64)
     if variant == "f4":
-        pictures = torch.cat([drawing(96, 128), drawing(96, 128).flip(-1) * 0.5])
-    plain = autoencoder.encode(pictures)
-    tiled = encode_tiled(autoencoder, pictures, 16)
+        images = torch.cat([drawing(96, 128), drawing(96, 128).flip(-1) * 0.5])
+    plain = autoencoder.encode(images)
+    tiled = encode_tiled(autoencoder, images, 16)
     assert type(plain) is type(tiled)
     torch.testing.assert_close(tiled.mean, plain.mean, atol=1e-4, rtol=0)
     if variant != "vq":
@@ -101,9 +101,9 @@ def test_a_random_one_is_within_a_grey_level(variant: str) -> None:
 def test_the_bundled_one_is_within_a_grey_level() -> None:
     model = load_model(resource("models") / "emoji-128.safetensors", dtype=torch.float32).model
     autoencoder = model.first_stage_model
-    picture = drawing(160, 128)
-    plain = autoencoder.encode(picture)
-    tiled = encode_tiled(autoencoder, picture, 20)
+    image = drawing(160, 128)
+    plain = autoencoder.encode(image)
+    tiled = encode_tiled(autoencoder, image, 20)
     assert (tiled.mean - plain.mean).abs().mean() < 0.002 * plain.mean.std()
     images, expected = decode_tiled(autoencoder, plain.mean, 20), autoencoder.decode(plain.mean)
     off = (images - expected).abs() / 2
@@ -148,11 +148,11 @@ def test_tiles_are_no_larger_than_they_must_be(length: int, reach: int) -> None:
 
 
 @torch.inference_mode()
-def test_a_small_picture_is_computed_as_ever() -> None:
+def test_a_small_image_is_computed_as_ever() -> None:
     autoencoder = random_autoencoder({})
-    picture = drawing(64, 64)
-    z = autoencoder.encode(picture).mode()
-    assert torch.equal(encode_tiled(autoencoder, picture).mode(), z)
+    image = drawing(64, 64)
+    z = autoencoder.encode(image).mode()
+    assert torch.equal(encode_tiled(autoencoder, image).mode(), z)
     assert torch.equal(decode_tiled(autoencoder, z), autoencoder.decode(z))
 
 
@@ -167,12 +167,12 @@ def test_half_precision_stays_half() -> None:
 
 
 @torch.inference_mode()
-def test_a_huge_picture_is_nowhere_larger_than_a_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_huge_image_is_nowhere_larger_than_a_tile(monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_model(resource("models") / "emoji-128.safetensors", dtype=torch.float32).model
     autoencoder = model.first_stage_model
     assert isinstance(autoencoder, AutoencoderKL)
-    picture = drawing(192, 448)
-    plain = autoencoder.encode(picture).mean
+    image = drawing(192, 448)
+    plain = autoencoder.encode(image).mean
     expected = autoencoder.decode(plain)
     monkeypatch.setattr(module, "WHOLE", 32 * 32)
     monkeypatch.setattr(passes, "KEYS", 48 * 48)  # of 48x112
@@ -183,7 +183,7 @@ def test_a_huge_picture_is_nowhere_larger_than_a_tile(monkeypatch: pytest.Monkey
 
     for part in (autoencoder.encoder.mid.block_1.norm1, autoencoder.decoder.mid.block_1.conv1):
         part.register_forward_pre_hook(look)
-    latents = encode_tiled(autoencoder, picture, 16).mean
+    latents = encode_tiled(autoencoder, image, 16).mean
     assert (latents - plain).abs().mean() < 0.01 * plain.std()
     images = decode_tiled(autoencoder, plain, 16)
     off = (images - expected).abs() / 2

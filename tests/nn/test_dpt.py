@@ -121,7 +121,7 @@ def test_tokens_are_those_of_timm() -> None:
         assert_near(tokens, torch.cat([first, patches], dim=1))
 
 
-def test_positions_follow_the_picture() -> None:
+def test_positions_follow_the_image() -> None:
     """A table that grows along its rows, seen at twice the height and half the width."""
     network = tiny_dpt().model.pretrained.model
     ramp = torch.arange(4.0).repeat_interleave(4)[None, :, None].expand(1, 16, TINY_DPT.width)
@@ -133,7 +133,7 @@ def test_positions_follow_the_picture() -> None:
     assert torch.equal(rows[:, 0], rows[:, 1])
 
 
-def test_an_oblong_picture_and_a_batch() -> None:
+def test_an_oblong_image_and_a_batch() -> None:
     """Sides are not mixed up: the transposed network of the transposed image sees the same."""
     network = tiny_dpt()
     x = images(64, 96, count=2)

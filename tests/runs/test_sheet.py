@@ -23,9 +23,9 @@ def test_labels() -> None:
     assert label({}) == ""
 
 
-def test_each_picture_is_in_its_column_and_row() -> None:
-    pictures = [np.full((32, 48, 3), 10 * n, np.uint8) for n in range(1, 7)]
-    table = sheet(pictures, ["a=1", "a=2", "a=3"], ["b=1", "b=2"])
+def test_each_image_is_in_its_column_and_row() -> None:
+    images = [np.full((32, 48, 3), 10 * n, np.uint8) for n in range(1, 7)]
+    table = sheet(images, ["a=1", "a=2", "a=3"], ["b=1", "b=2"])
     assert table.shape[0] == TOP + 2 * 34
     left = table.shape[1] - 3 * 50
     middles = [

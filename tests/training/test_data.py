@@ -295,21 +295,21 @@ def test_every_glyph_is_in_the_font_and_keeps_its_shape() -> None:
 
 
 @pytest.mark.parametrize("size", [64, 128, 256])
-def test_pictures_have_the_background_outside_the_glyphs(size: int) -> None:
+def test_images_have_the_background_outside_the_glyphs(size: int) -> None:
     scenes = Scenes(EMOJI_FONT, size=size, seed=3)
     for index in range(20):
-        picture, caption = scenes[index]
+        image, caption = scenes[index]
         what = scenes.scene(index)
         assert caption == what.caption
-        assert picture.shape == (size, size, 3)
-        assert picture.dtype == np.uint8
+        assert image.shape == (size, size, 3)
+        assert image.dtype == np.uint8
         outside = np.ones((size, size), dtype=bool)
         for p in what.glyphs:
             left, top, side = (round(v * size / CANVAS) for v in (p.x, p.y, p.size))
             outside[top : top + side, left : left + side] = False
-            inside = picture[top : top + side, left : left + side]
+            inside = image[top : top + side, left : left + side]
             assert (inside != what.background.rgb).any()
-        assert (picture[outside] == what.background.rgb).all()
+        assert (image[outside] == what.background.rgb).all()
 
 
 def test_compositing_is_exact() -> None:
@@ -327,12 +327,12 @@ def test_compositing_is_exact() -> None:
 
 def test_batches_are_the_numbered_scenes() -> None:
     scenes = Scenes(EMOJI_FONT, seed=5, split="test")
-    pictures, captions = scenes.batch(10, 4)
-    assert pictures.shape == (4, 128, 128, 3)
+    images, captions = scenes.batch(10, 4)
+    assert images.shape == (4, 128, 128, 3)
     for row in range(4):
-        picture, caption = scenes[10 + row]
+        image, caption = scenes[10 + row]
         assert caption == captions[row]
-        assert (pictures[row] == picture).all()
+        assert (images[row] == image).all()
 
 
 def test_scenes_can_be_of_a_few_glyphs() -> None:

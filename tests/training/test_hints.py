@@ -125,19 +125,19 @@ def shown(kind: str) -> tuple[Conditioning, Recorded, np.ndarray[Any, Any]]:
     encode, data = Recorded(), Squares()
     hint = find_hint(build(config(kind)))
     assert hint is not None
-    pictures, _ = data.batch(0, 4)
-    kept = hint.keep(pictures, data.layers(0, 4), 0, encode)
-    return hint.show(kept, Conditioning(), torch.Generator().manual_seed(0)), encode, pictures
+    images, _ = data.batch(0, 4)
+    kept = hint.keep(images, data.layers(0, 4), 0, encode)
+    return hint.show(kept, Conditioning(), torch.Generator().manual_seed(0)), encode, images
 
 
-def test_the_mask_is_white_where_the_picture_is_grey() -> None:
-    cond, encode, pictures = shown("mask")
+def test_the_mask_is_white_where_the_image_is_grey() -> None:
+    cond, encode, images = shown("mask")
     assert cond.concat is not None
     mask = cond.concat[:, :1]
     assert set(mask.unique().tolist()) == {0.0, 1.0}
     grey = (encode.seen[0] == 0).all(dim=1, keepdim=True)
     torch.testing.assert_close(grey[..., ::2, ::2].float(), mask)
-    untouched = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+    untouched = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
     assert ((encode.seen[0] == untouched) | grey).all()
 
 
@@ -149,12 +149,12 @@ def test_what_is_drawn_later_is_nearer() -> None:
     assert float(cond.concat.amin()) == -1
 
 
-def test_the_small_picture_has_noise_of_its_level() -> None:
-    cond, _, pictures = shown("small")
+def test_the_small_image_has_noise_of_its_level() -> None:
+    cond, _, images = shown("small")
     assert cond.concat is not None
     assert cond.vector is not None
     assert cond.concat.shape == (4, 3, 8, 8)
     assert cond.vector.dtype == torch.long
     assert int(cond.vector.max()) < 20
-    colours = torch.from_numpy(pictures).permute(0, 3, 1, 2).float().mean((2, 3)) / 127.5 - 1
+    colours = torch.from_numpy(images).permute(0, 3, 1, 2).float().mean((2, 3)) / 127.5 - 1
     torch.testing.assert_close(cond.concat.mean((2, 3)), colours, atol=0.2, rtol=0)

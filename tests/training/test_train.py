@@ -16,7 +16,7 @@ from ldm.errors import ConfigError
 from ldm.training.stages import (
     AutoencoderStage,
     step_generator,
-    to_pictures,
+    to_image_arrays,
     to_tensor,
 )
 from ldm.training.train import fit, learning_rate_factor, run
@@ -119,9 +119,9 @@ def test_the_numbers_of_a_step_do_not_depend_on_what_ran_before() -> None:
     assert not torch.equal(one, torch.randn(3, generator=step_generator(1, 5, 1)))
 
 
-def test_pictures_survive_the_way_to_tensors_and_back() -> None:
-    pictures = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
-    assert np.abs(to_pictures(to_tensor(pictures)).astype(int) - pictures).max() <= 1
+def test_images_survive_the_way_to_tensors_and_back() -> None:
+    images = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
+    assert np.abs(to_image_arrays(to_tensor(images)).astype(int) - images).max() <= 1
 
 
 def test_a_cut_vocabulary_can_be_trained_on_with_other_words(tmp_path: Path) -> None:

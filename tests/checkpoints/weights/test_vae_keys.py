@@ -47,7 +47,7 @@ def sources(tensors: dict[str, Tensor], model: torch.nn.Module, folder: Path) ->
 
 @pytest.mark.parametrize("names", ["new", "old", "old-conv"])
 @torch.no_grad()
-def test_the_same_pictures_as_diffusers(names: str, tmp_path: Path) -> None:
+def test_the_same_images_as_diffusers(names: str, tmp_path: Path) -> None:
     diffusers = pytest.importorskip("diffusers")
     torch.manual_seed(1)
     theirs = diffusers.AutoencoderKL(

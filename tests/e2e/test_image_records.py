@@ -16,8 +16,8 @@ from ldm.cli.app import run
 from ldm.engine.plan import make_plan, resolve
 from ldm.images.texts import read_record
 from ldm.jobs.inputs import digest
-from tests.odd_pictures import PNG_START, png_chunk, png_header
-from tests.tiny_pictures import QUICK, place, read, save, scene, square_mask
+from tests.odd_images import PNG_START, png_chunk, png_header
+from tests.tiny_images import QUICK, place, read, save, scene, square_mask
 
 ROOT = Path(__file__).parents[2]
 # Each task, with each kind of model that can do it: what to say beside the model, with its prompt.
@@ -58,7 +58,7 @@ def words(case: tuple[str, str, list[str]], *more: str) -> list[str]:
 
 
 @every_case
-def test_a_picture_is_made_again_from_its_record(
+def test_a_image_is_made_again_from_its_record(
     case: tuple[str, str, list[str]], folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     argv = words(case, "--steps", "2", "--outdir", "out", "--skip_grid", "--json")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ldm.errors import ImageError
-from ldm.images.reading import read_picture
+from ldm.images.reading import read_image
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_COLOUR = {1: 0, 2: 4, 3: 2, 4: 6}  # by channels
@@ -89,7 +89,7 @@ def written(path: Path, content: bytes) -> Path:
     return path
 
 
-def refusal(path: Path | str, reader: Any = read_picture, **options: Any) -> str:
+def refusal(path: Path | str, reader: Any = read_image, **options: Any) -> str:
     """The message of the error that a reader raises: one line that names the file."""
     with pytest.raises(ImageError) as caught:
         reader(path, **options)

@@ -19,7 +19,7 @@ from ldm.engine.results import Result
 from ldm.engine.tasks import Given, inpaint
 from ldm.images.canvas import latent_mask
 from ldm.images.sources import read_sources
-from ldm.images.tensors import to_picture
+from ldm.images.tensors import to_image_array
 from ldm.images.texts import read_record
 from ldm.jobs.fields import SAMPLER_ALIASES
 from ldm.jobs.job import Job
@@ -29,8 +29,8 @@ from ldm.models.model import Model
 from ldm.models.targets import DEPTH_MODELS
 from ldm.nn.dpt import MiDaSInference
 from tests.tiny_dpt import TINY_DPT, tiny_dpt
+from tests.tiny_images import QUICK, depth_tree, place, read, save, scene, square_mask
 from tests.tiny_models import write
-from tests.tiny_pictures import QUICK, depth_tree, place, read, save, scene, square_mask
 
 PROMPT = ["--prompt", "a cat"]
 
@@ -77,17 +77,17 @@ def size_of(path: str | Path) -> tuple[int, int]:
         return image.size
 
 
-def encoded(model: Model, picture: np.ndarray[Any, Any]) -> torch.Tensor:
+def encoded(model: Model, image: np.ndarray[Any, Any]) -> torch.Tensor:
     """The latent [C,h,w] of an image [H,W,3]."""
-    x = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 127.5 - 1
+    x = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 127.5 - 1
     with torch.inference_mode():
         return model.encode(x)[0]
 
 
-def through_autoencoder(model: Model, picture: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def through_autoencoder(model: Model, image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """What the autoencoder alone makes of an image [H,W,3]."""
     with torch.inference_mode():
-        return to_picture(model.decode(encoded(model, picture)[None])[0]).astype(np.int16)
+        return to_image_array(model.decode(encoded(model, image)[None])[0]).astype(np.int16)
 
 
 # --- img2img --------------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ def test_img2img_takes_every_flag_of_the_originals(models: Models, folder: Path)
 
 
 @pytest.mark.parametrize("name", ["text", "text-v"])
-def test_no_strength_gives_the_picture_through_the_autoencoder(models: Models, name: str) -> None:
+def test_no_strength_gives_the_image_through_the_autoencoder(models: Models, name: str) -> None:
     save(Path("in.png"), scene(128, 192))
     ours = draw("img2img", "-i", "in.png", *PROMPT, *models(name), "--strength", "0")
     model = load_model(models(name)[1]).model
@@ -122,7 +122,7 @@ def test_no_strength_gives_the_picture_through_the_autoencoder(models: Models, n
 def test_strength_is_the_share_of_the_steps_that_is_run(models: Models) -> None:
     argv = ["-i", "in.png", *PROMPT, *models("text")]
     made = [draw("img2img", *argv, "--strength", s) for s in ("0", "0.2", "0.5", "1")]
-    away = [float(np.abs(picture - made[0]).mean()) for picture in made]
+    away = [float(np.abs(image - made[0]).mean()) for image in made]
     assert away[0] == away[1] == 0  # of four steps a fifth is none
     assert 0 < away[2] < away[3]
 
@@ -140,7 +140,7 @@ def test_the_originals_added_noise_where_no_step_was_left(
 
 
 @pytest.mark.parametrize("sampler", SAMPLER_ALIASES)
-def test_every_sampler_draws_from_a_picture_and_around_a_hole(
+def test_every_sampler_draws_from_a_image_and_around_a_hole(
     models: Models, results: list[Result], sampler: str
 ) -> None:
     save(Path("in.png"), scene(64, 64))
@@ -163,7 +163,7 @@ def test_every_sampler_draws_from_a_picture_and_around_a_hole(
 
 
 @pytest.mark.parametrize("size", [(75, 50), (130, 97), (9, 200)])
-def test_a_picture_keeps_its_size(models: Models, size: tuple[int, int]) -> None:
+def test_a_image_keeps_its_size(models: Models, size: tuple[int, int]) -> None:
     save(Path("in.png"), scene(*size))
     save(Path("mask.png"), square_mask(*size))
     save(Path("depth.png"), scene(*size)[..., 0])
@@ -177,7 +177,7 @@ def test_a_picture_keeps_its_size(models: Models, size: tuple[int, int]) -> None
     assert made.shape == (*size[::-1], 3)
 
 
-def test_a_picture_is_turned_and_laid_on_white(models: Models) -> None:
+def test_a_image_is_turned_and_laid_on_white(models: Models) -> None:
     argv = [*PROMPT, *models("text"), "--strength", "0"]
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise by a quarter
@@ -195,7 +195,7 @@ def test_a_picture_is_turned_and_laid_on_white(models: Models) -> None:
 
 
 @pytest.mark.parametrize("how", ["resize", "crop", "pad"])
-def test_a_picture_is_fitted_to_the_size_asked_for(models: Models, how: str) -> None:
+def test_a_image_is_fitted_to_the_size_asked_for(models: Models, how: str) -> None:
     argv = ["-i", "in.png", *PROMPT, *models("text"), "--strength", "0", "--fit", how]
     made = draw("img2img", *argv, "--W", "100", "--H", "40")
     assert made.shape == (40, 100, 3)
@@ -260,7 +260,7 @@ def test_a_line_between_two_latents_is_repainted(models: Models, results: list[R
 
 
 @pytest.mark.parametrize("name", ["text", "inpaint"])
-def test_a_picture_grows_beyond_its_edges(models: Models, name: str) -> None:
+def test_a_image_grows_beyond_its_edges(models: Models, name: str) -> None:
     made = draw("inpaint", "-i", "in.png", *PROMPT, *models(name), "--outpaint", "5,0,40,3")
     assert made.shape == (53, 120, 3)
     assert (made[:42, 13:72] == scene(75, 50)[:42, 8:67]).all()
@@ -411,7 +411,7 @@ def small(folder: Path) -> list[str]:
     return ["-i", str(save(folder / "small.png", scene(17, 13)).name)]
 
 
-def test_an_upscaled_picture_is_four_times_as_large(
+def test_an_upscaled_image_is_four_times_as_large(
     models: Models, small: list[str], results: list[Result]
 ) -> None:
     argv = [*small, *models("upscale")]
@@ -442,7 +442,7 @@ def test_a_folder_and_a_pattern_are_upscaled_each_by_itself(
     assert "makes 2" in capfd.readouterr().err
 
 
-def test_a_large_picture_is_denoised_in_tiles(models: Models) -> None:
+def test_a_large_image_is_denoised_in_tiles(models: Models) -> None:
     save(Path("wide.png"), scene(40, 12))
     argv = ["-i", "wide.png", *models("upscale"), "--steps", "1"]
     whole = draw("upscale", *argv)

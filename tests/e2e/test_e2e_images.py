@@ -22,14 +22,14 @@ from tests.golden_data import case, module, tensors, whole
 from tests.golden_runs import (
     E2E,
     OPEN_CLIP_TOWER,
-    assert_picture,
+    assert_image,
     assert_results,
     images_of,
     v1_flags,
     v2_state,
     with_text_tower,
 )
-from tests.tiny_pictures import read
+from tests.tiny_images import read
 
 DEMO = ["--rng", "numpy", "--noise", "stream", "--schedule-compat", "ldm", "--device", "cpu"]
 
@@ -58,7 +58,7 @@ def assert_same(name: str, results: list[Result], out: Path, size: tuple[int, in
     for index, image in enumerate(samples):
         made = read(out / "samples" / f"{index:05d}.png")
         assert made.shape[:2] == size[::-1]
-        assert_picture(made, E2E / name / image, size)
+        assert_image(made, E2E / name / image, size)
 
 
 def exit_code(command: str, argv: list[str]) -> int:
@@ -90,7 +90,7 @@ def test_img2img_of_version_one(tmp_path: Path, results: list[Result]) -> None:
     model = [*v1_flags(tmp_path), "--device", "cpu"]
     assert exit_code("img2img", [*words, *model, "--outdir", str(tmp_path / "out")]) == 0
     assert_same(name, results, tmp_path / "out", (64, 32))
-    assert_picture(read(tmp_path / "out" / "grid-0000.png"), E2E / name / "grid-0000.png")
+    assert_image(read(tmp_path / "out" / "grid-0000.png"), E2E / name / "grid-0000.png")
     image = tmp_path / "out" / "samples" / "00003.png"
     assert run(["rerun", str(image), "-o", str(tmp_path / "again.png")]) == 0
     assert (tmp_path / "again.png").read_bytes() == image.read_bytes()
