@@ -118,7 +118,7 @@ def test_the_installed_code_is_the_wheels(installed: Installed) -> None:
 
 
 @needs_model
-def test_a_image_from_the_wheel(installed: Installed) -> None:
+def test_an_image_from_the_wheel(installed: Installed) -> None:
     words = ["--prompt", "a red apple on a blue background", "--steps", "2", "--seed", "1"]
     installed.run("ldm", "txt2img", *words, "--n_iter", "1", "--n_samples", "1")
     (original,) = (installed.folder / "outputs" / "txt2img-samples" / "samples").iterdir()

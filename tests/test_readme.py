@@ -97,20 +97,21 @@ def test_every_old_flag_is_listed_and_still_taken(command: str, flag: str) -> No
     assert flag in flags_of(command)
 
 
-def examples() -> list[tuple[str, list[str]]]:
-    """The lines in the README and in the help that call a command, as command and words."""
+def examples() -> list[tuple[str, str, list[str]]]:
+    """The lines in the README, docs and help that call a command: "ldm" or "script", it, words."""
     found = []
     for line in [*LINES, *EXAMPLES.values()]:
         words = shlex.split(line, comments=True)
         if words[:1] == ["ldm"] and words[1][0] != "-":
-            found.append((words[1], words[2:]))
+            found.append(("ldm", words[1], words[2:]))
         elif words[:1] == ["python"] and words[1].startswith("scripts/"):
-            found.append((Path(words[1]).stem, words[2:]))
+            found.append(("script", Path(words[1]).stem, words[2:]))
     return found
 
 
-@pytest.mark.parametrize(("command", "words"), examples())
+@pytest.mark.parametrize(("command", "words"), [line[1:] for line in examples()])
 def test_every_example_is_taken(command: str, words: list[str]) -> None:
+    """Those that take hours, too; tests/e2e/test_documented_commands.py runs the others."""
     parsed(command, words)
 
 

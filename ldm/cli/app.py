@@ -47,7 +47,7 @@ EXAMPLES = {
     "txt2img": 'ldm txt2img --prompt "a red apple on a blue background" --seed 7 -o apple.png',
     "img2img": 'ldm img2img -i sketch.png --prompt "a castle at dawn" --strength 0.7 -o castle.png',
     "inpaint": 'ldm inpaint -i room.png --mask sofa.png --prompt "a red sofa" -o room-2.png',
-    "depth2img": 'ldm depth2img -i statue.jpg --prompt "a robot" --strength 0.9 -o robot.png',
+    "depth2img": 'ldm depth2img -m 512-depth-ema -i statue.jpg --prompt "a robot" -o robot.png',
     "upscale": "ldm upscale -i small.png --noise-level 20 -o large.png",
     "variations": "ldm variations -m sd21-unclip-h --image cat.png --image fox.png -o both.png",
     "sample": "ldm sample -m models/ldm/cin256-v2/model.ckpt --class 'golden retriever'",
@@ -57,7 +57,7 @@ EXAMPLES = {
     "tokens": 'ldm tokens "a (red:1.3) apple on a [blue] background"',
     "schema": "ldm schema  # the fields of a job of --from-file",
     "info": "ldm info models/sd-v1-4.ckpt",
-    "convert": "ldm convert sd-v1-4.ckpt sd-v1-4.safetensors --precision fp16 --ema drop",
+    "convert": "ldm convert models/sd-v1-4.ckpt sd-v1-4.safetensors --precision fp16 --ema drop",
     "train": "ldm train --config configs/train/emoji-128.yaml train.steps=2000",
 }
 

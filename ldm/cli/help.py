@@ -26,7 +26,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "Images": (
         "width", "height", "fit", "n_samples", "n_iter", "batch_size", "seed", "seeds",
-        "seed_step", "variation_seed", "variation_strength", "tile",
+        "seed_step", "variation_seed", "variation_strength", "tile", "hires", "hires_upscaler",
+        "hires_strength", "hires_steps",
     ),
     "Sampling": (
         "steps", "custom_steps", "scale", "sampler", "eta", "vanilla_sample", "grid", "feather",

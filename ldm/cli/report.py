@@ -171,8 +171,9 @@ class Terminal:
 
         self._close()
         pace = self.pace
-        name = f"image {pace.done + 1} of {pace.images}" if pace.images > 1 else None
-        self.bar = tqdm(total=event.steps, leave=False, unit="it", desc=name)
+        place = f"image {pace.done + 1} of {pace.images}" if pace.images > 1 else ""
+        name = ", ".join(word for word in (place, event.name) if word)
+        self.bar = tqdm(total=event.steps, leave=False, unit="it", desc=name or None)
 
     def _count(self) -> None:
         from tqdm import tqdm
@@ -208,7 +209,15 @@ class JsonLines:
         elif isinstance(event, RunStarted):
             emit("start", images=event.images, jobs=event.jobs)
         elif isinstance(event, BatchStarted):
-            emit("batch", rows=event.rows, steps=event.steps, done=pace.done, images=pace.images)
+            named = {"pass": event.name} if event.name else {}
+            emit(
+                "batch",
+                rows=event.rows,
+                steps=event.steps,
+                done=pace.done,
+                images=pace.images,
+                **named,
+            )
         elif isinstance(event, StepDone):
             self._step(event)
         elif isinstance(event, ImageWritten):

@@ -29,7 +29,8 @@ class Part:
     """A batch on its way to images: its job, what it reads, its noise and what to sample.
 
     `rows` are those of the batch that are meant, all of them unless the memory sets a limit.
-    `latents` [B,C,h,w] are there when it is drawn; `seconds` is the time that it took so far.
+    `latents` [B,C,h,w] are there once it is sampled; `seconds` is the time that it took so far;
+    `name` is that of a pass after the first.
     """
 
     job: Job
@@ -41,6 +42,7 @@ class Part:
     used: bool = False  # whether the noise was begun to be drawn
     seconds: float = 0.0
     latents: Tensor | None = field(default=None, repr=False)
+    name: str = ""
 
     @property
     def count(self) -> int:

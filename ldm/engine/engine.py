@@ -12,10 +12,11 @@ from ldm.engine.batching import Part, fit, room, stands_alone
 from ldm.engine.device import Policy
 from ldm.engine.events import OnEvent, RunWarning, ignore, warn_once
 from ldm.engine.fallbacks import Fallbacks
+from ldm.engine.passes import Pass, as_images, passes_of
 from ldm.engine.results import Result
 from ldm.engine.stages import Stages
 from ldm.engine.tasks import inpaints_without_text
-from ldm.images.sources import digests, read_sources
+from ldm.images.sources import Sources, digests, read_sources
 from ldm.jobs.job import Job
 from ldm.jobs.metadata import Record
 from ldm.models.model import Model
@@ -96,7 +97,7 @@ class Engine:
         ready = sum(part.count for part in done)
         for part in done:
             ready -= part.count
-            yield from self._images(part, ready, report)
+            yield from self._images(part, self._after_passes(part, report), ready, report)
 
     def _pack(self, waiting: list[Part], asked: int | None) -> list[Part]:
         """The first batch, and those after it that can be sampled together with it."""
@@ -115,14 +116,44 @@ class Engine:
             return 1
         return asked or room(self.model.network.model_channels, part.draws.shape)
 
-    def _images(self, part: Part, ready: int, report: OnEvent) -> Iterator[Result]:
-        """Decode a sampled batch; `ready` images of other batches are sampled, too."""
-        assert part.latents is not None
-        for row, latent in enumerate(part.latents):
+    def _after_passes(self, part: Part, report: OnEvent) -> Part:
+        """The batch of the last pass over a sampled one; itself where there are no passes."""
+        last = part
+        for following in passes_of(part.job, self.model.factor):
             start = time.perf_counter()
-            image = self.fallbacks.decode(latent[None], part.job, report)
+            last = self._pass(last, following, report)
+            part.seconds += time.perf_counter() - start
+        return last
+
+    def _pass(self, before: Part, following: Pass, report: OnEvent) -> Part:
+        """The sampled batch of one pass, which goes on from the batch before."""
+        job = following.job
+        assert before.latents is not None
+        assert job.width is not None
+        assert job.height is not None
+        if following.enlarge_latents is not None:
+            start = following.enlarge_latents(before.latents)
+        else:
+            assert following.enlarge_image is not None
+            decoded = [self.fallbacks.decode(x[None], before.job, report) for x in before.latents]
+            images = as_images([following.enlarge_image(x) for x in decoded], self.policy.device)
+            start = self.fallbacks.encode_images(images, job, report)
+        sources = Sources((job.width, job.height), (job.width, job.height))
+        draws = self.stages.draws(job, sources)
+        problem = self.fallbacks.encode(job, sources, draws, report, start)
+        rows = slice(0, job.n_samples)
+        part = Part(job, sources, {}, draws, problem, rows, name=following.name)
+        self.fallbacks.sample([part], report, exact=True)
+        return part
+
+    def _images(self, part: Part, last: Part, ready: int, report: OnEvent) -> Iterator[Result]:
+        """Decode the `last` pass over a batch; `ready` images of other batches are sampled, too."""
+        assert last.latents is not None
+        for row, latent in enumerate(last.latents):
+            start = time.perf_counter()
+            image = self.fallbacks.decode(latent[None], last.job, report)
             yield Result(
-                image=part.sources.finish(image, part.job),
+                image=last.sources.finish(image, last.job),
                 record=Record(part.job, row, self.name, self.digest, part.hashes),
                 latent=latent.float().cpu(),
                 seconds=part.seconds / part.job.n_samples + time.perf_counter() - start,

@@ -56,10 +56,11 @@ class ModelLoaded:
 
 @dataclass(frozen=True)
 class BatchStarted:
-    """`rows` images are generated together in `steps` steps."""
+    """`rows` images are generated together in `steps` steps, in a pass that may have a name."""
 
     rows: int
     steps: int
+    name: str = ""
 
 
 @dataclass(frozen=True)

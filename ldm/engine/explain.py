@@ -12,10 +12,11 @@ def summary(plan: Plan, device: str) -> str:
     """One line: model, device, images and seed; `plan` has what loading found out."""
     job = plan.job
     scale = "" if job.scale == 1 else f", scale {job.scale:g}"
+    width, height = job.image_size()
     drawn = " (drawn at random)" if plan.why["seed"] == "drawn at random" else ""
     return (
         f"{plan.header.path.stem} on {device}, {job.precision} precision; {job.count()} x "
-        f"{job.width}x{job.height}, {job.steps} steps of {job.sampler}{scale}, "
+        f"{width}x{height}, {job.steps} steps of {job.sampler}{scale}, "
         f"seed {job.seed}{drawn}"
     )
 

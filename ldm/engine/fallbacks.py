@@ -38,11 +38,19 @@ class Fallbacks:
         self.tiled = False
         self._agreed: dict[object, bool] = {}
 
-    def encode(self, batch: Job, sources: Sources, draws: Draws, report: OnEvent) -> Problem:
-        """What to sample for one batch."""
+    def encode(
+        self,
+        batch: Job,
+        sources: Sources,
+        draws: Draws,
+        report: OnEvent,
+        start: Tensor | None = None,
+    ) -> Problem:
+        """What to sample for one batch; `start` [B,C,h,w] are the latents of the pass before."""
         while True:
             try:
-                return self.stages.encode(batch, sources, draws, self._tiling(batch), report)
+                tiling = self._tiling(batch)
+                return self.stages.encode(batch, sources, draws, tiling, report, start)
             except OutOfMemory:
                 if not self._moved_parts(report):
                     raise
@@ -89,6 +97,16 @@ class Fallbacks:
                     self.tiled = True
                     report(RunWarning(TILED))
                 elif not self._moved_parts(report):
+                    raise
+
+    def encode_images(self, images: Tensor, job: Job, report: OnEvent) -> Tensor:
+        """The latents [B,C,h,w] of images [B,3,H,W]."""
+        while True:
+            tiling = self._tiling(job)
+            try:
+                return self.stages.encode_images(images, tiling, report)
+            except OutOfMemory:
+                if not self._moved_parts(report):
                     raise
 
     def _together(self, parts: Sequence[Part], report: OnEvent) -> None:

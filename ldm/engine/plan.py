@@ -30,6 +30,7 @@ from ldm.checkpoints.weights.vae_keys import FIRST_STAGE, autoencoder_keys, auto
 from ldm.errors import CheckpointError, JobError
 from ldm.jobs.fields import ETA_SAMPLERS, IMAGE_TASKS, PROMPTED
 from ldm.jobs.files import read_text
+from ldm.jobs.hires import hires_size
 from ldm.jobs.imagenet import CLASSES, class_number
 from ldm.jobs.job import Defaults, Job
 from ldm.jobs.legacy import SCRIPT_CHECKPOINTS, SCRIPT_DEFAULTS
@@ -89,6 +90,8 @@ def make_plan(given: Mapping[str, Any], *, script: bool = False) -> Plan:
     check_parts(plan.job, choice)
     if asked.task in IMAGE_TASKS or asked.images:
         plan = replace(plan, job=_measured(plan.job, choice))
+    if plan.job.hires is not None:
+        plan = replace(plan, job=_with_hires_size(plan.job, choice))
     if plan.job.eta and plan.job.sampler not in ETA_SAMPLERS:
         note = f"--eta is ignored: {plan.job.sampler} draws no noise"
         plan = replace(plan, notes=(*plan.notes, note))
@@ -135,6 +138,8 @@ def resolve(
         defaults = Defaults(512, 512, scale, 50, "ddim", "the original script")
     if plan.job.seed is not None and plan.job.seed >= 0:
         asked = replace(asked, seed=plan.job.seed)
+    if plan.why:  # resolved before: a factor has become a size
+        asked = replace(asked, hires=plan.job.hires)
     resolved = asked.resolve(defaults, draw_seed)
     why = dict.fromkeys(vars(asked), "the original script" if script else "the default")
     why |= dict.fromkeys(given, "asked for") | resolved.why
@@ -353,6 +358,16 @@ def _measured(job: Job, choice: Choice) -> Job:
 
     width, height = read_sources(job, size_rule(choice.config)[1]).size
     return replace(job, width=width, height=height)
+
+
+def _with_hires_size(job: Job, choice: Choice) -> Job:
+    """The job with the size of the finished image in place of a factor."""
+    assert job.hires is not None
+    assert job.width is not None
+    assert job.height is not None
+    multiple = size_rule(choice.config)[1]
+    width, height = hires_size(job.hires, (job.width, job.height), multiple)
+    return replace(job, hires=f"{width}x{height}")
 
 
 def size_rule(config: Config) -> tuple[int, int]:

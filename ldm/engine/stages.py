@@ -61,11 +61,17 @@ class Stages:
         return Draws(batch, shape, self.policy.device, first_draw(batch, self.model, sources))
 
     def encode(
-        self, batch: Job, sources: Sources, draws: Draws, tiling: str, report: OnEvent
+        self,
+        batch: Job,
+        sources: Sources,
+        draws: Draws,
+        tiling: str,
+        report: OnEvent,
+        start: Tensor | None = None,
     ) -> Problem:
-        """What to sample for one batch."""
+        """What to sample for one batch; `start` [B,C,h,w] are the latents of the pass before."""
         first = None if draws.first is None else draws.first[: batch.n_samples]
-        given = Given(self.model, sources, first, tiling, self.memory)
+        given = Given(self.model, sources, first, tiling, self.memory, start)
         model = self.model
         named = (model.cond_stage_model, model.first_stage_model, getattr(model, "embedder", None))
         precise = nn.ModuleList(part for part in named if part is not None)
@@ -76,7 +82,7 @@ class Stages:
     def sample(self, parts: Sequence[Part], report: OnEvent) -> Tensor:
         """The latents [B,C,h,w] of batches as one, ready to be decoded."""
         rows = sum(part.count for part in parts)
-        report(BatchStarted(rows, len(parts[0].problem.sigmas) - 1))
+        report(BatchStarted(rows, len(parts[0].problem.sigmas) - 1, parts[0].name))
         precise = self.model.network if len(parts) == 1 else None
         return self._run(
             NETWORK, precise, lambda: self._solve(parts, report), lambda x: [x], report
@@ -103,6 +109,14 @@ class Stages:
             return all(map(torch.equal, split, alone))
 
         return self._run(NETWORK, None, compare, lambda _: [], report)
+
+    def encode_images(self, images: Tensor, tiling: str, report: OnEvent) -> Tensor:
+        """The latents [B,C,h,w] of images [B,3,H,W], one by one to keep the memory bounded."""
+
+        def compute() -> Tensor:
+            return torch.cat([self.model.encode(image[None], tiling=tiling) for image in images])
+
+        return self._run(ENCODERS, self.model.first_stage_model, compute, lambda x: [x], report)
 
     def decode(self, latent: Tensor, tiling: str, report: OnEvent) -> ImageArray:
         """One image from its latent [1,C,h,w]; one at a time keeps the memory bounded."""

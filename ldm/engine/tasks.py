@@ -58,7 +58,8 @@ class Given:
     """What a task has beside its job: the model, the images, and its first draw.
 
     `first` [B,...] is noise of the shape that `first_draw` names, or None; `tiling` is how the
-    autoencoder runs; `memory` keeps what texts came to.
+    autoencoder runs; `memory` keeps what texts came to. `start` [B,C,h,w] are the latents of the
+    pass before, which a task goes on from instead of an image.
     """
 
     model: Model
@@ -66,6 +67,7 @@ class Given:
     first: Tensor | None = None
     tiling: str = "auto"
     memory: Memory | None = None
+    start: Tensor | None = None
 
     @property
     def device(self) -> torch.device:
@@ -93,6 +95,8 @@ def txt2img(job: Job, given: Given) -> Problem:
 def img2img(job: Job, given: Given) -> Problem:
     """The image with noise, from where the last `strength` of the steps go on."""
     problem = _guided(job, given)
+    if given.start is not None:
+        return _from(problem, job, given.start)
     init = given.latents(given.images(_image(given), job.n_samples))
     return _from(problem, job, init)
 

@@ -52,6 +52,7 @@ PROMPTED = ("txt2img", "img2img", "inpaint", "depth2img", "upscale", "variations
 IMAGE_TASKS = ("img2img", "inpaint", "depth2img", "upscale")
 PARTIAL = ("img2img", "inpaint", "depth2img")
 # Those whose images have a size that can be asked for.
+HIRES_UPSCALERS = ("latent", "latent-bicubic", "latent-nearest", "lanczos")
 SIZED = tuple(name for name in TASK_NAMES if name != "upscale")
 FITS = ("resize", "crop", "pad", "error", "floor-32", "floor-64")
 PROMPT_SYNTAXES = ("weights", "plain")
@@ -205,6 +206,32 @@ class Fields:
         "--H",
         help="Height in pixels [that of the input or the model].",
         tasks=SIZED,
+    )
+    hires: str | None = option(
+        None,
+        "--hires",
+        help="Hires fix: enlarge the image by this factor, or to this size, and denoise it again.",
+        metavar="FACTOR|WxH",
+        tasks=("txt2img",),
+    )
+    hires_upscaler: str | None = option(
+        None,
+        "--hires-upscaler",
+        help="How --hires enlarges: the latent, or the image with lanczos [latent].",
+        choices=HIRES_UPSCALERS,
+        tasks=("txt2img",),
+    )
+    hires_strength: float | None = option(
+        None,
+        "--hires-strength",
+        help="Denoising strength of --hires, 0 to 1 [0.7].",
+        tasks=("txt2img",),
+    )
+    hires_steps: int | None = option(
+        None,
+        "--hires-steps",
+        help="Number of sampling steps of --hires [as many as --steps].",
+        tasks=("txt2img",),
     )
     steps: int | None = option(
         None, "--steps", "--ddim_steps", help="Number of sampling steps, 1 to 1000."

@@ -49,12 +49,16 @@ ALIASES: Mapping[str, str] = {
     "num_inference_steps": "steps",
     "sampler_name": "sampler",
     "batch_size": "n_samples",
+    "hr_scale": "hires",
+    "hr_second_pass_steps": "hires_steps",
     "subseed": "variation_seed",
     "subseed_strength": "variation_strength",
     "sd_model": "model",
     "init_image": "init_img",
     "mask_image": "mask",
 }
+# Fields that are texts, since they may be more than the number that they often are.
+_TEXT_OF_A_NUMBER = ("hires",)
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
@@ -205,6 +209,8 @@ def _typed(field: str, cell: Cell) -> dict[str, Any]:
         return sampler_fields(value)
     if field == "seed" and isinstance(value, list) and not cell.typed:
         return {field: value}
+    if field in _TEXT_OF_A_NUMBER and type(value) in (int, float):
+        value = f"{value:g}"
     try:
         checked: Any = vars(from_record({field: value}))[field]
     except JobError as error:

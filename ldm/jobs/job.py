@@ -15,6 +15,7 @@ from typing import Any, get_type_hints
 
 from ldm.errors import JobError
 from ldm.jobs.fields import ETA_SAMPLERS, IMAGE_TASKS, PARTIAL, SAMPLER_NAMES, Fields
+from ldm.jobs.hires import STRENGTH, UPSCALER, grid_steps, parse_hires
 from ldm.jobs.options import check_choices, check_range, nearest
 from ldm.jobs.seeds import MAX_SEED, counted, parse_seeds, written
 
@@ -72,6 +73,7 @@ class Job(Fields):
                 )
         self._validate_images()
         self._validate_seeds()
+        self._validate_hires()
         if self.precision == "int8" and self.device not in ("auto", "cpu"):
             raise JobError(f"--precision int8 is for the CPU, not {self.device}; use fp16 there")
         sampler = self.sampler and SAMPLER_NAMES[self.sampler]
@@ -105,6 +107,29 @@ class Job(Fields):
                 "--seeds sets the number of images: omit --n_iter and --seed-step, "
                 "and give several prompts as jobs of a file"
             )
+
+    def _validate_hires(self) -> None:
+        """The fields about hires fix."""
+        given = {
+            "--hires-upscaler": self.hires_upscaler is not None,
+            "--hires-strength": self.hires_strength is not None,
+            "--hires-steps": self.hires_steps is not None,
+        }
+        if self.hires is None:
+            for flag in (flag for flag, wanted in given.items() if wanted):
+                raise JobError(f"{flag} does nothing without --hires")
+            return
+        parse_hires(self.hires)
+        if self.noise == "stream" or self.fixed_code or self.schedule_compat != "exact":
+            raise JobError(
+                "--hires needs --noise image and --schedule-compat exact: omit --noise stream "
+                "(the scripts' default), --fixed_code and --schedule-compat ldm"
+            )
+        if self.hires_strength is not None and not 0 <= self.hires_strength <= 1:
+            raise JobError(f"--hires-strength must be 0 to 1, not {self.hires_strength:g}")
+        check_range("--hires-steps", self.hires_steps, 1, MAX_STEPS)
+        if self.hires_steps is not None and self.hires_strength is not None:
+            grid_steps(self.hires_steps, self.hires_strength)
 
     def _validate_images(self) -> None:
         """The fields about images and classes."""
@@ -181,6 +206,9 @@ class Job(Fields):
             family["strength"] = defaults.strength
         if self.task in ("upscale", "variations"):
             family["noise_level"] = defaults.noise_level
+        if self.hires is not None:
+            family |= {"hires_upscaler": UPSCALER, "hires_strength": STRENGTH}
+            family["hires_steps"] = self.steps or defaults.steps
         for name, value in vars(self).items():
             if value is None and family.get(name) is not None:
                 filled[name] = family[name]
@@ -256,17 +284,23 @@ class Job(Fields):
         return self.prompts or (alone,) * self.n_samples
 
     def image_values(self, row: int) -> dict[str, Any]:
-        """What most describes an image of a batch, by field."""
+        """What most describes an image of a resolved batch, by field."""
+        width, height = self.image_size()
         return {
             "seed": self.image_seeds()[row],
             "prompt": self.texts()[row],
             "negative": self.negative,
-            "width": self.width,
-            "height": self.height,
+            "width": width,
+            "height": height,
             "steps": self.steps,
             "sampler": self.sampler,
             "scale": self.scale,
         }
+
+    def image_size(self) -> tuple[int | None, int | None]:
+        """The width and height of the finished images, once the job is resolved."""
+        size = None if self.hires is None else parse_hires(self.hires)
+        return size if isinstance(size, tuple) else (self.width, self.height)
 
     def image_seeds(self) -> tuple[int, ...]:
         """The seed of every image of a batch; in a stream, and with variations, one for all."""

@@ -38,6 +38,12 @@ SAMPLER_TITLES = {
     "dpmpp_sde": "DPM++ SDE",
     "dpmpp_2m_sde": "DPM++ 2M SDE",
 }
+UPSCALER_TITLES = {
+    "latent": "Latent",
+    "latent-bicubic": "Latent (bicubic)",
+    "latent-nearest": "Latent (nearest-exact)",
+    "lanczos": "Lanczos",
+}
 GRID_TITLES = {"karras": "Karras", "exponential": "Exponential"}
 
 
@@ -119,6 +125,7 @@ def describe(record: Record) -> Infotext:
         settings["Clip skip"] = f"{job.clip_skip}"
     if job.strength is not None:
         settings["Denoising strength"] = _number(job.strength)
+    settings |= _hires_settings(job)
     if job.eta is not None:
         settings["Eta DDIM" if job.sampler == "ddim" else "Eta"] = _number(job.eta)
     # No RNG entry means a GPU's generator, which is what "device" is on one.
@@ -127,6 +134,22 @@ def describe(record: Record) -> Infotext:
         settings["RNG"] = rng
     settings["Version"] = f"ldm {record.version}"
     return Infotext(job.texts()[record.row], job.negative, settings)
+
+
+def _hires_settings(job: Job) -> dict[str, str]:
+    """Hires fix under the names of the web UI."""
+    if job.hires is None:
+        return {}
+    (width, height), first = job.image_size(), (job.width or 1, job.height or 1)
+    settings = {"Denoising strength": _number(job.hires_strength)}
+    factors = ((width or 0) / first[0], (height or 0) / first[1])
+    if factors[0] == factors[1]:
+        settings["Hires upscale"] = _number(factors[0])
+    else:
+        settings["Hires resize"] = f"{width}x{height}"
+    settings["Hires steps"] = f"{job.hires_steps}"
+    settings["Hires upscaler"] = UPSCALER_TITLES[job.hires_upscaler or ""]
+    return settings
 
 
 def format_infotext(info: Infotext) -> str:

@@ -58,7 +58,7 @@ def words(case: tuple[str, str, list[str]], *more: str) -> list[str]:
 
 
 @every_case
-def test_a_image_is_made_again_from_its_record(
+def test_an_image_is_made_again_from_its_record(
     case: tuple[str, str, list[str]], folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     argv = words(case, "--steps", "2", "--outdir", "out", "--skip_grid", "--json")

@@ -140,7 +140,7 @@ def test_the_originals_added_noise_where_no_step_was_left(
 
 
 @pytest.mark.parametrize("sampler", SAMPLER_ALIASES)
-def test_every_sampler_draws_from_a_image_and_around_a_hole(
+def test_every_sampler_draws_from_an_image_and_around_a_hole(
     models: Models, results: list[Result], sampler: str
 ) -> None:
     save(Path("in.png"), scene(64, 64))
@@ -163,7 +163,7 @@ def test_every_sampler_draws_from_a_image_and_around_a_hole(
 
 
 @pytest.mark.parametrize("size", [(75, 50), (130, 97), (9, 200)])
-def test_a_image_keeps_its_size(models: Models, size: tuple[int, int]) -> None:
+def test_an_image_keeps_its_size(models: Models, size: tuple[int, int]) -> None:
     save(Path("in.png"), scene(*size))
     save(Path("mask.png"), square_mask(*size))
     save(Path("depth.png"), scene(*size)[..., 0])
@@ -177,7 +177,7 @@ def test_a_image_keeps_its_size(models: Models, size: tuple[int, int]) -> None:
     assert made.shape == (*size[::-1], 3)
 
 
-def test_a_image_is_turned_and_laid_on_white(models: Models) -> None:
+def test_an_image_is_turned_and_laid_on_white(models: Models) -> None:
     argv = [*PROMPT, *models("text"), "--strength", "0"]
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise by a quarter
@@ -195,7 +195,7 @@ def test_a_image_is_turned_and_laid_on_white(models: Models) -> None:
 
 
 @pytest.mark.parametrize("how", ["resize", "crop", "pad"])
-def test_a_image_is_fitted_to_the_size_asked_for(models: Models, how: str) -> None:
+def test_an_image_is_fitted_to_the_size_asked_for(models: Models, how: str) -> None:
     argv = ["-i", "in.png", *PROMPT, *models("text"), "--strength", "0", "--fit", how]
     made = draw("img2img", *argv, "--W", "100", "--H", "40")
     assert made.shape == (40, 100, 3)
@@ -260,7 +260,7 @@ def test_a_line_between_two_latents_is_repainted(models: Models, results: list[R
 
 
 @pytest.mark.parametrize("name", ["text", "inpaint"])
-def test_a_image_grows_beyond_its_edges(models: Models, name: str) -> None:
+def test_an_image_grows_beyond_its_edges(models: Models, name: str) -> None:
     made = draw("inpaint", "-i", "in.png", *PROMPT, *models(name), "--outpaint", "5,0,40,3")
     assert made.shape == (53, 120, 3)
     assert (made[:42, 13:72] == scene(75, 50)[:42, 8:67]).all()

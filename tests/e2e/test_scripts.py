@@ -210,7 +210,7 @@ def test_a_folder_is_repainted_from_anywhere(holes: Path) -> None:
     assert (job.mask, job.feather, job.seed) == ("in/b_mask.png", 0, 42)
 
 
-def test_a_image_is_drawn_at_its_own_size(holes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_is_drawn_at_its_own_size(holes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The original padded nothing: its noise is that of the image's own latent."""
     shapes = []
 

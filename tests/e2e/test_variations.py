@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ldm.checkpoints.config import read_config, resource
@@ -22,47 +20,17 @@ from ldm.images.texts import read_record
 from ldm.models.conditioning import Conditioning
 from ldm.models.model import Model
 from ldm.models.registry import build
-from tests.golden_data import GOLDEN, case, module, tensors, text_tower, whole
+from tests.golden_data import tensors
 from tests.tiny_commands import error_of
+from tests.tiny_unclip import IMAGES, place_unclip
 
-IMAGES = GOLDEN / "modules" / "clip-image-unclip"
 BIG, SMALL = str(IMAGES / "image_big.png"), str(IMAGES / "image_small.png")
 TOLERANCE = 1e-4
 
 
-def unclip_tree() -> dict[str, Any]:
-    tree = read_config(GOLDEN / "e2e/v2-inpaint/config.yaml").tree
-    params = tree["model"]["params"]
-    parts = yaml.safe_load((IMAGES / "config.yaml").read_text(encoding="utf-8"))
-    network = GOLDEN / "modules/unet-unclip/config.yaml"
-    tree["model"]["target"] = "ldm.models.diffusion.ddpm.ImageEmbeddingConditionedLatentDiffusion"
-    params |= {"conditioning_key": "crossattn-adm", "parameterization": "v", **parts}
-    del params["finetune_keys"]
-    params["unet_config"] = yaml.safe_load(network.read_text(encoding="utf-8"))
-    tower = case("modules/clip-image-unclip/open_clip_config.json")
-    params["embedder_config"]["params"] = {"model_config": tower}
-    tower = case("modules/text-openclip-v2/open_clip_config.json")
-    params["cond_stage_config"]["params"]["model_config"] = tower
-    return tree
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("unclip")
-    (folder / "unclip.yaml").write_text(yaml.safe_dump(unclip_tree()), encoding="utf-8")
-    parts = {
-        "model.diffusion_model.": module("unet-unclip"),
-        "first_stage_model.": module("vae-kl-f8"),
-        "cond_stage_model.": text_tower("text-openclip-v2"),
-        "": module("clip-image-unclip"),
-        "noise_augmentor.": tensors(
-            "modules/clip-image-unclip/noise_augmentor_buffers.safetensors"
-        ),
-    }
-    state = whole(parts)
-    state["embedder.model.token_embedding.weight"] = torch.zeros(49408, 16)
-    save_file(state, folder / "unclip.safetensors")
-    return folder / "unclip.safetensors"
+    return place_unclip(tmp_path_factory.mktemp("unclip") / "unclip.safetensors")
 
 
 @pytest.fixture
@@ -177,7 +145,7 @@ def test_a_changed_image_is_not_rerun(vary: Any, capfd: pytest.CaptureFixture[st
     assert "mine.png: has changed since" in error_of(capfd)
 
 
-def test_a_image_does_not_depend_on_its_batch(vary: Any, results: list[Result]) -> None:
+def test_an_image_does_not_depend_on_its_batch(vary: Any, results: list[Result]) -> None:
     same = ["--image", BIG, "--noise-level", "500", "--outdir", "out"]
     assert vary(*same, "--n_samples", "3", "--seed", "10") == 0
     assert vary(*same, "--seed", "12") == 0

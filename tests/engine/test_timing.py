@@ -109,7 +109,7 @@ def test_weights_are_not_read_but_mapped() -> None:
     assert read() - before < path.stat().st_size / 10
 
 
-def test_a_image_imports_nothing_that_it_does_not_need(tmp_path: Path) -> None:
+def test_an_image_imports_nothing_that_it_does_not_need(tmp_path: Path) -> None:
     program = """
 import sys
 import ldm.workers.pool

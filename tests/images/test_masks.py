@@ -97,7 +97,7 @@ def test_a_floating_point_mask_must_be_of_shares(tmp_path: Path) -> None:
         assert "must be 0 to 1" in refusal(path, read_mask)
 
 
-def test_the_mask_of_a_images_transparency() -> None:
+def test_the_mask_of_an_images_transparency() -> None:
     rgb = np.zeros((16, 16, 3), np.uint8)
     mask = mask_of_alpha(LoadedImage(rgb, SPOT))
     assert np.array_equal(mask, 1 - SPOT / np.float32(255))

@@ -99,7 +99,7 @@ def test_alpha_is_kept_beside_the_colour(tmp_path: Path) -> None:
     assert np.array_equal(black[ALPHA == 255], RGB[ALPHA == 255])
 
 
-def test_a_image_without_alpha_flattens_to_itself() -> None:
+def test_an_image_without_alpha_flattens_to_itself() -> None:
     assert np.array_equal(LoadedImage(RGB).flattened(), RGB)
 
 
@@ -367,7 +367,7 @@ def test_a_floating_point_image_is_refused(tmp_path: Path) -> None:
     assert "8 or 16 bits" in refusal(path)
 
 
-def test_a_image_that_does_not_fit_in_memory(
+def test_an_image_that_does_not_fit_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> Any:
@@ -396,7 +396,7 @@ def _intact() -> list[bytes]:
 INTACT = _intact()
 
 
-def test_damage_is_an_image_error_or_a_image(tmp_path: Path) -> None:
+def test_damage_is_an_image_error_or_an_image(tmp_path: Path) -> None:
     rng = random.Random(0)
     path = tmp_path / "a"
     messages = []

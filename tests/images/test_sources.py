@@ -37,7 +37,7 @@ def job(task: str = "img2img", **fields: Any) -> Job:
         ((129, 193), 96, (192, 384)),  # of 64 as well, since the networks know no other
     ],
 )
-def test_a_image_lies_at_its_own_size_on_a_canvas_that_the_model_takes(
+def test_an_image_lies_at_its_own_size_on_a_canvas_that_the_model_takes(
     folder: Path, size: tuple[int, int], multiple: int, canvas: tuple[int, int]
 ) -> None:
     save(folder / "in.png", scene(*size))
@@ -51,7 +51,7 @@ def test_a_image_lies_at_its_own_size_on_a_canvas_that_the_model_takes(
     assert (sources.finish(sources.image, job()) == scene(*size)).all()
 
 
-def test_a_image_need_not_be_made_larger_than_the_network_wants(folder: Path) -> None:
+def test_an_image_need_not_be_made_larger_than_the_network_wants(folder: Path) -> None:
     save(folder / "in.png", scene(75, 50))
     assert read_sources(job(), 8, padded=False).canvas == (80, 56)
 
@@ -173,7 +173,7 @@ def test_files_that_do_not_fit_together(folder: Path) -> None:
         read_sources(job(width=64, height=64, fit="error"), 8)
 
 
-def test_what_a_image_was_made_from_is_known_again(folder: Path) -> None:
+def test_what_an_image_was_made_from_is_known_again(folder: Path) -> None:
     recorded = digests(job("inpaint", mask="mask.png"))
     assert list(recorded) == ["in.png", "mask.png"]
     check_unchanged(recorded, "out.png")

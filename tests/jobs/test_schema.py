@@ -40,9 +40,11 @@ def test_every_field_of_the_schema_is_read_from_files() -> None:
         told = {"task": task, "init_img": "a.png"} if task not in ("txt2img", "sample") else {}
         told = {"task": task} if task in ("sample", "variations") else told
         job = {**told, name: value} | ({"images": ["a.png"]} if task == "variations" else {})
-        odd = {"device": "cpu", "seeds": "1,2"}
+        odd = {"device": "cpu", "seeds": "1,2", "hires": "2"}
         job |= {key: value for key, value in odd.items() if key == name}
         if name.startswith("variation_"):
             job |= {"variation_seed": 1, "variation_strength": 0.5}
+        if name.startswith("hires_"):
+            job["hires"] = "2"
         found = parse_rows(json.dumps(job), "a.jsonl", {})
         assert name in found[0].fields

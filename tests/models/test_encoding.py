@@ -180,7 +180,7 @@ def test_rows_of_a_batch_are_repeated_to_one_length(v1: FrozenCLIPEmbedder) -> N
         assert (row - alone.repeat(len(row) // len(alone), 1)).abs().max() < TOLERANCE
 
 
-def test_a_image_does_not_depend_on_the_prompts_beside_it() -> None:
+def test_an_image_does_not_depend_on_the_prompts_beside_it() -> None:
     model = make(v1_tree())
     prompts = ["a cat", f"a dog, {LONG}"]
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))

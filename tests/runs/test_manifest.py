@@ -45,7 +45,7 @@ def test_what_is_noted_is_found_again(tmp_path: Path, image: Path) -> None:
     assert again.done("b") is None
 
 
-def test_a_image_that_is_gone_is_not_done(tmp_path: Path, image: Path) -> None:
+def test_an_image_that_is_gone_is_not_done(tmp_path: Path, image: Path) -> None:
     manifest = Manifest.open(tmp_path)
     manifest.add("a", image, 7)
     image.unlink()
@@ -56,7 +56,7 @@ def test_a_image_that_is_gone_is_not_done(tmp_path: Path, image: Path) -> None:
     assert Manifest.open(tmp_path).done("a") == other
 
 
-def test_a_image_that_was_asked_for_twice(tmp_path: Path, image: Path) -> None:
+def test_an_image_that_was_asked_for_twice(tmp_path: Path, image: Path) -> None:
     other = image.with_name("00001.png")
     other.write_bytes(b"the same")
     manifest = Manifest.open(tmp_path)
@@ -141,7 +141,7 @@ def test_several_processes_write_whole_lines(tmp_path: Path, image: Path) -> Non
 JOB = Job(prompt="a", seed=5, n_samples=3, steps=4)
 
 
-def test_a_image_with_noise_of_its_own_is_known_in_any_batch() -> None:
+def test_an_image_with_noise_of_its_own_is_known_in_any_batch() -> None:
     mark = fingerprint(JOB, 1, "hash", {})
     assert mark == fingerprint(replace(JOB, seed=6, n_samples=1), 0, "hash", {})
     listed = replace(JOB, prompt=None, prompts=("b", "a", "c"))

@@ -1,0 +1,76 @@
+"""Hires fix: the size of the second pass, and how many steps it takes.
+
+A second pass enlarges an image and denoises it once more at the larger size, as the hires fix of
+AUTOMATIC1111's web UI does (processing.py). Nothing here needs a model, or torch.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+from ldm.errors import JobError
+
+Size = tuple[int, int]  # width, height
+
+LARGEST_FACTOR = 8.0
+STRENGTH = 0.7  # the web UI's default
+UPSCALER = "latent"
+_MOST_STEPS = 1000
+_LARGEST_STRENGTH = 0.999  # what the web UI divides by at most
+
+
+def parse_hires(text: str) -> float | Size:
+    """A factor such as `2`, or a size such as `1024x1536`; raises JobError for anything else."""
+    sides = re.fullmatch(r"(\d{1,5})\s*[xX]\s*(\d{1,5})", text.strip())
+    if sides is not None:
+        return int(sides[1]), int(sides[2])
+    try:
+        factor = float(text)
+    except ValueError:
+        factor = math.nan
+    if not 1 < factor <= LARGEST_FACTOR:
+        raise JobError(
+            f"--hires must be a factor above 1 and up to {LARGEST_FACTOR:g}, "
+            f"or a size like 1024x1536, not {text!r}"
+        )
+    return factor
+
+
+def hires_size(text: str, size: Size, multiple: int) -> Size:
+    """The (width, height) that an image of `size` gets, for a model of sides of a multiple.
+
+    A factor is rounded down to the multiple; a size must be one. Raises JobError for a size that
+    is none, and for one that is smaller than the image.
+    """
+    wanted = parse_hires(text)
+    if isinstance(wanted, float):
+        width, height = (int(side * wanted) // multiple * multiple for side in size)
+        if (width, height) == size:
+            raise JobError(f"--hires {text}: {size[0]}x{size[1]} stays as it is; try a larger one")
+        return width, height
+    near = [max(multiple, round(side / multiple) * multiple) for side in wanted]
+    if list(wanted) != near:
+        raise JobError(
+            f"--hires {text}: both sides must be multiples of {multiple}; try {near[0]}x{near[1]}"
+        )
+    if wanted[0] < size[0] or wanted[1] < size[1]:
+        raise JobError(f"--hires {text}: smaller than the first pass, {size[0]}x{size[1]}")
+    return wanted
+
+
+def grid_steps(steps: int, strength: float) -> int:
+    """How many steps the whole schedule has, of which the second pass takes the last `steps`.
+
+    Raises JobError where that is more than a schedule can have.
+    """
+    if not strength:
+        return steps
+    total = int(steps / min(strength, _LARGEST_STRENGTH))
+    if total > _MOST_STEPS:
+        least = steps / _MOST_STEPS
+        raise JobError(
+            f"--hires-strength {strength:g} is too low for {steps} steps; "
+            f"use {least:.3g} or more, or fewer --hires-steps"
+        )
+    return total
