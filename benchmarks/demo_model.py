@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from benchmarks.demo_prompts import Generate, Prompt
+from benchmarks.demo_tasks import Solve
 from ldm.checkpoints.config import resource
 from ldm.checkpoints.locate import BUNDLED
 from ldm.engine.device import choose
@@ -19,10 +21,6 @@ from ldm.images.tensors import to_image_array
 from ldm.jobs.job import Job
 from ldm.training.data import Pixels, named_glyphs
 from ldm.workers.pool import load_as
-
-if TYPE_CHECKING:
-    from benchmarks.demo_quality import Draw, Prompt
-    from benchmarks.demo_tasks import Solve
 
 
 class DemoModel:
@@ -44,7 +42,7 @@ class DemoModel:
         self.glyphs = named_glyphs(data.get("glyphs"))
         self.engine = Engine(loaded.model, policy)
 
-    def draw(self, wanted: argparse.Namespace) -> Draw:
+    def generate(self, wanted: argparse.Namespace) -> Generate:
         """A function from prompts to images [n, 128, 128, 3]; image i has seed `seed` + i."""
 
         def images(prompts: Sequence[Prompt]) -> Pixels:

@@ -12,16 +12,14 @@ drawings in place of the model's, and so the metric itself. Needs the font of th
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import random
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -29,12 +27,14 @@ from PIL import Image, ImageDraw, ImageFont
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a bare checkout, too
 
 from benchmarks import demo_tasks
+from benchmarks.demo_model import DemoModel
+from benchmarks.demo_prompts import Generate, Prompt, pair_prompts, single_prompts
 from benchmarks.retrieval import Finder, Match, background_of, psnr
 from ldm.errors import LdmError
 from ldm.jobs.fields import PRECISIONS
 from ldm.training.data import FONT, GlyphSheet, Pixels, Scenes, render
-from ldm.training.glyphs import BACKGROUNDS, GLYPHS, Background, Glyph, backgrounds_of, pair_split
-from ldm.training.scenes import CANVAS, Placed, Scene, with_article
+from ldm.training.glyphs import GLYPHS
+from ldm.training.scenes import CANVAS, Placed, Scene
 
 BARS = demo_tasks.BARS | {
     "single glyph, nearest of all is the right one": 0.90,
@@ -45,26 +45,6 @@ BARS = demo_tasks.BARS | {
 SINGLE, BACKGROUND, PAIR, PSNR = list(BARS)[-4:]
 PSNR_SCENES = 256
 TASKS = ("txt2img", "inpaint", "depth2img", "upscale")
-_ONE = ("{x} on {c} background", "{x} on {b}", "{n}, {b} background", "a picture of {x} on {b}")
-_TWO = (
-    ("{x} and {y} on {c} background", ""),
-    ("{x} left of {y} on {c} background", "left of"),
-    ("{x} above {y} on {c} background", "above"),
-    ("{n} and {m}, {b} background", ""),
-)
-
-T = TypeVar("T")
-Draw = Callable[[Sequence["Prompt"]], Pixels]
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A sentence and what an image of it must show; `relation` is first to second glyph."""
-
-    text: str
-    glyphs: tuple[Glyph, ...]
-    background: Background
-    relation: str = ""
 
 
 @dataclass
@@ -83,48 +63,6 @@ class Report(demo_tasks.Figures):
             lines.append(f"{name:46} {value:8.3f} {BARS[name]:8.2f}  {verdict}")
         lines += [f"{name:46} {value:8.3f}" for name, value in self.extra.items()]
         return "\n".join(lines)
-
-
-def _text(template: str, glyphs: Sequence[Glyph], background: Background) -> str:
-    names = [glyph.name for glyph in glyphs]
-    named = [with_article(glyph, glyph.name) for glyph in glyphs]
-    colour = f"an {background.name}" if background.name[0] in "aeiou" else f"a {background.name}"
-    fields = dict(zip("nm", names, strict=False)) | dict(zip("xy", named, strict=False))
-    return template.format(**fields, b=background.name, c=colour)
-
-
-def _cycled(items: Sequence[T], n: int) -> Iterator[T]:
-    """The first n, from the start again where there are fewer."""
-    return itertools.islice(itertools.cycle(items), n)
-
-
-def single_prompts(n: int, seed: int, among: Sequence[Glyph] = GLYPHS) -> list[Prompt]:
-    """The first n of the shuffled held-out combinations of a glyph and a background.
-
-    Where `among` has fewer they come again; each image has a seed of its own.
-    """
-    held_out = [(g, b) for g in among for b in backgrounds_of(g, "test")]
-    random.Random(f"{seed}/single").shuffle(held_out)
-    rounds = zip(_cycled(held_out, n), itertools.cycle(_ONE), strict=False)
-    return [
-        Prompt(_text(template, (glyph,), background), (glyph,), background)
-        for (glyph, background), template in rounds
-    ]
-
-
-def pair_prompts(n: int, seed: int, among: Sequence[Glyph] = GLYPHS) -> list[Prompt]:
-    """The first n of the shuffled held-out pairs, on backgrounds training shows both on."""
-    rng = random.Random(f"{seed}/pair")
-    held_out = [p for p in itertools.combinations(among, 2) if pair_split(*p) == "test"]
-    rng.shuffle(held_out)
-    prompts = []
-    rounds = zip(_cycled(held_out, n), itertools.cycle(_TWO), strict=False)
-    for pair, (template, relation) in rounds:
-        glyphs = pair if rng.random() < 0.5 else pair[::-1]
-        shared = [b for b in BACKGROUNDS if all(b in backgrounds_of(g, "train") for g in glyphs)]
-        background = rng.choice(shared)
-        prompts.append(Prompt(_text(template, glyphs, background), glyphs, background, relation))
-    return prompts
 
 
 def true_image(prompt: Prompt, sheet: GlyphSheet, rng: random.Random) -> Pixels:
@@ -217,7 +155,7 @@ def contact_sheet(
     return sheet
 
 
-def truth(sheet: GlyphSheet, seed: int) -> Draw:
+def truth(sheet: GlyphSheet, seed: int) -> Generate:
     """Draws prompts as the data would."""
     rng = random.Random(seed)
     return lambda prompts: np.stack([true_image(p, sheet, rng) for p in prompts])
@@ -246,10 +184,8 @@ def run_prompts(args: argparse.Namespace, sheet: GlyphSheet) -> tuple[Report, Im
     if args.truth:
         draw, among = truth(sheet, args.seed), GLYPHS
     else:
-        from benchmarks.demo_model import DemoModel
-
         model = DemoModel(args.model, args.device, precision=args.precision)
-        draw, among = model.draw(args), model.glyphs
+        draw, among = model.generate(args), model.glyphs
     report.extra["glyphs the model has seen"] = len(among)
     singles = single_prompts(args.n, args.seed, among)
     pairs = pair_prompts(args.n // 2, args.seed, among)
@@ -259,7 +195,7 @@ def run_prompts(args: argparse.Namespace, sheet: GlyphSheet) -> tuple[Report, Im
     judge_single(singles, images_of_one, finder, report)
     judge_pairs(pairs, images_of_two, finder, report)
     if args.beside:
-        other = DemoModel(args.model, args.device, precision=args.beside).draw(args)(singles)
+        other = DemoModel(args.model, args.device, precision=args.beside).generate(args)(singles)
         judge_beside(singles, images_of_one, other, finder, report)
     if not args.truth:
         true, _ = Scenes(args.font, seed=args.seed, split="test").batch(0, PSNR_SCENES)
@@ -272,8 +208,6 @@ def run_prompts(args: argparse.Namespace, sheet: GlyphSheet) -> tuple[Report, Im
 
 def run_task(args: argparse.Namespace, sheet: GlyphSheet) -> tuple[Report, Image.Image]:
     """The figures of a model for images, and a sheet of some with what they are of."""
-    from benchmarks.demo_model import DemoModel
-
     model = DemoModel(args.model, args.device, args.task, args.precision)
     solve = model.solve(args)
     if args.task == "upscale":

@@ -88,10 +88,7 @@ def make_plan(given: Mapping[str, Any], *, script: bool = False) -> Plan:
     check_model(plan.job, choice)
     check_components(plan.job, header, choice)
     check_parts(plan.job, choice)
-    if asked.task in IMAGE_TASKS or asked.images:
-        plan = replace(plan, job=_measured(plan.job, choice))
-    if plan.job.hires is not None:
-        plan = replace(plan, job=_with_hires_size(plan.job, choice))
+    plan = replace(plan, job=_with_sizes(plan.job, choice))
     if plan.job.eta and plan.job.sampler not in ETA_SAMPLERS:
         note = f"--eta is ignored: {plan.job.sampler} draws no noise"
         plan = replace(plan, notes=(*plan.notes, note))
@@ -352,20 +349,18 @@ def most_noise(task: str, config: Config) -> int:
     return min(steps - 1, known - 1, most) if params else 0
 
 
-def _measured(job: Job, choice: Choice) -> Job:
-    """The job with the size of the image that comes out; its files are read and tried."""
-    from ldm.images.sources import read_sources  # numpy, which an error in a flag need not wait for
+def _with_sizes(job: Job, choice: Choice) -> Job:
+    """The job with the size of its image, whose files are read and tried, and that of hires fix."""
+    multiple = size_rule(choice.config)[1]
+    if job.task in IMAGE_TASKS or job.images:
+        from ldm.images.sources import read_sources  # numpy, which a wrong flag need not wait for
 
-    width, height = read_sources(job, size_rule(choice.config)[1]).size
-    return replace(job, width=width, height=height)
-
-
-def _with_hires_size(job: Job, choice: Choice) -> Job:
-    """The job with the size of the finished image in place of a factor."""
-    assert job.hires is not None
+        width, height = read_sources(job, multiple).size
+        job = replace(job, width=width, height=height)
+    if job.hires is None:
+        return job
     assert job.width is not None
     assert job.height is not None
-    multiple = size_rule(choice.config)[1]
     width, height = hires_size(job.hires, (job.width, job.height), multiple)
     return replace(job, hires=f"{width}x{height}")
 

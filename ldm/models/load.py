@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ldm.checkpoints.components import AUTOENCODER, DEPTH, Files, lacking, without
 from ldm.checkpoints.config import Config, read_config
-from ldm.checkpoints.families.choice import choose, fitting_yamls, with_prediction
+from ldm.checkpoints.families.choice import Choice, choose, fitting_yamls, with_prediction
 from ldm.checkpoints.families.family import Family
 from ldm.checkpoints.weights.files import Weights, open_weights
 from ldm.checkpoints.weights.header import Header, read_header
@@ -78,13 +78,11 @@ def load_model(
 ) -> Loaded:
     """Load a checkpoint, strictly: each key of the model is in it, and no other one that matters.
 
-    `components` are files that take the place of the checkpoint's own parts, which it need not
-    have then (see `ldm.checkpoints.components`).
+    `components` are files that replace parts of the checkpoint, which it then need not have.
     `prediction` (eps or v) overrides the YAML. `dtype` None keeps the file's own precision; where
-    neither precision nor device changes, the weights stay mapped and are copied nowhere, but for
-    those of the network where they are `packed` (see `ldm.nn.packing`: on the CPU) or
-    `quantized` (`ldm.nn.quantized`: 8 bits, on the CPU). A network that is to be `compiled` is not
-    packed: torch's compiler sees to that. With `channels_last` feature maps lie so in memory.
+    neither precision nor device changes, the weights stay mapped and are not copied, except for
+    a network that is `packed` (`ldm.nn.packing`) or `quantized` (`ldm.nn.quantized`), both on the
+    CPU. A `compiled` network is not packed: torch's compiler sees to that.
     Raises ConfigError and CheckpointError, before a tensor is read.
     """
     header = read_header(checkpoint)
@@ -113,9 +111,7 @@ def load_model(
         model.lay_channels_last()
     if packed:
         upsample_in_phases(model.first_stage_model)
-    if not choice.prediction_why:
-        choice = with_prediction(choice, *measure_prediction(model))
-    model.prediction = Prediction(choice.family.prediction)
+    choice = _settle_prediction(model, choice)
     if DEPTH.prefix in files:
         model.depth_model = load_depth_model(files[DEPTH.prefix], dtype, device)
     if compiled:
@@ -130,6 +126,14 @@ def load_model(
         digest=header.short_hash,
         notes=_notes(header, sources),
     )
+
+
+def _settle_prediction(model: Model, choice: Choice) -> Choice:
+    """Tell a loaded model eps from v, by a measurement where nothing else says it."""
+    if not choice.prediction_why:
+        choice = with_prediction(choice, *measure_prediction(model))
+    model.prediction = Prediction(choice.family.prediction)
+    return choice
 
 
 def key_sources(header: Header, use_ema: bool) -> dict[str, str]:

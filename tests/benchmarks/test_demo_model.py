@@ -50,7 +50,7 @@ def test_images_do_not_depend_on_the_batch(checkpoint: Path) -> None:
     drawn = []
     for batch in (1, 3):
         wanted = argparse.Namespace(batch=batch, steps=2, sampler="euler", scale=2.0, seed=7)
-        drawn.append(model.draw(wanted)(prompts).astype(int))
+        drawn.append(model.generate(wanted)(prompts).astype(int))
     assert drawn[0].shape == (3, 128, 128, 3)
     assert np.abs(drawn[0] - drawn[1]).max() <= 1
     assert np.abs(drawn[0][0] - drawn[0][1]).max() > 1

@@ -1,0 +1,95 @@
+"""inpaint as a user meets it: words in; files and lines out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ldm.engine.results import Result
+from ldm.engine.tasks import Given, inpaint
+from ldm.images.sources import read_sources
+from ldm.jobs.job import Job
+from ldm.models.load import load_model
+from tests.image_task_runs import PROMPT, Models, draw, encoded
+from tests.tiny_images import save, scene, square_mask
+
+HOLE = ["-i", "in.png", "--mask", "mask.png"]
+
+
+@pytest.mark.parametrize("name", ["text", "inpaint", "textless"])
+def test_what_is_not_masked_stays_byte_for_byte(models: Models, name: str) -> None:
+    words = [] if name == "textless" else PROMPT
+    argv = [*words, *models(name)]
+    outside = square_mask(75, 50) == 0
+    for feather in ("0", "8"):
+        made = draw("inpaint", *HOLE, *argv, "--feather", feather)
+        assert (made == scene(75, 50))[outside].all()
+        assert np.abs(made - scene(75, 50))[~outside].mean() > 5
+    own = draw("inpaint", *HOLE, *argv, "--no-paste")
+    assert np.abs(own - scene(75, 50))[outside].mean() > 5
+    assert (made[25, 37] == own[25, 37]).all()  # in the middle, past the feather
+
+
+def test_a_mask_may_be_inverted_or_be_the_transparency(models: Models) -> None:
+    argv = [*PROMPT, *models("inpaint")]
+    expected = draw("inpaint", *HOLE, *argv)
+    mask = square_mask(75, 50)
+    save(Path("black.png"), 255 - mask)
+    made = draw("inpaint", "-i", "in.png", "--mask", "black.png", "--mask-invert", *argv)
+    assert (made == expected).all()
+    save(Path("glass.png"), np.dstack([scene(75, 50), 255 - mask]))
+    assert (draw("inpaint", "-i", "glass.png", *argv) == expected).all()
+
+
+def test_a_line_between_two_latents_is_repainted(models: Models, results: list[Result]) -> None:
+    thin = np.zeros((50, 75), np.uint8)
+    thin[:, 37] = 255
+    save(Path("mask.png"), thin)
+    argv = [*HOLE, *PROMPT, *models("text"), "--sampler", "dpmpp_2m"]
+    draw("inpaint", *argv)
+    given = np.pad(scene(75, 50), ((0, 78), (0, 53), (0, 0)), mode="edge")
+    away = (results[0].latent - encoded(load_model(models("text")[1]).model, given)).abs().mean(0)
+    assert away[:, 4].min() > 10 * away[:, 3].max()
+
+
+@pytest.mark.parametrize("name", ["text", "inpaint"])
+def test_an_image_grows_beyond_its_edges(models: Models, name: str) -> None:
+    made = draw("inpaint", "-i", "in.png", *PROMPT, *models(name), "--outpaint", "5,0,40,3")
+    assert made.shape == (53, 120, 3)
+    assert (made[:42, 13:72] == scene(75, 50)[:42, 8:67]).all()
+    assert (made[:, 81:] != made[:, 80:81]).any()  # not just the edge, repeated
+
+
+def test_the_textless_model_is_shown_what_the_original_script_showed(models: Models) -> None:
+    """scripts/inpaint.py of latent-diffusion, make_batch and what follows."""
+    model = load_model(models("textless")[1]).model
+    model.scale_factor = 0.5
+    save(Path("in.png"), scene(128, 64))
+    save(Path("mask.png"), np.minimum(square_mask(128, 64), 155))  # more than a half: masked
+    job = Job(task="inpaint", init_img="in.png", mask="mask.png", steps=2, scale=1.0, seed=1)
+    job = replace(job, sampler="ddim", strength=1.0, fit="floor-64")
+    with torch.inference_mode():
+        concat = inpaint(job, Given(model, read_sources(job, 4))).cond.concat
+    image = torch.from_numpy(scene(128, 64)).float().permute(2, 0, 1)[None] / 255
+    mask = (torch.from_numpy(square_mask(128, 64))[None, None] > 0).float()
+    masked_image = ((1 - mask) * image) * 2 - 1
+    with torch.inference_mode():
+        c = model.first_stage_model.quant_conv(model.first_stage_model.encoder(masked_image))
+    cc = torch.nn.functional.interpolate(mask * 2 - 1, size=c.shape[-2:])
+    assert concat is not None
+    assert torch.allclose(concat, torch.cat((c, cc), dim=1), atol=1e-5)
+    assert set(concat[0, -1].unique().tolist()) == {-1.0, 1.0}
+
+
+@pytest.mark.parametrize("name", ["inpaint", "textless"])
+def test_an_inpainting_model_keeps_more_of_the_hole_at_less_strength(
+    models: Models, results: list[Result], name: str
+) -> None:
+    for strength in ("0", "0.5", "1"):
+        draw("inpaint", *HOLE, *PROMPT, *models(name), "--strength", strength)
+    first, second, third = (result.latent for result in results)
+    assert 0 < (second - first).abs().mean() < (third - first).abs().mean()
