@@ -101,6 +101,7 @@ def test_eight_bits_are_not_compiled(home: Path, capfd: pytest.CaptureFixture[st
 
 
 def test_without_a_compiler_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ldm.jobs.tuning.sys", SimpleNamespace(version_info=(3, 13, 1)))
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr("sysconfig.get_path", lambda name: "nowhere")
     for name in ("CC", "CXX"):
