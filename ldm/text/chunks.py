@@ -40,7 +40,7 @@ class Chunked:
         return [*self.chunks, *([] for _ in range(count - len(self.chunks)))]
 
 
-def chunked(text: str, tokenizer: Tokenizer, room: int, syntax: str = "weights") -> Chunked:
+def chunked(text: str, tokenizer: Tokenizer, room: int, syntax: str = "a1111") -> Chunked:
     """A prompt in chunks of at most `room` tokens; in the syntax "plain" in one, the rest cut off.
 
     A chunk ends at BREAK, or when it is full. Where a comma is near its end, what follows the
@@ -50,7 +50,7 @@ def chunked(text: str, tokenizer: Tokenizer, room: int, syntax: str = "weights")
         tokens = tokenizer.split(text)
         return Chunked([list(_tokens([Piece(text)], tokenizer))[:room]], tokens.tail(room))
     comma = tokenizer.encode(",")[0]
-    *parts, last = (list(_tokens(pieces, tokenizer)) for pieces in parse(text))
+    *parts, last = (list(_tokens(pieces, tokenizer)) for pieces in parse(text, syntax))
     chunks = [chunk for part in parts for chunk in _filled(part, room, comma)]
     if last or not chunks:  # a BREAK at the very end adds nothing
         chunks += _filled(last, room, comma)

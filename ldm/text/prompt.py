@@ -25,6 +25,7 @@ _MARK = re.compile(
     r"|:\s*(?P<weight>[+-]?(?:\d+(?:\.\d*)?|\.\d+))\s*\)"
     r"|(?P<bracket>[()\[\]])"
     r"|(?P<end>\bBREAK\b)"
+    r"|(?P<lone>\\)"
 )
 _OPENING = {")": "(", "]": "["}
 
@@ -37,22 +38,25 @@ class Piece:
     weight: float = 1.0
 
 
-def parse(text: str, syntax: str = "weights") -> list[list[Piece]]:
+def parse(text: str, syntax: str = "a1111") -> list[list[Piece]]:
     """The pieces of a prompt, in one list more than it has words BREAK.
 
     `(x)` is 1.1 times as strong, `[x]` 1/1.1 times, `(x:1.3)` 1.3 times; inside each other they
     multiply. A backslash before a bracket or a backslash makes it a plain character. A bracket
     that is never closed reaches to the end of the prompt, one that was never opened is a
+    character. Another backslash is dropped; in the syntax "weights" of earlier records it is a
     character. In the syntax "plain" everything is. Raises JobError where a weight is no number.
     """
-    return [[Piece(text)] if text else []] if syntax == "plain" else _Reader(text).parts()
+    if syntax == "plain":
+        return [[Piece(text)] if text else []]
+    return _Reader(text, keeps_backslash=syntax == "weights").parts()
 
 
 class _Reader:
     """The pieces as they are read: brackets of each kind are counted on their own."""
 
-    def __init__(self, text: str) -> None:
-        self.text = text
+    def __init__(self, text: str, *, keeps_backslash: bool) -> None:
+        self.text, self.keeps_backslash = text, keeps_backslash
         self.texts: list[str] = []
         self.weights: list[float] = []
         self.ends: list[int] = []  # how many pieces there were at each BREAK
@@ -75,6 +79,8 @@ class _Reader:
         kind, found = mark.lastgroup, mark[mark.lastgroup or 0]
         if kind == "escaped":
             self._add(found)
+        elif kind == "lone" and not self.keeps_backslash:
+            pass
         elif kind == "end":
             self.ends.append(len(self.texts))
         elif kind == "weight" and self.opened["("]:

@@ -94,7 +94,11 @@ class Tokenizer(ABC):
 
 
 class ClipTokenizer(Tokenizer):
-    """The rules of transformers' CLIPTokenizer: NFC, white space to one space, lower case."""
+    """The rules of the CLIPTokenizer of 2022: text repaired by ftfy, NFC, lower case.
+
+    That was transformers' slow one, which repaired where ftfy was installed, as the originals'
+    environment had it: curly quotes, ligatures and full-width letters become plain ones.
+    """
 
     def __init__(self) -> None:
         specials = ("<|startoftext|>", "<|endoftext|>")
@@ -112,7 +116,7 @@ class ClipTokenizer(Tokenizer):
         )
 
     def split(self, text: str) -> Tokens:
-        text = whole(text)
+        text = whole(_repaired(text))
         found = self._backend.encode(text, add_special_tokens=False)
         return Tokens(text, found.ids, found.offsets, word_numbers(found))
 
@@ -175,6 +179,15 @@ def open_clip_tokenizer() -> Tokenizer:
 def whole(text: str) -> str:
     """A text without unpaired surrogates, which come from file names and cannot be UTF-8."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _repaired(text: str) -> str:
+    """A text as ftfy repairs it; plain ASCII is as it is, and spares the import."""
+    if text.isascii() and "&" not in text and (text.isprintable() or not text):
+        return text
+    import ftfy
+
+    return ftfy.fix_text(text)
 
 
 def word_numbers(found: Encoding) -> list[int]:

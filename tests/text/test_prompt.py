@@ -44,7 +44,7 @@ LESS = 1 / 1.1
         (r"\(literal\]", [("(literal]", 1)]),
         (r"\[x\) \\(y)", [("[x) " + "\\", 1), ("y", 1.1)]),
         (r"(a\):2)", [("a)", 2)]),
-        (r"¯\_(ツ)_/¯ C:\x", [("¯" + r"\_", 1), ("ツ", 1.1), (r"_/¯ C:\x", 1)]),
+        (r"¯\_(ツ)_/¯ C:\x", [("¯_", 1), ("ツ", 1.1), ("_/¯ C:x", 1)]),
         # Braces, bars and angles have no meaning.
         ("{x} [a|b] <y:1>", [("{x} ", 1), ("a|b", LESS), (" <y:1>", 1)]),
     ],
@@ -116,3 +116,8 @@ def test_weights_beyond_all_numbers_are_an_error() -> None:
         parse("(" * 8000 + "x")
     with pytest.raises(JobError, match="beyond"):
         parse(f"(x:{'9' * 400})")
+
+
+def test_earlier_records_keep_a_lone_backslash() -> None:
+    assert parse(r"C:\x \(y", "weights") == [[Piece(r"C:\x (y")]]
+    assert parse(r"C:\x \(y") == [[Piece("C:x (y")]]

@@ -101,8 +101,12 @@ def transformers_tokenizer() -> Any:
 
 
 def transformers_encode() -> Encode:
+    """The tokenizer of 2022 put together again: ftfy, then what is left of its rules."""
+    import ftfy
+
     def encode(text: str) -> list[int]:
-        found: list[int] = transformers_tokenizer()(text, add_special_tokens=False)["input_ids"]
+        mended = ftfy.fix_text(text)
+        found: list[int] = transformers_tokenizer()(mended, add_special_tokens=False)["input_ids"]
         return found
 
     return encode
@@ -144,6 +148,22 @@ def test_ids_equal_the_library_s_for_any_text(
     ours: Callable[[], Tokenizer], theirs: Callable[[], Encode], text: str
 ) -> None:
     assert ours().encode(text) == theirs()(text)
+
+
+@pytest.mark.parametrize(
+    ("odd", "plain"),
+    [
+        ("a corgi\u2019s head", "a corgi's head"),
+        ("\u201coffice\u201d", '"office"'),
+        ("of\ufb01ce", "office"),
+        ("\uff21\uff22\uff23", "ABC"),
+        ("a cat &amp; a dog", "a cat & a dog"),
+        ("sch\u00c3\u00b6n", "sch\u00f6n"),
+        ("a\u2028b", "a\nb"),
+    ],
+)
+def test_the_tokenizer_of_2022_repairs_text(odd: str, plain: str) -> None:
+    assert clip_tokenizer().encode(odd) == clip_tokenizer().encode(plain)
 
 
 def test_batches_equal_open_clip_s() -> None:
