@@ -295,7 +295,10 @@ def tokens(
     ),
     config: str = typer.Option(None, "--config", metavar="YAML", help="Model config (YAML)."),
     syntax: str = typer.Option(
-        "weights", "--prompt-syntax", metavar="weights|plain", help="Prompt syntax [weights]."
+        "a1111",
+        "--prompt-syntax",
+        metavar="a1111|weights|plain",
+        help="Prompt syntax [a1111].",
     ),
     json: bool = typer.Option(False, "--json", help="Print one JSON object."),
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of errors."),

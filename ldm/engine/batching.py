@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.engine.batch_noise import Draws, Joined, Rows
+from ldm.engine.guides import Guide
 from ldm.engine.tasks import Problem
 from ldm.images.sources import Sources
 from ldm.jobs.job import Job
@@ -112,10 +113,11 @@ def fit(one: Part, other: Part) -> bool:
 def kinds(problem: Problem) -> tuple[object, ...]:
     """The shapes and types of what belongs to one row of a problem."""
     tensors = [problem.init]
-    for side in (problem.cond, problem.uncond or Conditioning()):
+    for side in (side for guide in problem.guides for side in guide.sides()):
         tensors += [side.crossattn, side.vector, side.concat, *side.controls]
     shapes = [None if each is None else (tuple(each.shape[1:]), each.dtype) for each in tensors]
-    return problem.uncond is None, *shapes
+    forms = [(g.until, len(g.conds), g.uncond is None, g.is_plain) for g in problem.guides]
+    return *forms, *shapes
 
 
 def joined(problems: Sequence[Problem]) -> Problem:
@@ -123,12 +125,10 @@ def joined(problems: Sequence[Problem]) -> Problem:
     if len(problems) == 1:
         return problems[0]
     scales = [problem.scale for problem in problems]
-    unconds = [problem.uncond for problem in problems if problem.uncond is not None]
     inits = [problem.init for problem in problems if problem.init is not None]
     return replace(
         problems[0],
-        cond=_stacked([problem.cond for problem in problems]),
-        uncond=_stacked(unconds) if unconds else None,
+        guides=tuple(map(_joined_guide, zip(*(p.guides for p in problems), strict=True))),
         scale=_joined(problems) if len(set(scales)) > 1 else scales[0],
         init=torch.cat(inits) if inits else None,
     )
@@ -136,11 +136,10 @@ def joined(problems: Sequence[Problem]) -> Problem:
 
 def rows_of(problem: Problem, rows: slice) -> Problem:
     """Some rows of a problem."""
-    uncond, init, scale = problem.uncond, problem.init, problem.scale
+    init, scale = problem.init, problem.scale
     return replace(
         problem,
-        cond=_rows(problem.cond, rows),
-        uncond=None if uncond is None else _rows(uncond, rows),
+        guides=tuple(_rows_of_guide(guide, rows) for guide in problem.guides),
         init=None if init is None else init[rows],
         scale=scale[rows] if isinstance(scale, tuple) else scale,
     )
@@ -161,11 +160,27 @@ def _joined(problems: Sequence[Problem]) -> tuple[float, ...]:
     """The scale of each row of guided problems."""
     scales: list[float] = []
     for problem in problems:
-        alone, cond = problem.scale, problem.cond
-        tensor = cond.vector if cond.crossattn is None else cond.crossattn
-        assert tensor is not None
-        scales += alone if isinstance(alone, tuple) else (alone,) * len(tensor)
+        alone, count = problem.scale, len(problem.guides[0].weights[0])
+        scales += alone if isinstance(alone, tuple) else (alone,) * count
     return tuple(scales)
+
+
+def _joined_guide(guides: Sequence[Guide]) -> Guide:
+    """Guides of one form as that of all their rows."""
+    unconds = [guide.uncond for guide in guides if guide.uncond is not None]
+    weights = zip(*(guide.weights for guide in guides), strict=True)
+    return replace(
+        guides[0],
+        conds=tuple(map(_stacked, zip(*(guide.conds for guide in guides), strict=True))),
+        weights=tuple(tuple(weight for own in part for weight in own) for part in weights),
+        uncond=_stacked(unconds) if unconds else None,
+    )
+
+
+def _rows_of_guide(guide: Guide, rows: slice) -> Guide:
+    """A guide of some of the rows."""
+    weights = tuple(part[rows] for part in guide.weights)
+    return replace(guide.with_sides(lambda side: _rows(side, rows)), weights=weights)
 
 
 def _stacked(sides: Sequence[Conditioning]) -> Conditioning:

@@ -15,7 +15,7 @@ from ldm.engine.fallbacks import Fallbacks
 from ldm.engine.passes import Pass, as_images, passes_of
 from ldm.engine.results import Result
 from ldm.engine.stages import Stages
-from ldm.engine.tasks import inpaints_without_text
+from ldm.engine.tasks import Start, inpaints_without_text
 from ldm.images.sources import Sources, digests, read_sources
 from ldm.jobs.job import Job
 from ldm.jobs.metadata import Record
@@ -132,12 +132,13 @@ class Engine:
         assert job.width is not None
         assert job.height is not None
         if following.enlarge_latents is not None:
-            start = following.enlarge_latents(before.latents)
+            latents = following.enlarge_latents(before.latents)
         else:
             assert following.enlarge_image is not None
             decoded = [self.fallbacks.decode(x[None], before.job, report) for x in before.latents]
             images = as_images([following.enlarge_image(x) for x in decoded], self.policy.device)
-            start = self.fallbacks.encode_images(images, job, report)
+            latents = self.fallbacks.encode_images(images, job, report)
+        start = Start(latents, following.steps, before.job.steps or 0)
         sources = Sources((job.width, job.height), (job.width, job.height))
         draws = self.stages.draws(job, sources)
         problem = self.fallbacks.encode(job, sources, draws, report, start)

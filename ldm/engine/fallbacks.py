@@ -19,7 +19,7 @@ from ldm.engine.batching import Part, kinds
 from ldm.engine.events import OnEvent, RunWarning
 from ldm.engine.memory import OutOfMemory
 from ldm.engine.stages import Stages
-from ldm.engine.tasks import Problem
+from ldm.engine.tasks import Problem, Start
 from ldm.errors import NonFiniteError
 from ldm.images.sources import Sources
 from ldm.images.tensors import ImageArray
@@ -44,9 +44,9 @@ class Fallbacks:
         sources: Sources,
         draws: Draws,
         report: OnEvent,
-        start: Tensor | None = None,
+        start: Start | None = None,
     ) -> Problem:
-        """What to sample for one batch; `start` [B,C,h,w] are the latents of the pass before."""
+        """What to sample for one batch; `start` is what the pass before came to."""
         while True:
             try:
                 tiling = self._tiling(batch)

@@ -34,11 +34,12 @@ class Pass:
 
     One of the two functions is given: `enlarge_latents` makes latents [B,C,h,w] of the size of
     `job` from those before; `enlarge_image` an image [H,W,3] of its size from the decoded one.
-    `name` is what progress calls it.
+    `name` is what progress calls it; `steps` of those of its job are taken.
     """
 
     name: str
     job: Job
+    steps: int
     enlarge_latents: Callable[[Tensor], Tensor] | None = None
     enlarge_image: Callable[[Pixels], Pixels] | None = None
 
@@ -60,23 +61,24 @@ def _hires(batch: Job, factor: int) -> Pass:
     assert isinstance(size, tuple)
     assert batch.hires_strength is not None
     assert batch.hires_steps is not None
-    total = grid_steps(batch.hires_steps, batch.hires_strength)
+    steps = batch.hires_steps
+    total = grid_steps(steps, batch.hires_strength)
     job = replace(
         batch,
         task="img2img",
         width=size[0],
         height=size[1],
         steps=total,
-        strength=batch.hires_steps / total if batch.hires_strength else 0.0,
+        strength=steps / total if batch.hires_strength else 0.0,
         hires=None,
     )
     upscaler = batch.hires_upscaler or ""
     if upscaler in LATENT_MODES:
         mode = LATENT_MODES[upscaler]
         place = (size[0] // factor, size[1] // factor)
-        return Pass("hires", job, enlarge_latents=lambda x: enlarged_latents(x, place, mode))
+        return Pass("hires", job, steps, enlarge_latents=lambda x: enlarged_latents(x, place, mode))
     chosen = IMAGE_FILTERS[upscaler]
-    return Pass("hires", job, enlarge_image=lambda image: enlarged_image(image, size, chosen))
+    return Pass("hires", job, steps, enlarge_image=lambda x: enlarged_image(x, size, chosen))
 
 
 def covering(source: Size, wanted: Size) -> tuple[Size, Size]:

@@ -18,8 +18,9 @@ from ldm.engine.batch_noise import Draws
 from ldm.engine.batching import Part, joined, noise_of, stands_alone, started
 from ldm.engine.device import Policy
 from ldm.engine.events import BatchStarted, OnEvent, RunWarning, StepDone
+from ldm.engine.guides import Guide
 from ldm.engine.memory import Offload, OutOfMemory, free, is_out_of_memory
-from ldm.engine.tasks import TASKS, Given, Problem, first_draw
+from ldm.engine.tasks import TASKS, Given, Problem, Start, first_draw
 from ldm.engine.timing import phase
 from ldm.errors import NonFiniteError
 from ldm.images.sources import Sources
@@ -30,7 +31,7 @@ from ldm.models.model import Model
 from ldm.nn.attention import attention_backend
 from ldm.nn.rows import image_by_image
 from ldm.sampling.denoiser import DenoiseFn
-from ldm.sampling.guidance import held
+from ldm.sampling.guidance import Calls, held, in_turn
 from ldm.sampling.samplers import final_latent, masked
 from ldm.sampling.samplers.table import levels
 
@@ -67,9 +68,9 @@ class Stages:
         draws: Draws,
         tiling: str,
         report: OnEvent,
-        start: Tensor | None = None,
+        start: Start | None = None,
     ) -> Problem:
-        """What to sample for one batch; `start` [B,C,h,w] are the latents of the pass before."""
+        """What to sample for one batch; `start` is what the pass before came to."""
         first = None if draws.first is None else draws.first[: batch.n_samples]
         given = Given(self.model, sources, first, tiling, self.memory, start)
         model = self.model
@@ -100,7 +101,7 @@ class Stages:
 
         def first_step(problem: Problem, x: Tensor) -> Tensor:
             with image_by_image(len(x)):
-                return self._denoiser(problem, x)(x, levels(x, float(problem.sigmas[0])))
+                return self._denoiser(problem, x, Calls())(x, levels(x, float(problem.sigmas[0])))
 
         def compare() -> bool:
             whole = first_step(joined([part.problem for part in parts]), torch.cat(xs))
@@ -141,33 +142,56 @@ class Stages:
             return problem.init
         xs = [started(part.problem, start) for part, start in zip(parts, starts, strict=True)]
         x = xs[0] if len(xs) == 1 else torch.cat(xs)
-        denoise, fn = self._denoiser(problem, x), sampler.fn
+        calls = Calls(by_step=sampler.calls == 1)
+        denoise, fn = self._denoiser(problem, x, calls), sampler.fn
         if problem.mask is not None and problem.init is not None:
             if sampler.name == "ddim":  # as the originals did
                 fn = masked(fn, problem.init, 1 - problem.mask)
             else:  # a sampler with a history must see all steps
                 denoise = held(denoise, problem.init, problem.mask)
+
+        def on_step(index: int, x: Tensor, denoised: Tensor) -> None:
+            calls.step_done()
+            report(StepDone(index + 1, steps, denoised))
+
         with image_by_image(len(x) if stands_alone(parts[0].job) else 1):
             x = fn(
                 denoise,
                 x,
                 problem.sigmas,
                 noise=noise,
-                on_step=lambda i, x, denoised: report(StepDone(i + 1, steps, denoised)),
+                on_step=on_step,
                 **problem.options,
             )
         return final_latent(sampler, x, float(problem.sigmas[-1]))
 
-    def _denoiser(self, problem: Problem, x: Tensor) -> DenoiseFn:
-        """The model's denoiser for a problem, tile by tile where the image is large."""
+    def _denoiser(self, problem: Problem, x: Tensor, calls: Calls) -> DenoiseFn:
+        """The model's denoiser for a problem, tile by tile where the image is large.
+
+        What guides it changes with the number of `calls`.
+        """
+
+        denoisers = [self._guided(guide, problem, x) for guide in problem.guides]
+        if len(denoisers) == 1:
+            return denoisers[0]
+        ends = [guide.until for guide in problem.guides]
+        return in_turn(list(zip(ends, denoisers, strict=True)), calls)
+
+    def _guided(self, guide: Guide, problem: Problem, x: Tensor) -> DenoiseFn:
+        """The denoiser under one guide."""
 
         def part(rows: slice, columns: slice) -> DenoiseFn:
-            cond = problem.cond.crop(rows, columns)
-            uncond = None if problem.uncond is None else problem.uncond.crop(rows, columns)
-            return self.model.denoiser(cond, uncond, problem.scale)
+            return whole(guide.with_sides(lambda side: side.crop(rows, columns)))
+
+        def whole(guide: Guide) -> DenoiseFn:
+            if guide.is_plain:
+                return self.model.denoiser(guide.conds[0], guide.uncond, problem.scale)
+            assert guide.uncond is not None
+            weights = guide.weights
+            return self.model.composed_denoiser(guide.conds, weights, guide.uncond, problem.scale)
 
         if problem.tile is None:
-            return self.model.denoiser(problem.cond, problem.uncond, problem.scale)
+            return whole(guide)
         from ldm.sampling.tiling import tiled_denoiser
 
         height, width = x.shape[-2:]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm.engine.guides import Guide, Read, guides_of
 from ldm.images.canvas import Pixels, Plane, hard_mask, latent_mask, touched_mask
 from ldm.images.sources import Sources
 from ldm.jobs.fields import PARTIAL
@@ -24,17 +25,16 @@ from ldm.sampling.schedule import Compat, make_grid
 
 @dataclass(frozen=True)
 class Problem:
-    """What to sample: a latent for each row of `cond`, down the noise levels `sigmas`.
+    """What to sample: a latent for each row of the `guides`, down the noise levels `sigmas`.
 
-    `uncond` is None where the scale of guidance is 1; there may be a scale for each row. With
+    There is a guide for each part of the steps, and there may be a scale for each row. With
     `init` (a clean latent [B,C,h,w]) the start is that with noise of the level `init_sigma`, else
     noise alone; with `mask` ([1,1,h,w], 1 is free) the rest is held to `init`. `tile` is the side
     of the tiles to denoise in, in latent positions. `depth` [1,H,W] is what was estimated.
     `warnings` tell what of the texts the model cannot take in.
     """
 
-    cond: Conditioning
-    uncond: Conditioning | None
+    guides: tuple[Guide, ...]
     scale: float | tuple[float, ...]
     sampler: Sampler
     sigmas: Tensor
@@ -46,11 +46,30 @@ class Problem:
     depth: Tensor | None = None
     warnings: tuple[str, ...] = ()
 
+    @property
+    def cond(self) -> Conditioning:
+        """What the prompts come to at the first step."""
+        return self.guides[0].conds[0]
+
+    @property
+    def uncond(self) -> Conditioning | None:
+        """What the negative prompt comes to at the first step; None without guidance."""
+        return self.guides[0].uncond
+
     def numbers(self) -> list[Tensor | None]:
         """What the encoders gave."""
-        sides = [side for side in (self.cond, self.uncond) if side is not None]
+        sides = [side for guide in self.guides for side in guide.sides()]
         parts = [part for side in sides for part in (side.crossattn, side.concat, side.vector)]
         return [*parts, self.init]
+
+
+@dataclass(frozen=True)
+class Start:
+    """The latents [B,C,h,w] that a pass starts from; its steps, and those of the pass `before`."""
+
+    latents: Tensor
+    steps: int
+    before: int
 
 
 @dataclass(frozen=True)
@@ -58,8 +77,8 @@ class Given:
     """What a task has beside its job: the model, the images, and its first draw.
 
     `first` [B,...] is noise of the shape that `first_draw` names, or None; `tiling` is how the
-    autoencoder runs; `memory` keeps what texts came to. `start` [B,C,h,w] are the latents of the
-    pass before, which a task goes on from instead of an image.
+    autoencoder runs; `memory` keeps what texts came to. `start` is what the pass before came to,
+    which a task goes on from instead of an image.
     """
 
     model: Model
@@ -67,7 +86,7 @@ class Given:
     first: Tensor | None = None
     tiling: str = "auto"
     memory: Memory | None = None
-    start: Tensor | None = None
+    start: Start | None = None
 
     @property
     def device(self) -> torch.device:
@@ -96,7 +115,7 @@ def img2img(job: Job, given: Given) -> Problem:
     """The image with noise, from where the last `strength` of the steps go on."""
     problem = _guided(job, given)
     if given.start is not None:
-        return _from(problem, job, given.start)
+        return _from(problem, job, given.start.latents)
     init = given.latents(given.images(_image(given), job.n_samples))
     return _from(problem, job, init)
 
@@ -203,23 +222,19 @@ def _guided(job: Job, given: Given) -> Problem:
     assert job.steps is not None
     assert job.scale is not None
     assert job.sampler is not None
-    texts = job.texts()
-    wording = Wording(job.prompt_syntax, job.clip_skip)
-    negatives = [job.negative] * len(texts) if job.scale != 1 else []
-    cond, cut = model.condition(texts, wording, negatives, memory)
-    warnings = _losses("prompt", [wording.bare(text) for text in texts], cut, model)
-    uncond = None
-    if negatives:
-        uncond, cut = model.condition(negatives, wording, texts, memory)
-        warnings += _losses("negative prompt", [wording.bare(job.negative)], cut[:1], model)
     sampler = find_sampler(job.sampler)
+    start = given.start
+    steps, before = (job.steps, 0) if start is None else (start.steps, start.before)
+    guides, read = guides_of(
+        job, model, memory, steps=sampler.calls * steps, before=sampler.calls * before
+    )
+    warnings = _losses(read, Wording(job.prompt_syntax, job.clip_skip), model)
     takes_eta = job.eta is not None and "eta" in sampler.options
     compat: Compat = "ldm" if job.schedule_compat == "ldm" else "exact"
     sigmas = make_grid(job.grid or sampler.grid, model.schedule, job.steps, compat)
     warnings += _other_count(job.steps, len(sigmas) - 1)
     return Problem(
-        cond=cond,
-        uncond=uncond,
+        guides=guides,
         scale=job.scale,
         sampler=sampler,
         sigmas=sigmas,
@@ -261,13 +276,17 @@ def _shown(
 
     `without` is the unconditional vector where that is another one.
     """
-    uncond = problem.uncond
-    if vector is None:  # the text's own, if it has one
-        vector, without = problem.cond.vector, None if uncond is None else uncond.vector
-    if uncond is not None:
-        side = vector if without is None else without
-        uncond = replace(uncond, concat=concat, vector=side)
-    return replace(problem, cond=replace(problem.cond, concat=concat, vector=vector), uncond=uncond)
+
+    def with_prompt(side: Conditioning) -> Conditioning:
+        own = side.vector if vector is None else vector  # else the text's own, if it has one
+        return replace(side, concat=concat, vector=own)
+
+    def without_prompt(side: Conditioning) -> Conditioning:
+        changed = with_prompt(side)
+        return changed if without is None else replace(changed, vector=without)
+
+    guides = [guide.with_sides(with_prompt, without_prompt) for guide in problem.guides]
+    return replace(problem, guides=tuple(guides))
 
 
 def _image(given: Given) -> Pixels:
@@ -323,12 +342,15 @@ def first_draw(job: Job, model: Model, sources: Sources) -> tuple[int, ...] | No
     return None
 
 
-def _losses(what: str, texts: Sequence[str], cut: Sequence[str], model: Model) -> list[str]:
+def _losses(read: Sequence[Read], wording: Wording, model: Model) -> list[str]:
     """A warning for each text that is too long, or has words that the model never learnt."""
     warnings = []
-    for text, tail in zip(texts, cut, strict=True):
-        if tail:
-            warnings.append(f"the {what} is too long for the model; cut off at the end: {tail!r}")
+    for one in read:
+        if one.cut:
+            warnings.append(
+                f"the {one.what} is too long for the model; cut off at the end: {one.cut!r}"
+            )
+        text = wording.bare(one.text)
         unknown = model.cond_stage_model.unknown_words(text) if model.cond_stage_model else []
         if unknown:
             words = ", ".join(repr(word) for word in unknown)

@@ -55,7 +55,7 @@ PARTIAL = ("img2img", "inpaint", "depth2img")
 HIRES_UPSCALERS = ("latent", "latent-bicubic", "latent-nearest", "lanczos")
 SIZED = tuple(name for name in TASK_NAMES if name != "upscale")
 FITS = ("resize", "crop", "pad", "error", "floor-32", "floor-64")
-PROMPT_SYNTAXES = ("weights", "plain")
+PROMPT_SYNTAXES = ("a1111", "weights", "plain")
 FILE_FORMATS = ("txt", "csv", "tsv", "json", "jsonl")
 VAE_TILINGS = ("auto", "on", "off")
 
@@ -78,10 +78,10 @@ class Fields:
         tasks=PROMPTED,
     )
     prompt_syntax: str = option(
-        "weights",
+        "a1111",
         "--prompt-syntax",
-        help="weights: (x:1.3), [x] and BREAK, prompts of any length [weights]; "
-        "plain: the literal text, truncated to the model's length.",
+        help="a1111: (x:1.3), [x], BREAK, [x:y:0.5], [x|y] and AND, any length [a1111]; "
+        "weights: without the last three; plain: the literal text, truncated.",
         choices=PROMPT_SYNTAXES,
         tasks=PROMPTED,
     )

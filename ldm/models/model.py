@@ -31,7 +31,7 @@ from ldm.nn.dpt import MiDaSInference
 from ldm.nn.unet import UNetModel
 from ldm.nn.vq import VQModelInterface
 from ldm.sampling.denoiser import DenoiseFn, Prediction, make_denoiser
-from ldm.sampling.guidance import cfg
+from ldm.sampling.guidance import cfg, composed
 from ldm.sampling.schedule import NoiseSchedule, augmentor_buffers, ddpm_buffers
 from ldm.sampling.tiling import wants_tiling
 
@@ -222,6 +222,18 @@ class Model(nn.Module):
         if uncond is None:
             return alone
         return cfg(alone, self._denoiser(uncond.stack(cond)), scale)
+
+    def composed_denoiser(
+        self,
+        conds: Sequence[Conditioning],
+        weights: Sequence[Sequence[float]],
+        uncond: Conditioning,
+        scale: float | Sequence[float],
+    ) -> DenoiseFn:
+        """D(x [B,C,h,w], sigma [B]) guided by several prompts, each with a weight for each row."""
+        first, *others = conds
+        alone = [self._denoiser(cond) for cond in others]
+        return composed(self._denoiser(uncond.stack(first)), alone, weights, scale)
 
     def _denoiser(self, cond: Conditioning) -> DenoiseFn:
         def network(x_in: Tensor, t: Tensor) -> Tensor:

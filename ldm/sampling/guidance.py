@@ -32,6 +32,62 @@ def cfg(cond: DenoiseFn, pair: DenoiseFn, scale: float | Sequence[float]) -> Den
     return guided
 
 
+def composed(
+    pair: DenoiseFn,
+    others: Sequence[DenoiseFn],
+    weights: Sequence[Sequence[float]],
+    scale: float | Sequence[float],
+) -> DenoiseFn:
+    """Guidance by several prompts, uncond + scale * sum of w_i * (cond_i - uncond).
+
+    `pair` denoises a batch [2B,...] without a prompt and under the first one, each of the `others`
+    a batch [B,...] under one more. `weights` has a factor of each prompt for each of the B images.
+    Source: arXiv 2206.01714, equation 11, as AUTOMATIC1111's web UI has it (AND).
+    """
+
+    def guided(x: Tensor, sigma: Tensor) -> Tensor:
+        without, first = pair(torch.cat([x, x]), torch.cat([sigma, sigma])).chunk(2)
+        scales = torch.tensor([scale] * len(x) if isinstance(scale, float | int) else scale)
+        total = torch.zeros_like(without)
+        for part, own in zip([first, *(one(x, sigma) for one in others)], weights, strict=True):
+            factors = (scales * torch.tensor(own)).to(without)[:, None, None, None]
+            total = total + factors * (part - without)
+        return without + total
+
+    return guided
+
+
+class Calls:
+    """How often a sampler has called its denoiser; `by_step` counts its steps instead.
+
+    AUTOMATIC1111's web UI counts so where prompts change: calls of samplers with two a step.
+    """
+
+    def __init__(self, *, by_step: bool = True) -> None:
+        self.by_step = by_step
+        self.count = 0
+
+    def call_done(self) -> None:
+        """The denoiser was called."""
+        self.count += not self.by_step
+
+    def step_done(self) -> None:
+        """A step was taken."""
+        self.count += self.by_step
+
+
+def in_turn(denoisers: Sequence[tuple[int, DenoiseFn]], calls: Calls) -> DenoiseFn:
+    """Each denoiser up to a number of calls, counted from 0; the last one from then on."""
+
+    def current(x: Tensor, sigma: Tensor) -> Tensor:
+        chosen = next((one for end, one in denoisers if calls.count <= end), denoisers[-1][1])
+        denoised = chosen(x, sigma)
+        calls.call_done()
+        return denoised
+
+    return current
+
+
 def held(denoise: DenoiseFn, z: Tensor, mask: Tensor) -> DenoiseFn:
     """A denoiser that knows the answer, z [B,C,h,w], where mask [.,1,h,w] is 0; free where it is 1.
 

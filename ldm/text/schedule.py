@@ -53,17 +53,19 @@ def split_and(text: str) -> list[Part]:
     return parts
 
 
-def stretches(text: str, steps: int, before: int = 0) -> list[Stretch]:
+def stretches(
+    text: str, steps: int, before: int = 0, *, has_second_pass: bool = False
+) -> list[Stretch]:
     """What a prompt says in each part of `steps` calls of the denoiser, in order.
 
-    A number below 1 is a share of `steps`, another one a count of them. `before` is how many steps
-    an earlier pass took: of its second pass, hires fix counts steps from there, and shares from 1.
+    A number below 1 is a share of `steps`, another one a count of them. With hires fix numbers go
+    on in the second pass, which comes after `before` steps: 1.5 is the middle of it.
     """
     tree = _Grammar(text).whole()
     if tree is None:
         return [Stretch(steps, text)]
-    ends = {steps} | set(tree.ends(_Clock(steps, before)))
-    clock = _Clock(steps, before)
+    clock = _Clock(steps, before, has_second_pass)
+    ends = {steps, *tree.ends(clock)}
     found: list[Stretch] = []
     for end in sorted(ends):
         text_then = tree.at(end, clock)
@@ -80,13 +82,14 @@ class _Clock:
 
     steps: int
     before: int
+    has_second_pass: bool
 
     def end(self, number: str) -> int:
         """The step after which an edit happens."""
         value = float(number)
         if self.before:
             value = (value - 1) * self.steps if "." in number else value - self.before
-        elif value < 1:
+        elif value < 1 or (self.has_second_pass and "." in number):
             value *= self.steps
         return min(self.steps, int(value))
 

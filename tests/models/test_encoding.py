@@ -29,7 +29,7 @@ from tests.golden_data import case, text_tower, without
 from tests.tiny_models import make, v1_tree
 
 TOLERANCE = 1e-5
-WEIGHTS = Wording("weights")
+WEIGHTS = Wording("a1111")
 LONG = "a photograph of a cat " * 20  # 100 tokens, no comma
 
 
@@ -279,7 +279,7 @@ def test_bare_words() -> None:
 
 
 def test_scripts_take_prompts_literally() -> None:
-    assert Job().prompt_syntax == "weights"
+    assert Job().prompt_syntax == "a1111"
     defaults = [job for versions in SCRIPT_DEFAULTS.values() for job in versions]
     assert {fields["prompt_syntax"] for fields in defaults} == {"plain"}
 

@@ -23,7 +23,7 @@ class Words(Tokenizer):
         return Tokens(text, ids, [m.span() for m in found], list(range(len(found))))
 
 
-def ids(text: str, room: int = 75, syntax: str = "weights") -> list[list[int]]:
+def ids(text: str, room: int = 75, syntax: str = "a1111") -> list[list[int]]:
     return [[t.id for t in chunk] for chunk in chunked(text, Words(), room, syntax).chunks]
 
 
@@ -129,7 +129,7 @@ def test_a_prompt_without_marks_gives_the_row_it_always_gave(
     make: type[Tokenizer], text: str
 ) -> None:
     tokenizer = make()
-    for syntax in ("weights", "plain"):
+    for syntax in ("a1111", "weights", "plain"):
         found = chunked(text, tokenizer, 75, syntax)
         assert rows(found.chunks, tokenizer, 7, 77)[0] == tokenizer.batch([text], 7)[0]
 

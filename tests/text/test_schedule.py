@@ -58,6 +58,8 @@ def test_steps_of_the_second_pass_of_hires_fix() -> None:
     assert stretches("[a:b:25]", 10, 20) == [Stretch(5, "a"), Stretch(10, "b")]
     assert stretches("[a:b:1.5]", 10, 20) == [Stretch(5, "a"), Stretch(10, "b")]
     assert stretches("[a:b:40]", 10, 20) == [Stretch(10, "a")]
+    assert stretches("[a:b:1.5]", 20, has_second_pass=True) == [Stretch(20, "a")]
+    assert stretches("[a:b:0.5]", 20, has_second_pass=True)[0] == Stretch(10, "a")
 
 
 def test_a_space_may_follow_the_number() -> None:

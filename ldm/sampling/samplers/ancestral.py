@@ -58,7 +58,7 @@ def ddim(
     return x if sigmas[-1] > 0 else add_noise(x, noise, 0.0)
 
 
-@register("dpm_2_ancestral", order=2, draws=True, options=("eta",))
+@register("dpm_2_ancestral", order=2, calls=2, draws=True, options=("eta",))
 def dpm_2_ancestral(
     denoise: DenoiseFn,
     x: Tensor,
@@ -87,7 +87,7 @@ def dpm_2_ancestral(
     return x
 
 
-@register("dpmpp_2s_ancestral", order=2, draws=True, options=("eta",))
+@register("dpmpp_2s_ancestral", order=2, calls=2, draws=True, options=("eta",))
 def dpmpp_2s_ancestral(
     denoise: DenoiseFn,
     x: Tensor,
@@ -113,7 +113,7 @@ def dpmpp_2s_ancestral(
     return x
 
 
-@register("dpmpp_sde", order=2, draws=True, options=("eta",))
+@register("dpmpp_sde", order=2, calls=2, draws=True, options=("eta",))
 def dpmpp_sde(
     denoise: DenoiseFn,
     x: Tensor,

@@ -37,7 +37,7 @@ def euler(
     return x
 
 
-@register("heun", order=2)
+@register("heun", order=2, calls=2)
 def heun(
     denoise: DenoiseFn,
     x: Tensor,
@@ -61,7 +61,7 @@ def heun(
     return x
 
 
-@register("dpm_2", order=2)
+@register("dpm_2", order=2, calls=2)
 def dpm_2(
     denoise: DenoiseFn,
     x: Tensor,

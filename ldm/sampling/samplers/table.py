@@ -36,7 +36,7 @@ class Sampler:
     tests on a smooth grid (with eta 0 where there is one). draws: whether it needs noise when used
     with its defaults. start: "vp" for those of the originals, "ve" for k-diffusion's; the two scale
     the first noise differently. options: names of the keyword arguments it takes besides the
-    common.
+    common. calls: of the denoiser in a step.
     """
 
     fn: SampleFn
@@ -47,6 +47,7 @@ class Sampler:
     draws: bool
     start: Literal["vp", "ve"]
     options: tuple[str, ...]
+    calls: int = 1
 
 
 SAMPLERS: dict[str, Sampler] = {}
@@ -61,6 +62,7 @@ def register(
     draws: bool = False,
     start: Literal["vp", "ve"] = "ve",
     options: tuple[str, ...] = (),
+    calls: int = 1,
 ) -> Callable[[F], F]:
     """Decorator: enter a function into the table.
 
@@ -72,7 +74,7 @@ def register(
         if name in SAMPLERS:
             raise ValueError(f"sampler {name!r} is registered twice")
         aliases = SAMPLER_ALIASES.get(name, ())
-        SAMPLERS[name] = Sampler(fn, name, aliases, grid, order, draws, start, options)
+        SAMPLERS[name] = Sampler(fn, name, aliases, grid, order, draws, start, options, calls)
         return fn
 
     return enter

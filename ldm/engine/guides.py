@@ -1,0 +1,109 @@
+"""What guides the denoiser: the conditionings of a batch's prompts, from step to step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from ldm.jobs.job import Job
+from ldm.models.conditioning import Conditioning
+from ldm.models.encoding import Memory, Wording
+from ldm.models.model import Model
+from ldm.text.schedule import Part, Stretch, split_and, stretches
+
+
+@dataclass(frozen=True)
+class Read:
+    """A text that was encoded, and what was cut off its end, or ""; `what` it is a part of."""
+
+    what: str
+    text: str
+    cut: str
+
+
+Change = Callable[[Conditioning], Conditioning]
+
+
+@dataclass(frozen=True)
+class Guide:
+    """What guides the denoiser up to its call `until`, counted from 0.
+
+    `conds` are the prompts that AND joins, `weights` the factor of each for each of the B rows.
+    `uncond` is None where nothing but the first prompt counts.
+    """
+
+    until: int
+    conds: tuple[Conditioning, ...]
+    weights: tuple[tuple[float, ...], ...]
+    uncond: Conditioning | None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is one prompt for each row, of the usual weight."""
+        return len(self.conds) == 1 and all(weight == 1 for weight in self.weights[0])
+
+    def with_sides(self, prompted: Change, unprompted: Change | None = None) -> Guide:
+        """The same with each conditioning changed; `unprompted` is for that without a prompt."""
+        uncond = None if self.uncond is None else (unprompted or prompted)(self.uncond)
+        return replace(self, conds=tuple(map(prompted, self.conds)), uncond=uncond)
+
+    def sides(self) -> list[Conditioning]:
+        """All of its conditionings."""
+        return [*self.conds, *([] if self.uncond is None else [self.uncond])]
+
+
+def guides_of(
+    job: Job,
+    model: Model,
+    memory: Memory | None,
+    *,
+    steps: int,
+    before: int = 0,
+) -> tuple[tuple[Guide, ...], list[Read]]:
+    """The guides of a resolved batch over so many `steps`, each a call of the denoiser.
+
+    `before` are the steps of an earlier pass (see `ldm.text.schedule`).
+    """
+    assert job.scale is not None
+    wording = Wording(job.prompt_syntax, job.clip_skip)
+    changes = job.prompt_syntax == "a1111"
+    prompts = [split_and(text) if changes else [Part(text)] for text in job.texts()]
+    most = max(map(len, prompts))
+    rows = [[*parts, *[Part(parts[0].text, 0.0)] * (most - len(parts))] for parts in prompts]
+    weights = tuple(tuple(parts[i].weight for parts in rows) for i in range(most))
+    plain = most == 1 and all(weight == 1 for weight in weights[0])
+
+    def timeline(text: str) -> list[Stretch]:
+        if not changes:
+            return [Stretch(steps, text)]
+        return stretches(text, steps, before, has_second_pass=job.hires is not None)
+
+    lines = [[timeline(parts[i].text) for parts in rows] for i in range(most)]
+    negative = timeline(job.negative) if job.scale != 1 or not plain else []
+    ends = {x.until for line in [*(x for part in lines for x in part), negative] for x in line}
+    found: list[Guide] = []
+    seen: list[object] = []
+    read: dict[Read, None] = {}
+    for end in sorted(ends):
+        texts = [[_at(line, end) for line in part] for part in lines]
+        negatives = [_at(negative, end)] * len(rows) if negative else []
+        if seen and seen[-1] == (texts, negatives):
+            found[-1] = replace(found[-1], until=end)
+            continue
+        seen.append((texts, negatives))
+        conds = []
+        for part in texts:
+            cond, tails = model.condition(part, wording, negatives, memory)
+            read |= {Read("prompt", *pair): None for pair in zip(part, tails, strict=True)}
+            conds.append(cond)
+        uncond = None
+        if negatives:
+            uncond, tails = model.condition(negatives, wording, texts[0], memory)
+            read[Read("negative prompt", negatives[0], tails[0])] = None
+        found.append(Guide(end, tuple(conds), weights, uncond))
+    return tuple(found), list(read)
+
+
+def _at(line: Sequence[Stretch], step: int) -> str:
+    """What a prompt says at a step."""
+    return next(x.text for x in line if step <= x.until)
