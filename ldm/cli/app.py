@@ -300,13 +300,16 @@ def tokens(
         metavar="a1111|weights|plain",
         help="Prompt syntax [a1111].",
     ),
+    steps: int = typer.Option(
+        None, "--steps", help="Steps that edits such as [x:y:0.5] are counted in [the model's]."
+    ),
     json: bool = typer.Option(False, "--json", help="Print one JSON object."),
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of errors."),
 ) -> int:
     """Show how a prompt is tokenized and weighted."""
     from ldm.cli.tokens import tokens as body
 
-    return body(prompt, model=model, config=config, syntax=syntax, as_json=json)
+    return body(prompt, model=model, config=config, syntax=syntax, steps=steps, as_json=json)
 
 
 @app.command(epilog=f"Example: {EXAMPLES['schema']}")

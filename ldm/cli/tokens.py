@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import typer
@@ -14,32 +15,78 @@ from ldm.checkpoints.locate import find_checkpoint, find_config
 from ldm.checkpoints.weights.header import Header, read_header
 from ldm.errors import ConfigError, JobError
 from ldm.jobs.job import Job
-from ldm.jobs.options import check_choices
 from ldm.text.chunks import Chunked, Token, chunked
+from ldm.text.schedule import split_and, stretches
 from ldm.text.tokenizer import LENGTH, Tokenizer, clip_tokenizer, open_clip_tokenizer
 from ldm.text.wordpiece import bert_tokenizer, find_vocabulary
 
 _KEPT = "cond_stage_model.kept_tokens"
 
 
+@dataclass(frozen=True)
+class _Reading:
+    """What is read of one of the prompts that AND joins, up to a step; `part` is its number."""
+
+    part: int
+    weight: float
+    until: int
+    chunks: Chunked
+
+
 def tokens(
-    prompt: str, *, model: str | None, config: str | None, syntax: str, as_json: bool
+    prompt: str,
+    *,
+    model: str | None,
+    config: str | None,
+    syntax: str,
+    steps: int | None,
+    as_json: bool,
 ) -> int:
-    """Print the chunks of a prompt, their tokens and weights, and what is cut off or not known."""
-    check_choices(Job(prompt_syntax=syntax))
+    """Print the chunks of a prompt, their tokens and weights, and what is cut off or unknown.
+
+    A prompt that changes is shown for each part of its `steps`, by default those of the model.
+    """
+    Job(prompt=prompt, prompt_syntax=syntax, steps=steps).validate()
     checkpoint, notes = find_checkpoint(model)
     yaml, more = find_config(config)
     header = read_header(checkpoint)
-    tokenizer, length = text_encoder(choose(header, yaml), header)
-    found = chunked(prompt, tokenizer, length - 2, syntax)
+    choice = choose(header, yaml)
+    tokenizer, length = text_encoder(choice, header)
+    total = steps or choice.family.defaults.steps
+    found = [
+        _Reading(part, weight, until, chunked(text, tokenizer, length - 2, syntax))
+        for part, weight, until, text in _texts(prompt, syntax, total)
+    ]
     known = kept_tokens(header)
     if as_json:
-        typer.echo(json.dumps(_told(found, length - 2, known) | {"model": checkpoint.stem}))
+        first = _as_json(found[0].chunks, length - 2, known)
+        parts = [
+            {"part": one.part, "weight": one.weight, "until": one.until}
+            | _as_json(one.chunks, length - 2, known)
+            for one in found
+        ]
+        changes = {"steps": total, "parts": parts} if len(found) > 1 else {}
+        typer.echo(json.dumps(first | {"model": checkpoint.stem} | changes))
         return 0
     for note in (*notes, *more):
         typer.echo(f"ldm: {note}", err=True)
-    typer.echo(_shown(found, length - 2, known))
+    for one in found:
+        if len(found) > 1:
+            typer.echo(
+                f"prompt {one.part}, weight {one.weight:g}, until step {one.until} of {total}"
+            )
+        typer.echo(_shown(one.chunks, length - 2, known))
     return 0
+
+
+def _texts(prompt: str, syntax: str, steps: int) -> Iterator[tuple[int, float, int, str]]:
+    """Each prompt that AND joins: its number, weight, and what it says until which step."""
+    if syntax != "a1111":
+        yield 1, 1.0, steps, prompt
+        return
+    for number, part in enumerate(split_and(prompt), 1):
+        for stretch in stretches(part.text, steps):
+            yield number, part.weight, stretch.until, stretch.text
 
 
 def text_encoder(choice: Choice, header: Header) -> tuple[Tokenizer, int]:
@@ -85,7 +132,7 @@ def _is_unknown(token: Token, known: frozenset[int] | None) -> bool:
     return known is not None and token.id not in known
 
 
-def _told(found: Chunked, room: int, known: frozenset[int] | None) -> dict[str, Any]:
+def _as_json(found: Chunked, room: int, known: frozenset[int] | None) -> dict[str, Any]:
     """Everything as plain JSON values; `count` is without start, end and padding."""
     return {
         "count": found.count,

@@ -34,6 +34,7 @@ from ldm.jobs.hires import hires_size
 from ldm.jobs.imagenet import CLASSES, class_number
 from ldm.jobs.job import Defaults, Job
 from ldm.jobs.legacy import SCRIPT_CHECKPOINTS, SCRIPT_DEFAULTS
+from ldm.jobs.prompts import hints
 from ldm.models.inventory import expected_shapes
 
 
@@ -96,7 +97,9 @@ def make_plan(given: Mapping[str, Any], *, script: bool = False) -> Plan:
     if ignored and _is_textless(choice) and asked.task in PROMPTED:
         note = f"this model takes no text: {' and '.join(ignored)} will do nothing"
         plan = replace(plan, notes=(*plan.notes, note))
-    return replace(plan, given=given)
+    prompts = (asked.prompt or "", *asked.prompts)
+    found = {hint: None for text in prompts for hint in hints(text, asked.prompt_syntax)}
+    return replace(plan, notes=(*plan.notes, *found), given=given)
 
 
 def _check_usual(checkpoint: Path) -> None:

@@ -17,6 +17,7 @@ from ldm.errors import JobError
 from ldm.jobs.fields import ETA_SAMPLERS, IMAGE_TASKS, PARTIAL, SAMPLER_NAMES, Fields
 from ldm.jobs.hires import STRENGTH, UPSCALER, grid_steps, parse_hires
 from ldm.jobs.options import check_choices, check_range, nearest
+from ldm.jobs.prompts import check_adapters
 from ldm.jobs.seeds import MAX_SEED, counted, parse_seeds, written
 
 MAX_STEPS = 1000
@@ -71,6 +72,7 @@ class Job(Fields):
                 raise JobError(
                     f"a prompt has at most {LONGEST_PROMPT} characters: {text[:40]!r}..."
                 )
+            check_adapters(text, self.prompt_syntax)
         self._validate_images()
         self._validate_seeds()
         self._validate_hires()

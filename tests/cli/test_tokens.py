@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from ldm.cli.app import run
 from ldm.text.tokenizer import clip_tokenizer, open_clip_tokenizer
+from tests.tiny_commands import error_of
 from tests.tiny_models import v1_tree, v2_tree
 
 ROOT = Path(__file__).parents[2]
@@ -129,3 +130,25 @@ def test_no_torch(tmp_path: Path) -> None:
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", probe], env=environment, check=True, capture_output=True)
+
+
+def test_a_prompt_that_changes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = place(tmp_path, v1_tree())
+    words = ["a [cat:dog:0.5] AND red :0.5", "-m", model]
+    assert run(["tokens", *words, "--steps", "10"]) == 0
+    headings = [line for line in capfd.readouterr().out.splitlines() if line.startswith("prompt")]
+    assert headings == [
+        "prompt 1, weight 1, until step 5 of 10",
+        "prompt 1, weight 1, until step 10 of 10",
+        "prompt 2, weight 0.5, until step 10 of 10",
+    ]
+    found = told(capfd, *words, "--steps", "10")
+    assert [(x["part"], x["weight"], x["until"]) for x in found["parts"]] == [
+        (1, 1.0, 5),
+        (1, 1.0, 10),
+        (2, 0.5, 10),
+    ]
+    texts = [" ".join(t["text"] for t in x["chunks"][0]) for x in found["parts"]]
+    assert texts == ["a cat", "a dog", "red"]
+    assert run(["tokens", "a <lora:x:1>", "-m", model]) == 2
+    assert "a LoRA" in error_of(capfd)
