@@ -297,7 +297,7 @@ def tokens(
     syntax: str = typer.Option(
         "a1111",
         "--prompt-syntax",
-        metavar="a1111|weights|plain",
+        metavar="a1111|comfy|weights|plain",
         help="Prompt syntax [a1111].",
     ),
     steps: int = typer.Option(

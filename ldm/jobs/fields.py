@@ -55,7 +55,7 @@ PARTIAL = ("img2img", "inpaint", "depth2img")
 HIRES_UPSCALERS = ("latent", "latent-bicubic", "latent-nearest", "lanczos")
 SIZED = tuple(name for name in TASK_NAMES if name != "upscale")
 FITS = ("resize", "crop", "pad", "error", "floor-32", "floor-64")
-PROMPT_SYNTAXES = ("a1111", "weights", "plain")
+PROMPT_SYNTAXES = ("a1111", "comfy", "weights", "plain")
 FILE_FORMATS = ("txt", "csv", "tsv", "json", "jsonl")
 VAE_TILINGS = ("auto", "on", "off")
 
@@ -81,7 +81,8 @@ class Fields:
         "a1111",
         "--prompt-syntax",
         help="a1111: (x:1.3), [x], BREAK, [x:y:0.5], [x|y] and AND, any length [a1111]; "
-        "weights: without the last three; plain: the literal text, truncated.",
+        "comfy: weights as in ComfyUI; weights: a1111 without the last three; "
+        "plain: the literal text, truncated.",
         choices=PROMPT_SYNTAXES,
         tasks=PROMPTED,
     )

@@ -21,6 +21,7 @@ from ldm.models.conditioning import (
     pooled_state,
 )
 from ldm.text.chunks import Chunked, Token, chunked, rows
+from ldm.text.comfy import parse_comfy
 from ldm.text.prompt import parse
 
 Reader = FrozenCLIPEmbedder | FrozenOpenCLIPEmbedder | BERTEmbedder
@@ -38,6 +39,8 @@ class Wording:
 
     def bare(self, text: str) -> str:
         """A prompt without its marks."""
+        if self.syntax == "comfy":
+            return " ".join(piece.text for piece in parse_comfy(text))
         return " ".join(piece.text for part in parse(text, self.syntax) for piece in part)
 
 
@@ -87,6 +90,10 @@ def encode(
     found = [_chunked(embedder, text, wording) for text in texts]
     others = [_chunked(embedder, text, wording) for text in beside] or found
     counts = [max(len(a.chunks), len(b.chunks)) for a, b in zip(found, others, strict=True)]
+    lengths = counts
+    if wording.syntax == "comfy":  # which repeats both sides instead of filling one up
+        counts = [len(one.chunks) for one in found]
+        lengths = [*counts, *(len(one.chunks) for one in others)]
     if memory is None:
         told = _told(embedder, found, counts, wording)
     else:
@@ -94,7 +101,7 @@ def encode(
         for text, one, count in zip(texts, found, counts, strict=True):
             make = partial(_told, embedder, [one], [count], wording)
             told += memory.recall((text, count, wording, dtype), make)
-    common = math.lcm(*counts)
+    common = math.lcm(*lengths)
     hidden = [states.repeat(common // n, 1) for (states, _), n in zip(told, counts, strict=True)]
     pooled = [vector for _, vector in told if vector is not None]
     return torch.stack(hidden), torch.stack(pooled) if pooled else None, [x.cut for x in found]
@@ -109,7 +116,12 @@ def _told(
         chunks += one.filled(count)
     ids, weights = rows(chunks, embedder.tokenizer, embedder.pad, embedder.max_length)
     states = embedder.hidden(ids, wording.clip_skip)
-    hidden = weighted(states, torch.tensor(weights, device=states.device))
+    factors = torch.tensor(weights, device=states.device)
+    if wording.syntax == "comfy":
+        empty, _ = rows([[]], embedder.tokenizer, embedder.pad, embedder.max_length)
+        hidden = interpolated(states, embedder.hidden(empty, wording.clip_skip), factors)
+    else:
+        hidden = weighted(states, factors)
     pairs = zip(torch.split(states, list(counts)), torch.split(hidden, list(counts)), strict=True)
     return [(own.flatten(0, 1), pooled_state(embedder, plain[0])) for plain, own in pairs]
 
@@ -133,6 +145,16 @@ def weighted(hidden: Tensor, weights: Tensor) -> Tensor:
     ratio = torch.where(ratio.isnan(), 1, ratio).clamp(least, most)
     changed = (scaled / ratio[:, None, None]).to(hidden.dtype)
     return torch.where(plain[:, None, None], hidden, changed)
+
+
+def interpolated(hidden: Tensor, empty: Tensor, weights: Tensor) -> Tensor:
+    """Hidden states z [N,L,D] between those of an empty prompt e [1,L,D] and themselves.
+
+    e + w (z - e), as ComfyUI weighs a token; a weight of 1 changes nothing to the bit.
+    """
+    z, e = hidden.float(), empty.float()
+    changed = (e + weights[..., None] * (z - e)).to(hidden.dtype)
+    return torch.where((weights == 1)[..., None], hidden, changed)
 
 
 def _chunked(embedder: Reader, text: str, wording: Wording) -> Chunked:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from ldm.text.comfy import parse_comfy
 from ldm.text.prompt import Piece, parse
 from ldm.text.tokenizer import Tokenizer
 
@@ -43,12 +44,16 @@ class Chunked:
 def chunked(text: str, tokenizer: Tokenizer, room: int, syntax: str = "a1111") -> Chunked:
     """A prompt in chunks of at most `room` tokens; in the syntax "plain" in one, the rest cut off.
 
+    In the syntax "comfy" a chunk ends before a word that does not fit.
+
     A chunk ends at BREAK, or when it is full. Where a comma is near its end, what follows the
     comma goes into the next chunk, unless a comma comes next.
     """
     if syntax == "plain":
         tokens = tokenizer.split(text)
         return Chunked([list(_tokens([Piece(text)], tokenizer))[:room]], tokens.tail(room))
+    if syntax == "comfy":
+        return Chunked(list(_filled_by_words(text, tokenizer, room)))
     comma = tokenizer.encode(",")[0]
     *parts, last = (list(_tokens(pieces, tokenizer)) for pieces in parse(text, syntax))
     chunks = [chunk for part in parts for chunk in _filled(part, room, comma)]
@@ -76,6 +81,25 @@ def _tokens(pieces: Sequence[Piece], tokenizer: Tokenizer) -> Iterator[Token]:
         tokens = tokenizer.split(piece.text)
         for token, (first, last) in zip(tokens.ids, tokens.spans, strict=True):
             yield Token(token, piece.weight, tokens.text[first:last])
+
+
+LONG_WORD = 8
+"""Tokens from which on a word may be divided between two chunks, as in ComfyUI."""
+
+
+def _filled_by_words(text: str, tokenizer: Tokenizer, room: int) -> Iterator[list[Token]]:
+    """The chunks of a prompt as ComfyUI fills them, at least one."""
+    chunk: list[Token] = []
+    for piece in parse_comfy(text):
+        for word in piece.text.split():
+            tokens = list(_tokens([Piece(word, piece.weight)], tokenizer))
+            is_long = len(tokens) >= LONG_WORD
+            while len(chunk) + len(tokens) > room:
+                part = room - len(chunk) if is_long else 0
+                yield [*chunk, *tokens[:part]]
+                chunk, tokens = [], tokens[part:]
+            chunk += tokens
+    yield chunk
 
 
 def _filled(tokens: list[Token], room: int, comma: int) -> Iterator[list[Token]]:

@@ -77,7 +77,7 @@ def at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @fuzzed
-@given(damaged_text(PROMPTS, MARKS), st.sampled_from(["a1111", "weights", "plain"]))
+@given(damaged_text(PROMPTS, MARKS), st.sampled_from(["a1111", "comfy", "weights", "plain"]))
 def test_weights(home: Path, text: str, syntax: str) -> None:
     tokenizers = [clip_tokenizer(), open_clip_tokenizer()]
     with watched(home):

@@ -129,7 +129,7 @@ def test_a_prompt_without_marks_gives_the_row_it_always_gave(
     make: type[Tokenizer], text: str
 ) -> None:
     tokenizer = make()
-    for syntax in ("a1111", "weights", "plain"):
+    for syntax in ("a1111", "comfy", "weights", "plain"):
         found = chunked(text, tokenizer, 75, syntax)
         assert rows(found.chunks, tokenizer, 7, 77)[0] == tokenizer.batch([text], 7)[0]
 
