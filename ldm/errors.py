@@ -3,16 +3,16 @@
 Every message is one line that says what is wrong, where, and what to do.
 
     LdmError            1   something went wrong inside
-    ├── UsageError      2   bad input: the user can mend it
-    │   ├── ConfigError       a YAML, an override
+    ├── UsageError      2   bad input that the user can correct
+    │   ├── ConfigError       a YAML or an override
     │   ├── CheckpointError   a weights file, or one that does not fit the YAML
-    │   ├── ImageError        an image to be read
+    │   ├── ImageError        an input image
     │   └── JobError          a flag or a field of a job
-    ├── OutputClosed    1   who read our output has gone; what was finished is kept
-    ├── NonFiniteError  1   NaN or infinity in a stage that was tried again in float32
-    └── Interrupted   130   stopped by the user; what was finished is kept
+    ├── OutputClosed    1   the reader of standard output is gone; finished images stay
+    ├── NonFiniteError  1   NaN or infinity in a stage, even after a retry in float32
+    └── Interrupted   130   stopped by the user; finished images stay
 
-A run that went on after a job of it failed ends with 3.
+A run that continues past a failed job exits with 3.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 class LdmError(Exception):
     """Root of all errors that this package raises on purpose.
 
-    What a file brought into the message stays one line of it: signs that would end the line, or
-    that a terminal would obey, are written as escapes.
+    A message stays one line even if it quotes a file: line breaks and terminal control characters
+    are escaped.
     """
 
     exit_code = 1
@@ -37,18 +37,18 @@ class LdmError(Exception):
         super().__init__(one_line(message))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Errors come from workers; made again they are what they were, however they are made."""
-        return _made_again, (type(self), str(self), vars(self))
+        """Workers send errors by pickle; rebuild them without calling their constructors."""
+        return _rebuild, (type(self), str(self), vars(self))
 
 
 class UsageError(LdmError):
-    """Input that cannot be used; found before anything heavy is loaded where possible."""
+    """Unusable input; where possible it is detected before anything heavy is loaded."""
 
     exit_code = 2
 
 
 class ConfigError(UsageError):
-    """A YAML or an override that cannot be understood."""
+    """A YAML or an override that is invalid."""
 
 
 class CheckpointError(UsageError):
@@ -64,15 +64,15 @@ class JobError(UsageError):
 
 
 class NonFiniteError(LdmError):
-    """A stage gave NaN or infinity even in float32; `stage` names it."""
+    """A stage returned NaN or infinity even in float32; `stage` names it."""
 
     def __init__(self, stage: str, advice: str) -> None:
-        super().__init__(f"the {stage} gave values that are not finite, in float32 too: {advice}")
+        super().__init__(f"the {stage} returned NaN or infinity even in float32: {advice}")
         self.stage = stage
 
 
 class OutputClosed(LdmError):
-    """Standard output has no reader any more."""
+    """The reader of standard output is gone."""
 
 
 class Interrupted(LdmError):
@@ -81,19 +81,19 @@ class Interrupted(LdmError):
     exit_code = 130
 
 
-def _made_again(kind: type[LdmError], message: str, told: dict[str, Any]) -> LdmError:
+def _rebuild(kind: type[LdmError], message: str, attributes: dict[str, Any]) -> LdmError:
     error = kind.__new__(kind, message)
     error.args = (message,)
-    vars(error).update(told)
+    vars(error).update(attributes)
     return error
 
 
 def one_line(text: str) -> str:
-    """A text as one line that can be shown: control signs as escapes, the middle of a long one cut.
+    """Make a text one printable line: escape control characters, cut the middle of a long text.
 
-    LONGEST characters at most.
+    The result has at most LONGEST characters.
     """
-    shown = _CONTROL.sub(lambda sign: sign[0].encode("unicode_escape").decode(), text)
+    shown = _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
     if len(shown) <= LONGEST:
         return shown
     return f"{shown[: LONGEST * 3 // 4 - 5]} ... {shown[-LONGEST // 4 :]}"

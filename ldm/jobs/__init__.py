@@ -1,3 +1,3 @@
-"""What is wanted: jobs, their fields, files and records; no torch."""
+"""Jobs: their fields, files and records; no torch."""
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The cells of a file of jobs, in any of its formats, each with its line and column.
+"""The cells of a job file in any format, each with its line and column.
 
-What the names in it mean is not known here. Formats: see `ldm.jobs.files`.
+This module does not interpret field names. Formats: see `ldm.jobs.files`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _QUOTED = re.compile(r"""(?s)("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')\s*(?=$|\s--[A
 
 
 class Cell(NamedTuple):
-    """One value where it stands; `typed` tells a value of JSON from a text to be read.
+    """One value and its position; `typed` marks a JSON value, as opposed to text to be parsed.
 
-    A `shared` one gives way to the job's own.
+    A job's own value overrides a `shared` one.
     """
 
     line: int
@@ -33,7 +33,7 @@ class Cell(NamedTuple):
 
 
 class Fault(Exception):
-    """What is wrong at a place, lines and columns from 1; the file is not known here."""
+    """An error at a line and column, both from 1; the caller adds the file's name."""
 
     def __init__(self, line: int, column: int, text: str) -> None:
         super().__init__(text)
@@ -41,11 +41,11 @@ class Fault(Exception):
 
 
 Entry = tuple[int, list[Cell]]  # the line of a job, and its cells
-CheckName = Callable[[str], str]  # what is wrong with the name of a field; empty for nothing
+CheckName = Callable[[str], str]  # describes the error in a field's name; empty if it is valid
 
 
 def read_entries(kind: str, text: str, check: CheckName) -> Iterator[Entry]:
-    """The jobs in a text of a format; `check` looks at the header of a table. Raises Fault."""
+    """Read the jobs of a text; `check` validates the names in a table's header. Raises Fault."""
     if kind in ("csv", "tsv"):
         yield from _from_table(text, "\t" if kind == "tsv" else _mark(text), check)
     else:
@@ -53,7 +53,7 @@ def read_entries(kind: str, text: str, check: CheckName) -> Iterator[Entry]:
 
 
 def sniff(text: str, check: CheckName) -> str:
-    """The format of a text: JSON and tables where the whole or the first line is one, else txt."""
+    """Detect the format: JSON Lines or a table by the first line, JSON by the whole, else txt."""
     first = _first_line(text)
     head = _parsed(first)
     if isinstance(head, dict) and "jobs" not in head:
@@ -68,7 +68,7 @@ def sniff(text: str, check: CheckName) -> str:
 
 
 def _from_lines(text: str) -> Iterator[Entry]:
-    """A prompt a line, or flags with their values."""
+    """Read a prompt per line, or flags with their values."""
     for number, line in enumerate(_NEWLINE.split(text), 1):
         words = line.strip()
         if not words or words.startswith("#"):
@@ -83,7 +83,7 @@ def _flags(line: str, number: int) -> Iterator[Cell]:
     match = _FLAG.search(line)
     prompt = line[: match.start()] if match else line
     if prompt.strip():
-        # A line that is a prompt and nothing else stays what it is, spaces included.
+        # A line without flags is the prompt as it is, spaces included.
         column = len(prompt) - len(prompt.lstrip()) + 1
         yield Cell(number, column, "prompt", prompt.strip() if match else prompt)
     while match:
@@ -93,7 +93,7 @@ def _flags(line: str, number: int) -> Iterator[Cell]:
             following = _FLAG.search(line, quoted.end(1))
             value = re.sub(r"\\(.)", r"\1", quoted[1][1:-1])
         elif match[2] != "=" and line.startswith("--", start) and _FLAG.match(line, start):
-            following = _FLAG.match(line, start)  # the next flag at once: this one has no value
+            following = _FLAG.match(line, start)  # another flag follows: this one has no value
         else:
             following = _FLAG.search(line, start)
             value = line[start : following.start() if following else len(line)].strip()
@@ -102,7 +102,7 @@ def _flags(line: str, number: int) -> Iterator[Cell]:
 
 
 def _from_table(text: str, mark: str, check: CheckName) -> Iterator[Entry]:
-    """A header and rows; columns are counted in cells."""
+    """Read a header and rows; columns count cells."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
     header: list[str] = []
     start = 1
@@ -113,7 +113,7 @@ def _from_table(text: str, mark: str, check: CheckName) -> Iterator[Entry]:
                     header = [cell.strip() for cell in cells]
                     _check_header(header, start, check)
                 elif any(cell.strip() for cell in cells[len(header) :]):
-                    text = f"a cell beyond the {len(header)} of the header; is a comma not quoted?"
+                    text = f"more cells than the header's {len(header)}; is a comma not quoted?"
                     raise Fault(start, len(header) + 1, text)
                 else:
                     places = enumerate(zip(header, cells, strict=False), 1)
@@ -129,11 +129,11 @@ def _check_header(header: list[str], line: int, check: CheckName) -> None:
         if wrong := check(head):
             raise Fault(line, column, wrong)
         if header.index(head) != column - 1:
-            raise Fault(line, column, f"the field {head!r} is there twice")
+            raise Fault(line, column, f"the field {head!r} appears twice")
 
 
 def _mark(text: str) -> str:
-    """What separates the cells of a .csv: a semicolon where spreadsheets use commas in numbers."""
+    """The separator of a .csv: a semicolon where spreadsheets use commas in numbers."""
     first = _first_line(text)
     return ";" if ";" in first and "," not in first else ","
 
@@ -143,7 +143,7 @@ def _first_line(text: str) -> str:
 
 
 def _from_json(text: str) -> Iterator[Entry]:
-    """A list of jobs, an object around it, or one job."""
+    """Read a list of jobs, an object around it, or one job."""
     decoder = _Decoder(text)
     start = decoder.skip(0)
     if not text.startswith("{", start):
@@ -158,7 +158,7 @@ def _from_json(text: str) -> Iterator[Entry]:
         return
     for key, at in decoder.members(start):
         if key not in ("jobs", "defaults"):
-            text = f"unknown entry {key!r} beside the jobs; what they share goes into 'defaults'"
+            text = f"unknown entry {key!r} beside the jobs; put shared fields into 'defaults'"
             raise Fault(*decoder.place(at), text)
         spans[key] = at
     decoder.end = start
@@ -188,12 +188,12 @@ _READERS: Mapping[str, Callable[[str], Iterator[Entry]]] = {
 
 
 class _Decoder:
-    """JSON with the places of what is in it; a key that comes twice is an error."""
+    """A JSON decoder that tracks positions; a repeated key is an error."""
 
     def __init__(self, text: str, line: int = 1) -> None:
         self.text, self.line = text, line
         self.starts = [0, *(match.end() for match in _NEWLINE.finditer(text))]
-        self.end = 0  # behind the last value read
+        self.end = 0  # just after the last value read
         self.json = json.JSONDecoder(object_pairs_hook=self._pairs, parse_constant=self._constant)
 
     def place(self, at: int) -> tuple[int, int]:
@@ -202,13 +202,13 @@ class _Decoder:
         return self.line + row, at - self.starts[row] + 1
 
     def skip(self, at: int) -> int:
-        """The offset of the next thing that is not space."""
+        """The offset of the next character that is not white space."""
         while at < len(self.text) and self.text[at] in " \t\r\n":
             at += 1
         return at
 
     def value(self, at: int) -> Any:
-        """The value at an offset."""
+        """Decode the value at an offset."""
         try:
             value, self.end = self.json.raw_decode(self.text, at)
         except json.JSONDecodeError as error:
@@ -219,15 +219,15 @@ class _Decoder:
         return value
 
     def finish(self) -> None:
-        """Raise where something follows the last value."""
+        """Raise Fault if anything follows the last value."""
         at = self.skip(self.end)
         if at < len(self.text):
-            raise Fault(*self.place(at), "not JSON: something follows the end")
+            raise Fault(*self.place(at), "not JSON: unexpected text after the end")
 
     def array(self, at: int) -> Iterator[Entry]:
         """The jobs of a list."""
         if not self.text.startswith("[", at):
-            raise Fault(*self.place(at), "a list of jobs is wanted here, in [ ]")
+            raise Fault(*self.place(at), "expected a list of jobs, in [ ]")
         at = self.skip(at + 1)
         while not self.text.startswith("]", at):
             value = self.value(at)
@@ -236,11 +236,11 @@ class _Decoder:
             if self.text.startswith(",", at):
                 at = self.skip(at + 1)
             elif not self.text.startswith("]", at):
-                raise Fault(*self.place(at), "not JSON: a comma or ] is wanted here")
+                raise Fault(*self.place(at), "not JSON: expected a comma or ]")
         self.end = at + 1
 
     def members(self, at: int) -> Iterator[tuple[str, int]]:
-        """The keys of an object that is known to be sound, with the offsets of their values."""
+        """The keys of an object already known to be valid, with the offsets of their values."""
         at = self.skip(at + 1)
         while not self.text.startswith("}", at):
             key = self.value(at)
@@ -251,12 +251,12 @@ class _Decoder:
             at = self.skip(at + 1) if self.text.startswith(",", at) else at
 
     def entry(self, at: int, value: Any) -> Entry:
-        """The job of an object, or of a text, which is its prompt."""
+        """Turn an object, or a string, which is a prompt, into a job."""
         line, column = self.place(at)
         if isinstance(value, str):
             return line, [Cell(line, column, "prompt", value, True)]
         if not isinstance(value, dict):
-            raise Fault(line, column, f"a job is an object or a text, not {json.dumps(value)}")
+            raise Fault(line, column, f"a job is an object or a string, not {json.dumps(value)}")
         end = self.end
         spans = dict(self.members(at))
         self.end = end
@@ -264,15 +264,15 @@ class _Decoder:
         return line, cells
 
     def _pairs(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
+        members = dict(pairs)
+        if len(members) < len(pairs):
             keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise ValueError(f"the key {twice!r} comes twice in one object")
-        return found
+            repeated = next(key for key in keys if keys.count(key) > 1)
+            raise ValueError(f"the key {repeated!r} appears twice in one object")
+        return members
 
     def _constant(self, word: str) -> NoReturn:
-        raise ValueError(f"{word} is no number of JSON")
+        raise ValueError(f"{word} is not a JSON number")
 
 
 def _parsed(text: str) -> Any:

@@ -1,16 +1,16 @@
-"""Prompts with choices in them, and the combinations of several values.
+"""Prompts with choices and wildcards, and the combinations of a matrix.
 
-    {a|b}           one of them, drawn from the seed; an empty one is nothing
+    {a|b}           one option, drawn from the seed; an option may be empty
     {3::a|b}        a three times as often as b
-    {e$$a|b}        each of them: so many prompts
-    {2$$a|b|c}      two of them, joined by ", "; {1-3$$a|b|c} one to three
+    {e$$a|b}        every option, each in a prompt of its own
+    {2$$a|b|c}      two options, joined by ", "; {1-3$$a|b|c} one to three
     {2$$ and $$a|b} joined by " and "
-    __name__        a line of wildcards/name.txt, where all of this may stand again
-    \\{ \\} \\| \\_ \\$  these signs themselves; other backslashes stay as they are
+    __name__        a line of wildcards/name.txt, which may use this syntax too
+    \\{ \\} \\| \\_ \\$  the literal characters; other backslashes stay as they are
 
-An option of {e$$...} or {2$$...} that is nothing but __name__ stands for every line of the file.
-What is drawn depends on the seed and on the place in the prompt alone: it is the same in all
-prompts that {e$$...} makes, and does not change where the prompt is changed further on.
+In {e$$...} and {2$$...}, an option that is only __name__ stands for every line of the file.
+A draw depends only on the seed and its position in the prompt: it is the same in all prompts that
+{e$$...} makes, and editing a later part of the prompt does not change it.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from ldm.jobs.options import nearest
 
 LIMIT = 10_000
 MAX_DEPTH = 40
-MOST_WORK = 1_000_000  # parts looked at for one text, each as often as its place is deep
-MOST_CHARACTERS = 10_000_000  # of all prompts of one text
+MOST_WORK = 1_000_000  # parts visited in one text, each weighted by its depth
+MOST_CHARACTERS = 10_000_000  # in all prompts of one text together
 _WILDCARD = re.compile(r"__([^\W_](?:[\w./-]{0,200}?[^\W_])?)__(?!_)")
 _WEIGHT = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)::")
 _AMOUNT = re.compile(r"\s*(?:(e)|(\d+)(?:-(\d+))?)\s*\$\$")
@@ -41,84 +41,83 @@ _ESCAPABLE = "{}|_$"
 
 @dataclass(frozen=True)
 class Wildcard:
-    """A line of a file."""
+    """A random line of a wildcard file."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Some of several options, each a sequence with a weight; `most` is None for each in turn."""
+    """A draw from weighted options; with `most` None, every option in turn."""
 
     options: tuple[tuple[float, Parts], ...]
     least: int = 1
     most: int | None = 1
     separator: str = ", "
-    listed: bool = False  # a lone wildcard stands for all of its lines
+    listed: bool = False  # a lone wildcard stands for all its lines
 
 
 Parts = tuple["str | Wildcard | Choice", ...]
 
 
 def expand(text: str, seed: int, *, limit: int = LIMIT) -> list[str]:
-    """The prompts that a text stands for, in order; one where there is no {e$$...}.
+    """Expand a text into its prompts, in order; without {e$$...} there is just one.
 
-    Raises JobError for a brace without its partner, a wildcard without a file, and more prompts
-    than the limit.
+    Raises JobError for an unmatched brace, a missing wildcard file, or more than `limit` prompts.
     """
     if len(text) > LONGEST_PROMPT:
         raise JobError(f"{_short(text)} has more than {LONGEST_PROMPT} characters; shorten it")
-    found: list[str] = []
+    prompts: list[str] = []
     left = MOST_CHARACTERS
-    for made in _Drawing(text).sequence(_parse(text), (str(seed),)):
-        left -= len(made)
-        if len(found) == limit or left < 0:
-            raise JobError(f"{_short(text)} stands for more than {limit} prompts; take some out")
-        found.append(made)
-    return found
+    for prompt in _Expansion(text).sequence(_parse(text), (str(seed),)):
+        left -= len(prompt)
+        if len(prompts) == limit or left < 0:
+            raise JobError(f"{_short(text)} expands to over {limit} prompts; use fewer options")
+        prompts.append(prompt)
+    return prompts
 
 
 def expand_matrix(
     fields: Mapping[str, Any], axes: Sequence[Sequence[Mapping[str, Any]]], *, limit: int = LIMIT
 ) -> list[dict[str, Any]]:
-    """Every combination of the values of some axes, over `fields`; the last axis changes fastest.
+    """Every combination of the axes' values, on top of `fields`; the last axis changes fastest.
 
-    A value is the fields that it sets. Raises JobError where there are more than the limit.
+    A value is a mapping of the fields it sets. Raises JobError for more than `limit` combinations.
     """
     count = 1
     for axis in axes:
         count *= len(axis)
     if count > limit:
         sizes = " x ".join(str(len(axis)) for axis in axes)
-        raise JobError(f"--matrix makes {sizes} = {count} jobs, and {limit} are the most")
+        raise JobError(f"--matrix makes {sizes} = {count} jobs; at most {limit} are allowed")
     combined = []
     for values in itertools.product(*axes):
-        one = dict(fields)
+        job = dict(fields)
         for value in values:
-            one |= value
-        combined.append(one)
+            job |= value
+        combined.append(job)
     return combined
 
 
 def wildcard_folders() -> list[Path]:
-    """Where wildcards are looked up, in order: ./wildcards and the folders of $LDM_WILDCARDS."""
+    """The folders to search for wildcards, in order: ./wildcards and those in $LDM_WILDCARDS."""
     named = os.environ.get("LDM_WILDCARDS", "").split(os.pathsep)
     return [Path("wildcards"), *(Path(part) for part in named if part)]
 
 
-# --- reading --------------------------------------------------------------------------------------
+# --- parsing --------------------------------------------------------------------------------------
 
 
 @dataclass
-class _Reader:
-    """A place in a text; messages count columns from 1."""
+class _Parser:
+    """A text and a position in it; messages count columns from 1."""
 
     text: str
     at: int = 0
     depth: int = 0
 
     def sequence(self, stops: str) -> Parts:
-        """What comes up to a sign of `stops`, or the end."""
+        """Parse up to a character of `stops`, or to the end."""
         parts: list[str | Wildcard | Choice] = []
         plain = ""
         while self.at < len(self.text) and self.text[self.at] not in stops:
@@ -131,7 +130,7 @@ class _Reader:
         return (*parts, plain) if plain else tuple(parts)
 
     def part(self) -> str | Wildcard | Choice:
-        """One sign, wildcard or choice."""
+        """Parse one character, wildcard or choice."""
         text, at = self.text, self.at
         if text[at] == "\\" and at + 1 < len(text):
             self.at += 2
@@ -139,7 +138,7 @@ class _Reader:
         if text[at] == "{":
             return self.choice()
         if text[at] == "}":
-            raise self.fault("} without its {", at)
+            raise self.fault("unmatched }", at)
         if match := _WILDCARD.match(text, at):
             self.at = match.end()
             return Wildcard(match[1])
@@ -147,7 +146,7 @@ class _Reader:
         return text[at]
 
     def choice(self) -> Choice:
-        """A choice, from its brace to the other."""
+        """Parse a choice, from its opening brace to its closing one."""
         start = self.at
         self.depth += 1
         if self.depth > MAX_DEPTH:
@@ -168,7 +167,7 @@ class _Reader:
             self.at += 1
             options.append(self.option())
         if self.at >= len(self.text):
-            raise self.fault("{ without its }", start)
+            raise self.fault("unmatched {", start)
         self.at += 1
         self.depth -= 1
         if not any(weight for weight, _ in options):
@@ -176,13 +175,13 @@ class _Reader:
         return replace(made, options=tuple(options))
 
     def amount(self, digits: str) -> int:
-        """How many options are wanted."""
+        """Parse the number of options to draw."""
         if len(digits) > 20 or int(digits) > LIMIT:
-            raise self.fault(f"more than {LIMIT} options are never there", self.at)
+            raise self.fault(f"no choice has more than {LIMIT} options", self.at)
         return int(digits)
 
     def option(self) -> tuple[float, Parts]:
-        """An option with its weight."""
+        """Parse an option and its weight."""
         weight = 1.0
         if match := _WEIGHT.match(self.text, self.at):
             weight = float(match[1])
@@ -190,25 +189,25 @@ class _Reader:
         return weight, self.sequence("|}")
 
     def fault(self, what: str, at: int) -> JobError:
-        """What to say of a place."""
+        """The error for a position in the text."""
         return JobError(
             f"{_short(self.text)}, column {at + 1}: {what}; "
-            "the sign itself is written with a backslash before it"
+            "put a backslash before a brace to use it literally"
         )
 
 
 def _parse(text: str) -> Parts:
-    return _Reader(text).sequence("")
+    return _Parser(text).sequence("")
 
 
 # --- drawing --------------------------------------------------------------------------------------
 
-Place = tuple[str, ...]  # the seed, then the way to a place in the prompt
+Place = tuple[str, ...]  # the seed, then the path to a position in the prompt
 
 
 @dataclass
-class _Drawing:
-    """The choices made in one text; how much there is to do in all is bounded."""
+class _Expansion:
+    """The expansion of one text, with a bound on its total work."""
 
     text: str
     left: int = MOST_WORK
@@ -241,7 +240,7 @@ class _Drawing:
         """Every text of a part."""
         self.left -= len(place)
         if self.left < 0:
-            raise JobError(f"{_short(self.text)} stands for too much; take some of it out")
+            raise JobError(f"{_short(self.text)} expands to too much; use fewer choices")
         if isinstance(part, str):
             yield part
         elif isinstance(part, Wildcard):
@@ -265,12 +264,12 @@ class _Drawing:
         parts: list[str | Wildcard | Choice] = []
         for turn in range(min(amount, sum(weight > 0 for weight in weights))):
             index = _draw((*place, f"turn {turn}"), weights)
-            weights[index] = 0  # nothing is taken twice
+            weights[index] = 0  # no option is drawn twice
             parts += [choice.separator, *options[index][1]] if turn else options[index][1]
         yield from self.sequence(tuple(parts), place)
 
     def listed(self, choice: Choice, place: Place) -> list[tuple[float, Parts]]:
-        """The options, where a wildcard alone stands for all of its lines."""
+        """The options, with each lone wildcard replaced by all its lines."""
         found: list[tuple[float, Parts]] = []
         for weight, option in choice.options:
             if len(option) == 1 and isinstance(option[0], Wildcard):
@@ -282,14 +281,14 @@ class _Drawing:
     def lines(self, name: str, place: Place) -> list[tuple[float, Parts]]:
         """The lines of a wildcard, each with its weight."""
         if len(place) > 4 * MAX_DEPTH:
-            raise JobError(f"wildcard __{name}__: it stands in itself, over and over")
+            raise JobError(f"wildcard __{name}__: it contains itself")
         if name not in self.known:
             self.known[name] = _lines(name)
         return self.known[name]
 
 
 def _draw(place: Place, weights: Sequence[float]) -> int:
-    """An index drawn by weight, from the place alone: the same with every version of Python."""
+    """Draw an index by weight, from the place alone: the same in every version of Python."""
     digest = hashlib.sha256("\0".join(place).encode("utf-8", "surrogatepass")).digest()
     share = int.from_bytes(digest[:8], "big") / 2**64 * sum(weights)
     for index, weight in enumerate(weights):
@@ -310,7 +309,7 @@ def _lines(name: str) -> list[tuple[float, Parts]]:
 
 @cache
 def _read(file: Path, changed: int) -> list[tuple[float, Parts]]:
-    """The lines of a file as it was when it was last changed."""
+    """The parsed lines of a file; `changed` makes the cache read a changed file again."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -329,27 +328,27 @@ def _read(file: Path, changed: int) -> list[tuple[float, Parts]]:
             raise JobError(f"wildcard {file}: {error}") from None
         found.append((float(match[1]) if match else 1.0, parts))
     if not any(weight for weight, _ in found):
-        raise JobError(f"wildcard {file}: no line in it that could be drawn")
+        raise JobError(f"wildcard {file}: it has no line to draw")
     return found
 
 
 def _find(name: str) -> Path:
     folders = wildcard_folders()
     if ".." in name.split("/"):
-        raise JobError(f"wildcard __{name}__: it must lie in {folders[0]} or $LDM_WILDCARDS")
+        raise JobError(f"wildcard __{name}__: it must be in {folders[0]} or $LDM_WILDCARDS")
     for folder in folders:
         if (path := folder / f"{name}.txt").is_file():
             return path
-    there = [
+    available = [
         path.relative_to(folder).with_suffix("").as_posix()
         for folder in folders
         for path in sorted(folder.rglob("*.txt"))
     ]
-    known = f" (known: {', '.join(there[:10])})" if there else ""
-    looked = ", ".join(str(folder) for folder in folders)
+    known = f" (known: {', '.join(available[:10])})" if available else ""
+    searched = ", ".join(str(folder) for folder in folders)
     raise JobError(
-        f"wildcard __{name}__: no {name}.txt in {looked}, the folders of wildcards"
-        f"{nearest(name, there)}{known}"
+        f"wildcard __{name}__: no {name}.txt in the wildcard folders ({searched})"
+        f"{nearest(name, available)}{known}"
     )
 
 

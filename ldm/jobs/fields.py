@@ -1,7 +1,7 @@
-"""What can be asked for: the only parameter list of the project.
+"""The fields of a job: the project's only list of parameters.
 
-Flags, records in images and messages are all made from these fields; each carries an `Option` in
-its metadata. `ldm.jobs.job` says what is done with them.
+Flags, records in images and messages all derive from these fields; each has an `Option` in its
+metadata. `ldm.jobs.job` validates and resolves them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ldm.jobs.options import option
 
-# Samplers and their other names; ldm.sampling.samplers has the functions (a test compares them).
+# Samplers and their aliases; ldm.sampling.samplers has the functions (a test compares the two).
 SAMPLER_ALIASES: Mapping[str, tuple[str, ...]] = {
     "ddim": ("k_ddim",),
     "plms": (),
@@ -47,12 +47,12 @@ ATTENTIONS = ("auto", "sdpa", "xformers", "sliced", "math")
 TASK_NAMES = (
     "txt2img", "img2img", "inpaint", "depth2img", "upscale", "variations", "sample"
 )  # fmt: skip
-# Which of them take a prompt, a first image, a strength.
+# The tasks that take a prompt, an input image, a strength.
 PROMPTED = ("txt2img", "img2img", "inpaint", "depth2img", "upscale", "variations")
 IMAGE_TASKS = ("img2img", "inpaint", "depth2img", "upscale")
 PARTIAL = ("img2img", "inpaint", "depth2img")
-# Those whose images have a size that can be asked for.
 HIRES_UPSCALERS = ("latent", "latent-bicubic", "latent-nearest", "lanczos")
+# The tasks that take a size.
 SIZED = tuple(name for name in TASK_NAMES if name != "upscale")
 FITS = ("resize", "crop", "pad", "error", "floor-32", "floor-64")
 PROMPT_SYNTAXES = ("a1111", "comfy", "weights", "plain")
@@ -62,7 +62,7 @@ VAE_TILINGS = ("auto", "on", "off")
 
 @dataclass(frozen=True)
 class Fields:
-    """The fields of a `Job`. None means: the default of the model's family."""
+    """The fields of a `Job`. None means the default of the model's family."""
 
     task: str = option("txt2img", choices=TASK_NAMES)
     prompt: str | None = option(

@@ -1,13 +1,13 @@
-"""Files of jobs: a prompt or a job a line, a table, or JSON; fields typed as in a job's record.
+"""Job files: prompts or jobs as lines, a table or JSON; fields are typed as in a job's record.
 
-    txt    a prompt a line; `#` lines and blank lines are skipped; flags may follow the prompt
-           (`a cat --n blurry --s 20`, as kohya's) or name it (`--prompt "a cat" --steps 20`,
-           as the web UI's)
-    csv    a header with the names of fields or flags, then a job a line; tsv the same with tabs
-    json   a list of objects, or an object with the list as "jobs" and what they share as "defaults"
-    jsonl  an object a line
+    txt    a prompt per line; `#` lines and blank lines are skipped; flags may follow the prompt
+           (`a cat --n blurry --s 20`, as in kohya's scripts) or name it (`--prompt "a cat"
+           --steps 20`, as in the web UI)
+    csv    a header with the names of fields or flags, then a job per line; tsv the same with tabs
+    json   a list of objects, or an object with the list as "jobs" and shared fields as "defaults"
+    jsonl  an object per line
 
-An empty cell and null are as if not given. Every error names file, line and column.
+Empty cells and null count as not given. Every error names file, line and column.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ldm.jobs.options import nearest, options_of
 from ldm.jobs.templates import is_inside
 
 _SUFFIXES = {f".{name}": name for name in FILE_FORMATS} | {".ndjson": "jsonl", ".tab": "tsv"}
-# What other programs call our fields, beside the flags: the web UI, kohya's letters, diffusers.
+# Other programs' names for our fields, beside the flags: the web UI, kohya's letters, diffusers.
 ALIASES: Mapping[str, str] = {
     "n": "negative",
     "w": "width",
@@ -57,16 +57,16 @@ ALIASES: Mapping[str, str] = {
     "init_image": "init_img",
     "mask_image": "mask",
 }
-# Fields that are texts, since they may be more than the number that they often are.
+# Text fields whose value is often just a number.
 _TEXT_OF_A_NUMBER = ("hires",)
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
 @dataclass(frozen=True)
 class Row:
-    """The fields of one job, and where they were written ("jobs.csv, line 3").
+    """The fields of one job, and their position ("jobs.csv, line 3").
 
-    Beside fields of Job there may be `output`, a name for its file.
+    Besides the fields of Job there may be `output`, the name of its file.
     """
 
     fields: dict[str, Any]
@@ -76,9 +76,9 @@ class Row:
 def read_jobs(
     name: str, defaults: Mapping[str, Any], format: str | None = None
 ) -> list[dict[str, Any]]:
-    """The fields of every job of a file, over `defaults`; `-` is standard input.
+    """Read the fields of every job in a file, on top of `defaults`; `-` is standard input.
 
-    The format is told by the name's ending, else by the content. Raises JobError.
+    Without `format`, the file's extension decides, else its content. Raises JobError.
     """
     return [row.fields for row in read_rows(name, defaults, format)]
 
@@ -89,7 +89,7 @@ def read_rows(
     format: str | None = None,
     on_error: Callable[[JobError], None] | None = None,
 ) -> list[Row]:
-    """The same with the place of each; a row that cannot be used goes to `on_error`, if given."""
+    """Like `read_jobs`, with positions; errors in a row are passed to `on_error`, if given."""
     return parse_rows(read_text(name), name, defaults, format, on_error)
 
 
@@ -100,7 +100,7 @@ def parse_rows(
     format: str | None = None,
     on_error: Callable[[JobError], None] | None = None,
 ) -> list[Row]:
-    """The jobs in a text; `name` is what errors call it. Raises JobError where there is none."""
+    """Parse the jobs in a text, called `name` in errors. Raises JobError if there are none."""
     kind = format or _SUFFIXES.get(Path(name).suffix.lower()) or sniff(text, _unknown)
     if kind not in FILE_FORMATS:
         raise JobError(f"--format {kind} is not known (known: {', '.join(FILE_FORMATS)})")
@@ -110,7 +110,7 @@ def parse_rows(
     while True:
         try:
             entry = next(entries, None)
-        except Fault as fault:  # what follows broken syntax cannot be read
+        except Fault as fault:  # nothing after broken syntax can be read
             raise _error(name, fault) from None
         if entry is None:
             break
@@ -122,12 +122,12 @@ def parse_rows(
             on_error(error)
             faults += 1
     if not rows and not faults:
-        raise JobError(f"--from-file {name}: no prompt in it")
+        raise JobError(f"--from-file {name}: contains no prompt")
     return rows
 
 
 def read_text(name: str) -> str:
-    """The text of a file, or of standard input (`-`): UTF-8, or UTF-16 with its mark."""
+    """Read a file, or standard input (`-`), as UTF-8, or as UTF-16 with a byte order mark."""
     try:
         content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
     except (OSError, ValueError) as error:
@@ -142,7 +142,7 @@ def read_text(name: str) -> str:
 
 
 def _rows(entry: Entry, name: str, defaults: Mapping[str, Any]) -> list[Row]:
-    """The jobs of one entry: one, or one for each of the seeds it lists."""
+    """The jobs of one entry: one for each seed it lists, or just one."""
     line, cells = entry
     place = f"{name}, line {line}"
     try:
@@ -171,15 +171,15 @@ def _fields(cells: Iterable[Cell], defaults: Mapping[str, Any]) -> dict[str, Any
             continue
         field = _field_of(cell, str(task or "txt2img"))
         several = isinstance(_read_as(field), tuple)
-        before = seen.get(field, cell)
-        if before.shared and not cell.shared:
+        earlier = seen.get(field, cell)
+        if earlier.shared and not cell.shared:
             fields.pop(field, None)
-        elif before is not cell and not several:
-            text = f"{cell.name} and {before.name} both set {field}; give one"
+        elif earlier is not cell and not several:
+            text = f"{cell.name} and {earlier.name} both set {field}; give one"
             raise Fault(cell.line, cell.column, text)
         seen[field] = cell
         for key, value in _typed(field, cell).items():
-            # Flags that may be repeated add up.
+            # Values of repeatable flags accumulate.
             fields[key] = fields.get(key, ()) + value if several else value
     return fields
 
@@ -191,7 +191,7 @@ def _field_of(cell: Cell, task: str) -> str:
     options = options_of(Job)
     fitting = [name for name in known if name == "output" or options[name].fits(task)]
     if not fitting:
-        raise Fault(cell.line, cell.column, f"{cell.name} means nothing for {task}")
+        raise Fault(cell.line, cell.column, f"{cell.name} does not apply to {task}")
     return fitting[0]
 
 
@@ -200,9 +200,9 @@ def _typed(field: str, cell: Cell) -> dict[str, Any]:
     value = cell.value if cell.typed else _read(field, cell)
     if field == "output":
         if not isinstance(value, str) or not value:
-            raise Fault(cell.line, cell.column, f"a name for the file is wanted, not {value!r}")
+            raise Fault(cell.line, cell.column, f"output must be a file name, not {value!r}")
         if not is_inside(value):
-            wrong = f"{value!r} leads out of --outdir; give a name in it, without '..'"
+            wrong = f"{value!r} is outside --outdir; use a relative name without '..'"
             raise Fault(cell.line, cell.column, wrong)
         return {field: value}
     if field == "sampler" and isinstance(value, str):
@@ -219,7 +219,7 @@ def _typed(field: str, cell: Cell) -> dict[str, Any]:
 
 
 def _read(field: str, cell: Cell) -> Any:
-    """The value of a text, by the kind of its field."""
+    """Parse a cell's text by the type of its field."""
     kind, text = _read_as(field), str(cell.value)
     words = text.strip()
     try:
@@ -232,11 +232,11 @@ def _read(field: str, cell: Cell) -> Any:
         if kind is float:
             return float(words)
     except (ValueError, RecursionError):
-        wanted = {int: "a whole number", float: "a number"}.get(kind, "a text, or a JSON list")
+        wanted = {int: "a whole number", float: "a number"}.get(kind, "text, or a JSON list")
         text = f"{cell.name} must be {wanted}, not {text!r}"
         raise Fault(cell.line, cell.column, text) from None
     if kind is bool:
-        # A flag alone switches on.
+        # A flag without a value means true.
         if (words.lower() or "true") not in (*_TRUE, *_FALSE):
             text = f"{cell.name} must be true or false, not {text!r}"
             raise Fault(cell.line, cell.column, text)
@@ -245,9 +245,9 @@ def _read(field: str, cell: Cell) -> Any:
 
 
 def read_axes(words: Sequence[str], task: str) -> list[list[dict[str, Any]]]:
-    """The values of each axis of a matrix, as the fields they set, from `steps=20,30` and so on.
+    """Parse the axes of a matrix, such as `steps=20,30`, into the fields that each value sets.
 
-    A value with a comma is quoted; whole numbers may be a span, as in `seed=1-4`. Raises JobError.
+    Quotes protect commas; whole numbers may be a range, as in `seed=1-4`. Raises JobError.
     """
     axes: list[list[dict[str, Any]]] = []
     seen: set[str] = set()
@@ -262,7 +262,7 @@ def read_axes(words: Sequence[str], task: str) -> list[list[dict[str, Any]]]:
         except (Fault, csv.Error) as fault:
             raise JobError(f"--matrix {word}: {fault}") from None
         if not equals or not axis or field in seen:
-            wrong = f"{name} comes twice" if field in seen else "values are missing"
+            wrong = f"{name} is given twice" if field in seen else "values are missing"
             raise JobError(f"--matrix {word}: {wrong}; write it as steps=20,30")
         seen.add(field)
         axes.append(axis)
@@ -275,12 +275,12 @@ def _span(text: str) -> list[str]:
         return [text]
     first, last = int(match[1]), int(match[2])
     if not 0 <= last - first < LIMIT:
-        raise Fault(0, 0, f"{text} is no span of at most {LIMIT} numbers")
+        raise Fault(0, 0, f"{text} is not a range of at most {LIMIT} numbers")
     return [str(number) for number in range(first, last + 1)]
 
 
 def sampler_fields(name: str) -> dict[str, Any]:
-    """Sampler, and grid where the name has one, of a name that the web UI shows ("DPM++ 2M")."""
+    """The sampler, and perhaps the grid, of a name in the web UI ("DPM++ 2M Karras")."""
     if name in SAMPLER_NAMES:
         return {"sampler": name}
     title, grid = name.strip().lower(), {}
@@ -296,7 +296,7 @@ def _error(name: str, fault: Fault) -> JobError:
 
 
 def _unknown(name: str) -> str:
-    """What is wrong with the name of a field; nothing where it is known."""
+    """Describe the error in a field's name; empty for a known name."""
     key = _key(name)
     return "" if key in _names() else f"unknown field {name!r}{nearest(key, _names())}"
 
@@ -307,7 +307,7 @@ def _key(name: str) -> str:
 
 @cache
 def _names() -> dict[str, list[str]]:
-    """The fields that each name may mean, by task; `--C` and `--f` are left to kohya's letters."""
+    """The fields that each name may mean, by task; `--C` and `--f` give way to kohya's letters."""
     names: dict[str, list[str]] = {}
     options = options_of(Job)
     for field, detail in options.items():
@@ -324,7 +324,7 @@ def _names() -> dict[str, list[str]]:
 
 @cache
 def _read_as(field: str) -> Any:
-    """The type of a field's value; the empty tuple for a list of texts."""
+    """The type of a field's value; the empty tuple for a list of strings."""
     hint = get_type_hints(Job).get(field, str)
     if hint == tuple[str, ...]:
         return ()

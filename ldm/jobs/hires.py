@@ -1,7 +1,7 @@
-"""Hires fix: the size of the second pass, and how many steps it takes.
+"""Hires fix: the size of the second pass and its number of steps.
 
-A second pass enlarges an image and denoises it once more at the larger size, as the hires fix of
-AUTOMATIC1111's web UI does (processing.py). Nothing here needs a model, or torch.
+The second pass enlarges an image and denoises it again at the larger size, like the hires fix of
+AUTOMATIC1111's web UI (processing.py). Nothing here needs a model or torch.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ LARGEST_FACTOR = 8.0
 STRENGTH = 0.7  # the web UI's default
 UPSCALER = "latent"
 _MOST_STEPS = 1000
-_LARGEST_STRENGTH = 0.999  # what the web UI divides by at most
+_LARGEST_STRENGTH = 0.999  # the largest divisor in the web UI
 
 
 def parse_hires(text: str) -> float | Size:
-    """A factor such as `2`, or a size such as `1024x1536`; raises JobError for anything else."""
+    """Parse a factor such as `2` or a size such as `1024x1536`; raises JobError otherwise."""
     sides = re.fullmatch(r"(\d{1,5})\s*[xX]\s*(\d{1,5})", text.strip())
     if sides is not None:
         return int(sides[1]), int(sides[2])
@@ -38,16 +38,18 @@ def parse_hires(text: str) -> float | Size:
 
 
 def hires_size(text: str, size: Size, multiple: int) -> Size:
-    """The (width, height) that an image of `size` gets, for a model of sides of a multiple.
+    """The (width, height) of the second pass for an image of `size`, both multiples of `multiple`.
 
-    A factor is rounded down to the multiple; a size must be one. Raises JobError for a size that
-    is none, and for one that is smaller than the image.
+    With a factor, the sides are rounded down; an explicit size must already be a multiple. Raises
+    JobError for a size that is not, or that is smaller than the image.
     """
     wanted = parse_hires(text)
     if isinstance(wanted, float):
         width, height = (int(side * wanted) // multiple * multiple for side in size)
         if (width, height) == size:
-            raise JobError(f"--hires {text}: {size[0]}x{size[1]} stays as it is; try a larger one")
+            raise JobError(
+                f"--hires {text}: does not enlarge {size[0]}x{size[1]}; try a larger factor"
+            )
         return width, height
     near = [max(multiple, round(side / multiple) * multiple) for side in wanted]
     if list(wanted) != near:
@@ -60,9 +62,9 @@ def hires_size(text: str, size: Size, multiple: int) -> Size:
 
 
 def grid_steps(steps: int, strength: float) -> int:
-    """How many steps the whole schedule has, of which the second pass takes the last `steps`.
+    """The length of the whole schedule, of which the second pass runs the last `steps` steps.
 
-    Raises JobError where that is more than a schedule can have.
+    Raises JobError if no schedule is that long.
     """
     if not strength:
         return steps

@@ -1,4 +1,4 @@
-"""The thousand classes of ImageNet by name, for models that are told a class."""
+"""The thousand classes of ImageNet by name, for class-conditional models."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ CLASSES = 1000
 
 
 def class_number(name: str) -> str:
-    """A class by its number as it is, or by its name ("golden retriever") as its number.
+    """The number of a class given by number or by name ("golden retriever").
 
-    Raises JobError for a name that is not known, or that fits two classes.
+    Raises JobError for an unknown name, or a name of several classes.
     """
     text = name.strip()
     if text.isdecimal():
@@ -28,21 +28,21 @@ def class_number(name: str) -> str:
     if fits:
         numbers = " or ".join(map(str, fits))
         raise JobError(f"--class {name!r} is the name of several classes; give {numbers}")
-    raise JobError(f"--class {name!r} is no class of ImageNet{nearest(text.lower(), titles)}")
+    raise JobError(f"--class {name!r} is not an ImageNet class{nearest(text.lower(), titles)}")
 
 
 @cache
 def class_names() -> list[str]:
-    """The names in order, which torchvision gives its classifiers.
+    """The class names in order, from torchvision's classifiers.
 
-    They are read from a file of the installed package: importing it takes seconds, and torch.
+    They are parsed from a file of the installed package; importing it takes seconds, and torch.
     """
-    found = importlib.util.find_spec("torchvision")
-    for folder in (found.submodule_search_locations or []) if found else []:
+    spec = importlib.util.find_spec("torchvision")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
         path = Path(folder) / "models" / "_meta.py"
         for node in ast.parse(path.read_text(encoding="utf-8")).body if path.is_file() else []:
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.List):
                 names = ast.literal_eval(node.value)
                 if isinstance(names, list) and len(names) == CLASSES:
                     return [str(name) for name in names]
-    raise LdmError("the names of the classes come with torchvision, which lacks them: use numbers")
+    raise LdmError("no class names found: the installed torchvision has none; use class numbers")

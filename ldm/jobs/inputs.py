@@ -1,4 +1,4 @@
-"""The words that name images and sides: files, folders and patterns; four numbers. No numpy."""
+"""Parse the arguments that name input images and outpainted sides. No numpy."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _KINDS = (
     (b"\x1f\x8b", "a gzip archive"),
     (b"\x93NUMPY", "a numpy array"),
     (b"\x1a\x45\xdf\xa3", "a video"),
-    (b"version https://git-lfs", "a Git LFS pointer, whose file was not fetched"),
+    (b"version https://git-lfs", "a Git LFS pointer to a file that was not fetched"),
 )
 
 
@@ -54,32 +54,32 @@ class Sides(NamedTuple):
 
 
 def parse_outpaint(text: str) -> Sides:
-    """Read "left,top,right,bottom", in pixels to add on each side; raises JobError."""
+    """Parse "left,top,right,bottom", the pixels to add on each side; raises JobError."""
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
         numbers = []
     if len(numbers) != 4:
         raise JobError(
-            "--outpaint must be four whole numbers of pixels, left,top,right,bottom, "
-            f"such as 0,0,256,0, not {text!r}"
+            "--outpaint must be four whole numbers of pixels, left,top,right,bottom "
+            f"(such as 0,0,256,0), not {text!r}"
         )
     if not 0 <= min(numbers) <= max(numbers) <= LARGEST_OUTPAINT:
-        raise JobError(f"--outpaint takes 0 to {LARGEST_OUTPAINT} pixels a side, not {text!r}")
+        raise JobError(f"--outpaint takes 0 to {LARGEST_OUTPAINT} pixels per side, not {text!r}")
     if not any(numbers):
-        raise JobError(f"--outpaint {text} adds nothing; give at least one side some pixels")
+        raise JobError(f"--outpaint {text} adds nothing; extend at least one side")
     return Sides(*numbers)
 
 
 def check_file(path: Path | str) -> Path:
-    """The path of a plain file that can be read and is not empty; raises ImageError otherwise."""
+    """Check that a path is a readable regular file and not empty; raises ImageError otherwise."""
     if not str(path):
-        raise ImageError("the name of an image is empty; give the path of a file")
+        raise ImageError("an image has an empty name; give the path of a file")
     path = Path(path)
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
-            raise ImageError(f"{path}: is a folder; give an image in it")
+            raise ImageError(f"{path}: is a folder; name an image in it")
         if not stat.S_ISREG(status.st_mode):
             raise ImageError(f"{path}: not a regular file; save the image to a file first")
         if status.st_size == 0:
@@ -93,7 +93,7 @@ def check_file(path: Path | str) -> Path:
 
 
 def unreadable(path: Path, error: OSError | ValueError) -> ImageError:
-    """What to say of a file that the system does not let us read."""
+    """The error for a file that the system does not let us read."""
     reason = getattr(error, "strerror", None) or str(error)
     return ImageError(f"{path}: cannot be read ({reason}); check the path and its permissions")
 
@@ -112,7 +112,7 @@ def digest(path: Path | str) -> str:
 
 
 def kind(head: bytes) -> str:
-    """What a file that is no readable image seems to be, from its first bytes (64 or more)."""
+    """Guess the kind of a file that is not a readable image, from its first bytes (64 or more)."""
     for start, name in _KINDS:
         if head.startswith(start):
             return name
@@ -123,12 +123,12 @@ def kind(head: bytes) -> str:
     if head[4:8] == b"ftyp":
         brand = head[8:12]
         if brand in (b"avif", b"avis"):
-            return "an AVIF image, which this Pillow cannot read or which is damaged"
+            return "an AVIF image that is damaged or that this Pillow cannot read"
         return "a HEIC image" if brand in (b"heic", b"heix", b"mif1", b"msf1") else "a video"
     if not any(head):
         return "nothing but zeros"
     try:
-        # Incrementally: the last character may be cut in two.
+        # Incrementally, because the last character may be incomplete.
         text = codecs.getincrementaldecoder("utf-8")().decode(head)
     except UnicodeDecodeError:
         return "data of an unknown kind"
@@ -143,31 +143,31 @@ def kind(head: bytes) -> str:
 
 
 def expand_inputs(names: Sequence[str]) -> list[Path]:
-    """Files from names of files, of folders and patterns (`*`, `?`, `[a-z]`, `**`), in that order.
+    """Expand names of files, folders and patterns (`*`, `?`, `[a-z]`, `**`) to files, in order.
 
-    A folder or a pattern stands for its images, told by their suffixes, sorted by path, hidden
-    ones left out; a folder is not searched deeper. A file that is named twice comes once. Raises
-    ImageError for a name that stands for nothing.
+    A folder or a pattern stands for its images, recognised by suffix and sorted by path, without
+    hidden files; subfolders are not searched. Duplicates are dropped. Raises ImageError for a name
+    that matches no image.
     """
     if not names:
         raise ImageError("no input image; give files, folders or patterns such as 'in/*.png'")
-    found: dict[Path, None] = {}
+    paths: dict[Path, None] = {}
     for name in names:
-        found.update(dict.fromkeys(_expand(name)))
-    return list(found)
+        paths.update(dict.fromkeys(_expand(name)))
+    return list(paths)
 
 
 def _expand(name: str) -> list[Path]:
-    # A shell leaves "~" alone inside quotes, and quotes are how a pattern reaches us.
+    # Patterns arrive quoted, and a shell does not expand "~" inside quotes.
     path = Path(os.path.expanduser(name))
     if path.is_dir() and name:
-        return _images(name, _listing(path), "the folder")
+        return _images(name, _listing(path), "no image in the folder")
     if path.exists() or not glob.has_magic(name):
         return [check_file(path if name else name)]
     matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
     if not matches:
         raise ImageError(f"{name}: nothing matches this pattern")
-    return _images(name, matches, "what matches")
+    return _images(name, matches, "no image among the matches")
 
 
 def _listing(folder: Path) -> list[Path]:
@@ -177,8 +177,8 @@ def _listing(folder: Path) -> list[Path]:
         raise unreadable(folder, error) from None
 
 
-def _images(name: str, paths: list[Path], where: str) -> list[Path]:
+def _images(name: str, paths: list[Path], problem: str) -> list[Path]:
     images = sorted(p for p in paths if p.suffix.lower() in _SUFFIXES and p.is_file())
     if not images:
-        raise ImageError(f"{name}: {where} has no image in it ({FORMATS})")
+        raise ImageError(f"{name}: {problem} ({FORMATS})")
     return images

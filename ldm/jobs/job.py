@@ -1,6 +1,6 @@
-"""What is wanted: a job, checked, filled up and divided into batches.
+"""Jobs: validated, completed with defaults and divided into batches.
 
-Nothing here needs a model, or torch.
+Nothing here needs a model or torch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LONGEST_PROMPT = 65_536  # characters
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a family of models uses where the job says nothing; `source` is for people."""
+    """The defaults of a family of models; `source` names their origin for messages."""
 
     width: int
     height: int
@@ -43,14 +43,14 @@ class Defaults:
 
 @dataclass(frozen=True)
 class Job(Fields):
-    """The images that are wanted.
+    """The images to generate.
 
     Image i of a run has seed `seed` + i (`noise` "image"), or its place in one stream of random
     numbers ("stream": `skip_draws` tensors of `draw_rows` rows were drawn before this batch).
     """
 
     def validate(self) -> None:
-        """Raise JobError for what can be seen to be wrong without a model."""
+        """Raise JobError for errors that can be detected without a model."""
         check_choices(self)
         check_range("--steps", self.steps, 1, MAX_STEPS)
         check_range("--width", self.width, 1, None)
@@ -70,7 +70,7 @@ class Job(Fields):
                 raise JobError(f"a prompt must be UTF-8 text, not {text!r}")
             if len(text) > LONGEST_PROMPT:
                 raise JobError(
-                    f"a prompt has at most {LONGEST_PROMPT} characters: {text[:40]!r}..."
+                    f"a prompt may have at most {LONGEST_PROMPT} characters: {text[:40]!r}..."
                 )
             check_adapters(text, self.prompt_syntax)
         self._validate_images()
@@ -83,7 +83,7 @@ class Job(Fields):
             raise JobError("--plms works only with --eta 0")
 
     def _validate_seeds(self) -> None:
-        """The fields about seeds beside the first one."""
+        """Check the fields about seeds, except the first seed."""
         check_range("--seed-step", self.seed_step, 0, MAX_SEED)
         check_range("--variation-seed", self.variation_seed, 0, MAX_SEED)
         if not 0 <= self.variation_strength <= 1:
@@ -95,7 +95,7 @@ class Job(Fields):
             "--seed-step": self.seed_step != 1,
             "--variation-seed": self.variation_seed is not None,
         }
-        for flag in (flag for flag, wanted in given.items() if wanted):
+        for flag in (flag for flag, is_given in given.items() if is_given):
             if self.noise == "stream" or self.fixed_code:
                 raise JobError(
                     f"{flag} needs --noise image: omit --noise stream (the scripts' default) "
@@ -111,14 +111,14 @@ class Job(Fields):
             )
 
     def _validate_hires(self) -> None:
-        """The fields about hires fix."""
+        """Check the fields about hires fix."""
         given = {
             "--hires-upscaler": self.hires_upscaler is not None,
             "--hires-strength": self.hires_strength is not None,
             "--hires-steps": self.hires_steps is not None,
         }
         if self.hires is None:
-            for flag in (flag for flag, wanted in given.items() if wanted):
+            for flag in (flag for flag, is_given in given.items() if is_given):
                 raise JobError(f"{flag} does nothing without --hires")
             return
         parse_hires(self.hires)
@@ -134,7 +134,7 @@ class Job(Fields):
             grid_steps(self.hires_steps, self.hires_strength)
 
     def _validate_images(self) -> None:
-        """The fields about images and classes."""
+        """Check the fields about images and classes."""
         if self.strength is not None and not 0 <= self.strength <= 1:
             raise JobError(f"--strength must be 0 to 1, not {self.strength:g}")
         check_range("--feather", self.feather, 0, None)
@@ -148,22 +148,22 @@ class Job(Fields):
         if self.weights and len(self.weights) != len(self.images):
             raise JobError(
                 f"--weight is given {len(self.weights)} times for {len(self.images)} images; "
-                "give one for each, or none"
+                "give one per image, or none"
             )
         self.image_weights()
         if self.mask is not None and self.outpaint is not None:
             raise JobError("--mask and --outpaint exclude each other; give one of them")
         if self.depth is not None and self.depth_model is not None:
             raise JobError(
-                "--depth and --depth-model exclude each other: a depth map is not estimated"
+                "--depth and --depth-model exclude each other: a given depth map is not estimated"
             )
         if self.rng == "numpy" and (self.noise != "stream" or self.n_iter != 1):
             raise JobError("--rng numpy goes with --noise stream and one batch, as in the demos")
 
     def image_weights(self) -> tuple[float, ...]:
-        """The weight of each of `images`: shares of 1, which negative ones may exceed.
+        """The weight of each of `images`, normalised to sum to 1; negative weights are allowed.
 
-        Raises JobError for one that is no number, and where they add up to nothing.
+        Raises JobError for a weight that is not a number, and for weights that sum to 0.
         """
         weights = []
         for text in self.weights or ("1",) * len(self.images):
@@ -175,11 +175,11 @@ class Job(Fields):
                 raise JobError(f"--weight must be a number, not {text!r}")
         total = sum(weights)
         if weights and abs(total) < 1e-6:
-            raise JobError("--weight: the weights add up to 0, so there is no mean to take")
+            raise JobError("--weight: the weights add up to 0, so they have no mean")
         return tuple(weight / total for weight in weights)
 
     def files(self) -> tuple[str, ...]:
-        """The files that the job reads beside the model, in a fixed order."""
+        """The files that the job reads besides the model, in a fixed order."""
         named = (
             self.init_img,
             *self.images,
@@ -191,7 +191,7 @@ class Job(Fields):
         return tuple(name for name in named if name is not None)
 
     def resolve(self, defaults: Defaults, draw_seed: Callable[[], int]) -> Resolved:
-        """Fill every gap: the family's defaults, and a seed; names become the main ones."""
+        """Fill in the family's defaults and a seed; sampler aliases become main names."""
         why: dict[str, str] = {}
         filled: dict[str, Any] = {}
         family: dict[str, Any] = {
@@ -202,7 +202,7 @@ class Job(Fields):
         sampler = SAMPLER_NAMES[self.sampler or defaults.sampler]
         if sampler in ETA_SAMPLERS:
             family["eta"] = defaults.eta
-        if self.task not in IMAGE_TASKS:  # the others take their size from the image
+        if self.task not in IMAGE_TASKS:  # other tasks take their size from the image
             family |= {"width": defaults.width, "height": defaults.height}
         if self.task in PARTIAL:
             family["strength"] = defaults.strength
@@ -226,10 +226,10 @@ class Job(Fields):
         return Resolved(job, why)
 
     def batches(self) -> Iterator[Job]:
-        """The job of each batch, in the originals' order; a batch's own batches are itself.
+        """The job of each batch, in the originals' order; a batch's job has itself as only batch.
 
-        `n_samples` is the size of a batch: copies of one prompt, or as many of `prompts`. In a
-        stream a short last batch draws as many rows as the others and keeps the first.
+        `n_samples` is the size of a batch: copies of one prompt, or that many of `prompts`. In a
+        stream, a short last batch draws as many rows as the others and uses only the first.
         """
         if self.seeds is not None:
             yield from self._listed_batches(self.seeds)
@@ -258,7 +258,7 @@ class Job(Fields):
                 image += rows
 
     def _listed_batches(self, listed: str) -> Iterator[Job]:
-        """The batches of a job with a seed for each image."""
+        """The batches of a job with one seed per image."""
         seeds = parse_seeds(listed)
         image = 0
         classes: list[tuple[str, ...]] = [(name,) for name in self.classes] or [()]
@@ -276,7 +276,7 @@ class Job(Fields):
                 image += len(here)
 
     def _varied(self, moved: int) -> int | None:
-        """The variation seed after so many steps."""
+        """The variation seed, `moved` places further."""
         first = self.variation_seed
         return None if first is None else (first + moved) % (MAX_SEED + 1)
 
@@ -286,7 +286,7 @@ class Job(Fields):
         return self.prompts or (alone,) * self.n_samples
 
     def image_values(self, row: int) -> dict[str, Any]:
-        """What most describes an image of a resolved batch, by field."""
+        """The main settings of an image in a resolved batch, by field."""
         width, height = self.image_size()
         return {
             "seed": self.image_seeds()[row],
@@ -300,25 +300,25 @@ class Job(Fields):
         }
 
     def image_size(self) -> tuple[int | None, int | None]:
-        """The width and height of the finished images, once the job is resolved."""
+        """The width and height of the finished images of a resolved job."""
         size = None if self.hires is None else parse_hires(self.hires)
         return size if isinstance(size, tuple) else (self.width, self.height)
 
     def image_seeds(self) -> tuple[int, ...]:
-        """The seed of every image of a batch; in a stream, and with variations, one for all."""
+        """The seed of every image in a batch; a stream, or a variation, has one for all."""
         if self.seeds is not None:
             return parse_seeds(self.seeds)
         step = self.seed_step if self.noise == "image" and not self.variation_strength else 0
         return counted(self.seed or 0, step, self.n_samples)
 
     def variation_seeds(self) -> tuple[int, ...]:
-        """The seed of the noise that is mixed into each image of a batch; () where none is."""
+        """The seed of the variation noise of each image in a batch; () without variation."""
         if self.variation_seed is None:
             return ()
         return counted(self.variation_seed, self.seed_step, self.n_samples)
 
     def count(self) -> int:
-        """How many images the job makes."""
+        """The number of images that the job generates."""
         rows = len(self.prompts) or self.n_samples
         if self.seeds is not None:
             rows = len(parse_seeds(self.seeds))
@@ -327,7 +327,7 @@ class Job(Fields):
 
 @dataclass(frozen=True)
 class Resolved:
-    """A job without gaps in what its family decides, and the reason for each value filled in."""
+    """A job with all defaults of its family filled in, and the origin of each of them."""
 
     job: Job
     why: dict[str, str]
@@ -335,14 +335,14 @@ class Resolved:
 
 _VERBS = {
     "img2img": "change",
-    "inpaint": "repaint",
+    "inpaint": "inpaint",
     "depth2img": "take the depth of",
     "upscale": "enlarge",
 }
 
 
 def to_record(job: Job) -> dict[str, Any]:
-    """A job as plain JSON values; fields that are empty are left out."""
+    """Convert a job to plain JSON values, without empty fields."""
     return {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in vars(job).items()
@@ -351,7 +351,7 @@ def to_record(job: Job) -> dict[str, Any]:
 
 
 def from_record(record: Mapping[str, Any]) -> Job:
-    """The job of a record; raises JobError for an unknown field or a value of the wrong kind."""
+    """Read a job's record; raises JobError for an unknown field or a value of the wrong type."""
     hints = _hints()
     values: dict[str, Any] = {}
     for name, value in record.items():

@@ -1,4 +1,4 @@
-"""Flags and defaults of the original scripts that are other words for ours, or mean nothing now."""
+"""Flags and defaults of the original scripts: synonyms of ours, or without effect today."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ldm.errors import ImageError, JobError
 from ldm.jobs.fields import SAMPLER_NAMES
 from ldm.jobs.options import option, options_of
 
-# Every flag of the two txt2img.py and img2img.py, CompVis v1 and Stability v2; a prefix that was
-# unique among them stays so.
+# Every flag of txt2img.py and img2img.py in CompVis v1 and Stability v2; a prefix that was unique
+# among them stays valid.
 ORIGINAL_FLAGS = (
     "--help", "--prompt", "--outdir", "--skip_grid", "--skip_save", "--ddim_steps", "--steps",
     "--plms", "--dpm_solver", "--dpm", "--laion400m", "--fixed_code", "--ddim_eta", "--n_iter",
@@ -31,7 +31,7 @@ _SCRIPT: Mapping[str, Any] = {
 }
 _VIRUS = "a painting of a virus monster playing guitar"
 _ASTRONAUT = "a professional photograph of an astronaut riding a triceratops"
-# The defaults of the scripts for versions 1 and 2, which scripts/ keeps; the family tells which.
+# The scripts' defaults for versions 1 and 2, preserved in scripts/; the family selects one.
 SCRIPT_DEFAULTS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "txt2img": (
         {**_SCRIPT, "prompt": _VIRUS, "n_samples": 3, "n_iter": 2},
@@ -56,7 +56,7 @@ _SCRIPTS = ("txt2img", "img2img")
 
 @dataclass(frozen=True)
 class Legacy:
-    """Flags of the original scripts that are other words for a field, or do nothing any more."""
+    """Flags of the original scripts that are synonyms of a field, or no longer do anything."""
 
     plms: bool = option(False, "--plms", help="The same as --sampler plms.", tasks=_SCRIPTS)
     dpm_solver: bool = option(
@@ -103,17 +103,17 @@ LAION400M = {
 }
 
 
-# What img2img.py took and never looked at.
+# Flags that img2img.py accepted and never read.
 _UNREAD = {"fixed_code": "--fixed_code", "channels": "--C", "factor": "--f"}
 
 
 def translate(
     values: Mapping[str, Any], *, script: bool, task: str = "txt2img"
 ) -> tuple[dict[str, Any], list[str]]:
-    """Turn the flags of `Legacy` among given values into fields; returns the notes to be told too.
+    """Turn the `Legacy` flags among the values into fields; also returns notes for the user.
 
-    Contradictions are errors, but for the scripts' shims (`script`), where `--dpm_solver` wins
-    over `--plms` as in the first version, and what a script never read does nothing.
+    Contradictions are errors, except in the script shims (`script`), where `--dpm_solver` wins
+    over `--plms` as in version 1, and flags that a script never read do nothing.
     """
     legacy = options_of(Legacy)
     fields = {name: value for name, value in values.items() if name not in legacy}
@@ -159,7 +159,7 @@ def _settle(
 
 @dataclass(frozen=True)
 class SampleDiffusion:
-    """The flags of sample_diffusion.py, which no other script spelled so."""
+    """Flags that only sample_diffusion.py spelled this way."""
 
     resume: str | None = option(
         None,
@@ -189,9 +189,9 @@ class SampleDiffusion:
 
 
 def sample_fields(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Turn the flags of `SampleDiffusion`, and its dotlist `settings`, into fields; notes, too.
+    """Turn the `SampleDiffusion` flags and the dotlist `settings` into fields and notes.
 
-    Raises JobError where no checkpoint is named or a word is no KEY=VALUE.
+    Raises JobError if no checkpoint is named or a setting is not KEY=VALUE.
     """
     old = (*options_of(SampleDiffusion), "settings")
     fields = {name: value for name, value in values.items() if name not in old}
@@ -206,30 +206,32 @@ def sample_fields(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]
     settings = tuple(values.get("settings") or ())
     for word in settings:
         if "=" not in word:
-            raise JobError(f"{word!r} is neither a flag nor KEY=VALUE, a change of the YAML")
+            raise JobError(f"{word!r} is neither a flag nor a YAML override KEY=VALUE")
     given = SampleDiffusion(**{name: values[name] for name in old[:-1] if name in values})
     batches, notes = _batches(given.n_samples, given.batch_size)
     fields |= {"model": str(checkpoint), "outdir": str(folder), "skip_grid": True, **batches}
-    told = {"overrides": settings or None, "steps": given.custom_steps, "eta": given.eta}
-    fields |= {name: value for name, value in told.items() if value is not None}
+    optional = {"overrides": settings or None, "steps": given.custom_steps, "eta": given.eta}
+    fields |= {name: value for name, value in optional.items() if value is not None}
     if given.vanilla_sample:
         # DDIM with eta 1 over all timesteps is DDPM (arXiv 2010.02502, section 4.1).
         fields |= {"steps": 1000, "eta": 1.0, "grid": "default"}
     return fields, notes
 
 
-def _batches(asked: int | None, size: int) -> tuple[dict[str, int], list[str]]:
-    """`n_samples` and `n_iter` for so many images in all, in batches of a size; and notes."""
-    if size < 1 or (asked is not None and asked < 1):
+def _batches(total: int | None, size: int) -> tuple[dict[str, int], list[str]]:
+    """`n_samples` and `n_iter` for a total number of images in batches of `size`; and notes."""
+    if size < 1 or (total is not None and total < 1):
         raise JobError("--n_samples and --batch_size must be 1 or more")
-    if asked is None:
-        return {"n_samples": size}, [f"no -n given: one batch of {size} (it was 50000 images)"]
-    size = min(size, asked)
+    if total is None:
+        return {"n_samples": size}, [f"no -n given: one batch of {size} (originally 50000 images)"]
+    size = min(size, total)
     notes = []
-    if asked % size:
-        made = asked - asked % size
-        notes.append(f"{asked} images in batches of {size} make {made}, as in the original script")
-    return {"n_samples": size, "n_iter": asked // size}, notes
+    if total % size:
+        whole = total - total % size
+        notes.append(
+            f"only whole batches of {size}: {whole} of {total} images, as in the original script"
+        )
+    return {"n_samples": size, "n_iter": total // size}, notes
 
 
 # --- inpaint.py -----------------------------------------------------------------------------------
@@ -238,17 +240,16 @@ _MASK = "_mask.png"
 
 
 def pairs(indir: str, outdir: str) -> tuple[list[dict[str, str]], list[str]]:
-    """The fields `init_img` and `mask` of each pair X.png and X_mask.png in a folder, with its
-    `output`, the file of that name in another folder; and notes.
+    """The fields `init_img`, `mask` and `output` of each pair X.png and X_mask.png; and notes.
 
-    Raises ImageError where a mask lacks its image or there is none, and JobError where results
-    would lie upon the images.
+    The output is X.png in `outdir`. Raises ImageError if a mask has no image or the folder has no
+    mask, and JobError if the results would replace the images.
     """
     folder = Path(indir).expanduser()
     names = {path.name for path in folder.glob("*.png") if not path.name.startswith(".")}
     masks = {name for name in names if name.endswith(_MASK)}
     if not masks:
-        raise ImageError(f"--indir {indir}: no file X{_MASK} there, whose X.png is to be repainted")
+        raise ImageError(f"--indir {indir}: contains no mask X{_MASK} for an image X.png")
     lone = sorted(mask for mask in masks if _image_of(mask) not in names)
     if lone:
         raise ImageError(f"--indir {indir}: {lone[0]} has no {_image_of(lone[0])} beside it")

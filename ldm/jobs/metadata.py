@@ -1,7 +1,7 @@
-"""What an image says about itself: the `parameters` text that other tools read, and our record.
+"""Image metadata: the `parameters` text that other tools read, and our record.
 
-The text is the one of AUTOMATIC1111's web UI: the prompt, `Negative prompt: ...`, and one last
-line of `Key: value` pairs. No file depends on the clock: made again, it has the same bytes.
+The text has the format of AUTOMATIC1111's web UI: the prompt, `Negative prompt: ...`, and a last
+line of `Key: value` pairs. It contains no time stamp: the same job writes the same bytes again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 NEGATIVE = "Negative prompt:"
 _PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 
-# The names that other tools know our samplers and grids by.
+# Our samplers and grids under the names that other tools use.
 SAMPLER_TITLES = {
     "ddim": "DDIM",
     "plms": "PLMS",
@@ -49,7 +49,7 @@ GRID_TITLES = {"karras": "Karras", "exponential": "Exponential"}
 
 @dataclass(frozen=True)
 class Infotext:
-    """The `parameters` text taken apart."""
+    """A parsed `parameters` text."""
 
     prompt: str
     negative: str = ""
@@ -58,9 +58,9 @@ class Infotext:
 
 @dataclass(frozen=True)
 class Record:
-    """How an image came to be: its batch's job, its row there, the model's name and hash.
+    """How an image was generated: its batch's job, its row there, the model's name and hash.
 
-    `inputs` are the files that it was made from, and their hashes.
+    `inputs` maps the input files to their hashes.
     """
 
     job: Job
@@ -71,7 +71,7 @@ class Record:
     version: str = __version__
 
     def to_json(self) -> str:
-        """One line of plain ASCII."""
+        """The record as one line of plain ASCII."""
         content = {
             "ldm": self.version,
             "job": to_record(self.job),
@@ -84,7 +84,7 @@ class Record:
 
     @classmethod
     def from_json(cls, text: str) -> Record:
-        """The record of such a line; raises ImageError where it is none, JobError for its job."""
+        """Parse such a line; raises ImageError for anything else, JobError for an invalid job."""
         try:
             content = json.loads(text)
             job, row, model = content["job"], content["row"], content["model"]
@@ -153,7 +153,7 @@ def _hires_settings(job: Job) -> dict[str, str]:
 
 
 def format_infotext(info: Infotext) -> str:
-    """The text of some settings; values that would be misread are quoted as JSON."""
+    """Write a `parameters` text; ambiguous values are quoted as JSON."""
     lines = [info.prompt]
     if info.negative:
         lines.append(f"{NEGATIVE} {info.negative}")
@@ -162,7 +162,7 @@ def format_infotext(info: Infotext) -> str:
 
 
 def parse_infotext(text: str) -> Infotext:
-    """Take a `parameters` text apart; a last line with fewer than three pairs is prompt."""
+    """Parse a `parameters` text; a last line with fewer than three pairs belongs to the prompt."""
     *lines, last = text.strip().split("\n")
     pairs = _PAIR.findall(last)
     if len(pairs) < 3:

@@ -1,6 +1,6 @@
-"""Options: what a field of a dataclass is called on a command line, and what it may be.
+"""Options: the flags, choices and help of a dataclass field.
 
-Flags, columns of job files, the schema and messages are all made from them.
+Flags, columns of job files, the schema and messages all derive from them.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from typing import Any
 
 from ldm.errors import JobError
 
-_LONGEST_NAME = 100  # characters; what is longer is no name mistyped, and comparing it takes long
+_LONGEST_NAME = 100  # characters; longer text is not a typo, and slow to compare
 
 
 @dataclass(frozen=True)
 class Option:
-    """How a field is written on a command line, and what it means; no `tasks` are all of them."""
+    """How a field appears on the command line, and its meaning; empty `tasks` means all tasks."""
 
     flags: tuple[str, ...] = ()
     help: str = ""
     choices: tuple[str, ...] = ()
     metavar: str = ""
-    note: str = ""  # what to say when an old flag is used that no longer does anything
+    note: str = ""  # the note printed when an old flag without effect is used
     tasks: tuple[str, ...] = ()
 
     def fits(self, task: str) -> bool:
-        """Whether the option means anything for a task."""
+        """Whether the option applies to a task."""
         return not self.tasks or task in self.tasks
 
 
@@ -41,7 +41,7 @@ def option(
     note: str = "",
     tasks: Iterable[str] = (),
 ) -> Any:
-    """A dataclass field with an `Option`; one without flags cannot be set from a command line."""
+    """A dataclass field with an `Option`; without flags it cannot be set on the command line."""
     detail = Option(flags, help, tuple(choices), metavar, note, tuple(tasks))
     return field(default=default, metadata={"option": detail})
 
@@ -52,7 +52,7 @@ def options_of(kind: type) -> dict[str, Option]:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the known one most like it, if any is."""
+    """The end of a message about an unknown name: the most similar known one, if any."""
     if len(name) > _LONGEST_NAME:
         return ""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
@@ -60,7 +60,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def check_choices(values: Any) -> None:
-    """Raise JobError for a value of a dataclass that is none of its field's choices."""
+    """Raise JobError for a field whose value is not one of its choices."""
     for name, detail in options_of(type(values)).items():
         value = vars(values)[name]
         if detail.choices and value is not None and value not in detail.choices:
@@ -71,7 +71,7 @@ def check_choices(values: Any) -> None:
 
 
 def check_range(flag: str, value: int | None, low: int | None, high: int | None) -> None:
-    """Raise JobError for a number outside a range, whose ends may be open; None is in any."""
+    """Raise JobError for a number outside a range; a bound or value of None is not checked."""
     if value is None:
         return
     if low is not None and value < low:

@@ -21,9 +21,9 @@ OFFLOADS = ("auto", "none", "parts", "layers")
 
 @dataclass(frozen=True)
 class OutputPlan:
-    """Where the images go and what is told about them.
+    """Where the images go and how they are reported.
 
-    No field changes a sample, but for what `batch_size` and `compile` round otherwise.
+    No field changes an image, except for the rounding of `batch_size` and `compile`.
     """
 
     outdir: str = option(
@@ -129,7 +129,7 @@ class OutputPlan:
 
     @property
     def tuning(self) -> Tuning:
-        """What is asked of the engine; `lowvram` is a word for an `offload`."""
+        """The engine's tuning; `lowvram` means `offload` "parts"."""
         offload = "parts" if self.lowvram and self.offload == "auto" else self.offload
         return Tuning(offload, self.compile)
 
@@ -139,7 +139,7 @@ class OutputPlan:
         return ((self.workers or 1) > 1 or self.engine is not None) and not self.dry_run
 
     def validate(self) -> None:
-        """Raise JobError for what contradicts itself."""
+        """Raise JobError for contradictory fields."""
         check_choices(self)
         check_range("--repeat", self.repeat, 1, None)
         check_range("--batch-size", self.batch_size, 1, None)
@@ -147,26 +147,26 @@ class OutputPlan:
         check_range("--n_rows", self.n_rows, 0, None)
         if self.compile and self.tuning.offload in ("parts", "layers"):
             raise JobError(
-                "--compile wants the network to stay where it is; leave it, or --lowvram and "
-                "--offload, out"
+                "--compile needs the network to stay on the device: omit it, or omit --lowvram "
+                "and --offload"
             )
         if self.address is not None and self.engine != "ray":
-            raise JobError("--address is that of a Ray cluster; add --engine ray")
+            raise JobError("--address needs a Ray cluster; add --engine ray")
         if self.engine == "ray" and importlib.util.find_spec("ray") is None:
             raise JobError(
                 "--engine ray: the package is not installed; pip install 'ldm-cli[ray]', "
                 "or use --workers alone"
             )
         if self.grid_xy and not (1 <= len(self.matrix) <= 2 and self.from_file is None):
-            raise JobError("--grid-xy wants --matrix with one or two axes, and no --from-file")
+            raise JobError("--grid-xy needs --matrix with one or two axes, and no --from-file")
         if self.grid_xy and (self.output is not None or self.skip_grid):
-            raise JobError("--grid-xy is written to --outdir; leave --output and --skip_grid out")
+            raise JobError("--grid-xy is written to --outdir; omit --output and --skip_grid")
         if self.output == "-" and self.json:
-            raise JobError("--json and --output - both want standard output; choose one")
+            raise JobError("--json and --output - both use standard output; choose one")
 
 
 def split(fields: Mapping[str, Any]) -> tuple[OutputPlan, dict[str, Any]]:
-    """The fields of OutputPlan as one, and the others; raises JobError."""
+    """Split fields into an OutputPlan and the remaining fields; raises JobError."""
     names = options_of(OutputPlan)
     outputs = OutputPlan(**{name: value for name, value in fields.items() if name in names})
     outputs.validate()
@@ -174,5 +174,5 @@ def split(fields: Mapping[str, Any]) -> tuple[OutputPlan, dict[str, Any]]:
 
 
 def default_outdir(task: str) -> str:
-    """The folder for a task's images where none is named: the originals' own names."""
+    """The default output folder of a task, named as in the originals."""
     return f"outputs/{task}-samples"

@@ -1,4 +1,4 @@
-"""What a job may say, as a JSON schema: from the fields of Job, as everything is."""
+"""The JSON schema of a job, derived from the fields of Job."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _TYPES = {str: "string", int: "integer", float: "number", bool: "boolean"}
 
 
 def job_schema() -> dict[str, Any]:
-    """The JSON schema (draft 2020-12) of one job of `--from-file`, in JSON."""
+    """The JSON schema (draft 2020-12) of one job in a JSON file for `--from-file`."""
     hints = get_type_hints(Job)
     defaults = {entry.name: entry.default for entry in dataclasses.fields(Job)}
     properties: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""What a run asks of an engine beside its jobs: nothing that changes an image but by rounding."""
+"""Settings of the engine besides its jobs; they change an image by rounding at most."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from ldm.errors import JobError
 if TYPE_CHECKING:
     from torch import nn
 
-# What names torch's compiler of kernels, and Triton's of what starts them, or else is looked for.
+# Environment variables and default names of the C++ compiler that torch needs for its kernels, and
+# of the C compiler that Triton needs for its launchers.
 _COMPILERS = {
     "cpu": ("CXX", ("g++", "clang++", "cl")),
     "cuda": ("CC", ("gcc", "clang", "cl")),
@@ -25,9 +26,9 @@ _COMPILERS = {
 
 @dataclass(frozen=True)
 class Tuning:
-    """`offload` is what lies outside of the device (see `ldm.engine.device.choose`).
+    """`offload`: what stays off the device between uses (see `ldm.engine.device.choose`).
 
-    `compile`: the network is translated by torch's compiler when it is first used.
+    `compile`: torch compiles the network at its first use.
     """
 
     offload: str = "auto"
@@ -38,35 +39,33 @@ PLAIN = Tuning()
 
 
 def check_compiler(device: str) -> None:
-    """Raise JobError where torch could not compile for a type of device."""
-    if sys.version_info[:3] == (3, 13, 0):  # mended in 3.13.1; torch refuses
+    """Raise JobError if torch cannot compile for a type of device."""
+    if sys.version_info[:3] == (3, 13, 0):  # fixed in 3.13.1; torch refuses
         raise JobError(
             "--compile does not work on Python 3.13.0: use 3.13.1 or newer, or omit --compile"
         )
     if device == "cuda" and importlib.util.find_spec("triton") is None:
-        raise JobError(
-            "--compile needs Triton on a GPU: pip install triton, or leave --compile out"
-        )
+        raise JobError("--compile needs Triton on a GPU: pip install triton, or omit --compile")
     variable, usual = _COMPILERS["cuda" if device == "cuda" else "cpu"]
     named = os.environ.get(variable)
     if not any(shutil.which(name) for name in ((named,) if named else usual)):
         raise JobError(
-            f"--compile needs a compiler and finds none: install {usual[0]}, name one in "
-            f"{variable}, or leave --compile out"
+            f"--compile needs a compiler, and none was found: install {usual[0]}, set "
+            f"{variable}, or omit --compile"
         )
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
         raise JobError(
-            "--compile needs Python's headers, which are not there: install them (Debian: "
-            "python3-dev), or leave --compile out"
+            "--compile needs Python's headers, which are missing: install them (Debian: "
+            "python3-dev), or omit --compile"
         )
 
 
 def compile_network(network: nn.Module) -> None:
-    """Let torch compile a network at its next call, and again where shapes are others.
+    """Have torch compile a network at its next call, and again for new shapes.
 
-    What it comes to is kept on the disk for later processes, in a folder that stays.
+    The result is cached on disk for later processes, in a permanent folder.
     """
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(cache) / "ldm" / "compiled"))
-    os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "1")  # not by itself before torch 2.6
+    os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "1")  # off by default before torch 2.6
     network.compile()

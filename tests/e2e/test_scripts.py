@@ -245,8 +245,8 @@ def test_nothing_is_replaced_unasked(holes: Path, capfd: pytest.CaptureFixture[s
     [
         (["--indir", "in", "--outdir", "in"], "--outdir in is --indir"),
         (["--indir", "in", "--outdir", "in", "--overwrite"], "--outdir in is --indir"),
-        (["--indir", "none"], "--indir none: no file X_mask.png there"),
-        (["--indir", "models"], "--indir models: no file X_mask.png there"),
+        (["--indir", "none"], "--indir none: contains no mask X_mask.png"),
+        (["--indir", "models"], "--indir models: contains no mask X_mask.png"),
         (["--indir", "in", "--mask", "m.png"], "omit --mask"),
         (["--indir", "in", "--n_samples", "2"], "one image and the job makes 2"),
         ([], "--init-img is missing"),

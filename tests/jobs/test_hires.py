@@ -35,7 +35,7 @@ def test_the_size_of_the_second_pass(text: str, size: tuple[int, int]) -> None:
         ("9", "up to 8"),
         ("nan", "a factor above 1"),
         ("twice", "a size like 1024x1536, not 'twice'"),
-        ("1.1", "512x512 stays as it is"),
+        ("1.1", "does not enlarge 512x512"),
         ("700x512", "try 704x512"),
         ("1024x448", "smaller than the first pass, 512x512"),
     ],

@@ -66,7 +66,7 @@ def test_relative_names_stay_relative(folder: Path, monkeypatch: pytest.MonkeyPa
         ("*.bmp", "nothing matches"),
         ("*.txt", "no image"),
         ("empty", "no image"),
-        ("", "name of an image is empty"),
+        ("", "an image has an empty name"),
     ],
 )
 def test_a_name_that_stands_for_nothing(

@@ -71,7 +71,7 @@ def test_variations_keep_the_seed() -> None:
         ({"seeds": "1,2", "noise": "stream"}, "needs --noise image"),
         ({"seed_step": 2, "fixed_code": True}, "needs --noise image"),
         ({"seed_step": -1}, "--seed-step must be 0 to"),
-        ({"seeds": "1-x"}, "is no seed"),
+        ({"seeds": "1-x"}, "is not a seed"),
     ],
 )
 def test_what_contradicts_itself(fields: dict[str, object], words: str) -> None:

@@ -57,13 +57,13 @@ def test_fields_and_folder() -> None:
     ("template", "words"),
     [
         ("{sed}.png", "unknown field {sed}; did you mean seed? (known: index, "),
-        ("\ud800.png", "half of a character is in no name"),
+        ("\ud800.png", "contains half of a character"),
         ("{}.png", "unknown field {}"),
         ("{seed.__class__}.png", "unknown field {seed.__class__}"),
-        ("{seed!r}.png", "takes a plain format"),
-        ("{seed:{index}}.png", "takes a plain format"),
-        ("{seed.png", "a brace itself is written twice"),
-        ("seed}.png", "a brace itself is written twice"),
+        ("{seed!r}.png", "needs a plain format"),
+        ("{seed:{index}}.png", "needs a plain format"),
+        ("{seed.png", "double a brace to use it literally"),
+        ("seed}.png", "double a brace to use it literally"),
         ("{prompt:d}.png", "{prompt:d}:"),
         ("{scale:d}.png", "{scale:d}:"),
         ("{seed:.2q}.png", "{seed:.2q}:"),
@@ -114,7 +114,7 @@ def test_a_long_text_is_cut_and_long_words_are_an_error() -> None:
     name = parse("{prompt}-{seed}.png").name(values(prompt="ü" * 400)).name
     assert name.endswith("ü-3.png")
     assert LONGEST - 2 <= len(name.encode()) <= LONGEST
-    with pytest.raises(JobError, match="more than 143 bytes"):
+    with pytest.raises(JobError, match="exceeds 143 bytes"):
         parse("a" * 140 + "{seed}.png").name(values())
 
 

@@ -92,7 +92,7 @@ def test_a_network_that_moves_is_not_compiled(
     home: Path, capfd: pytest.CaptureFixture[str], words: list[str]
 ) -> None:
     assert run([*WORDS, "--compile", *words]) == 2
-    assert "--compile wants the network to stay where it is" in error_of(capfd)
+    assert "--compile needs the network to stay on the device" in error_of(capfd)
 
 
 def test_eight_bits_are_not_compiled(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -106,7 +106,7 @@ def test_without_a_compiler_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("sysconfig.get_path", lambda name: "nowhere")
     for name in ("CC", "CXX"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(JobError, match=r"install g\+\+, name one in CXX"):
+    with pytest.raises(JobError, match=r"install g\+\+, set CXX"):
         check_compiler("cpu")
     monkeypatch.setenv("CXX", sys.executable)  # a program that is there
     with pytest.raises(JobError, match="needs Python's headers"):

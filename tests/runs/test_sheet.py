@@ -64,6 +64,6 @@ def test_a_matrix_as_a_table(home: Path, capfd: pytest.CaptureFixture[str]) -> N
     assert draw(*words, "--resume") == 0
     assert contents(home / OUT) == before
     assert draw("--prompt", "x", "--grid-xy") == 2
-    assert "--grid-xy wants --matrix" in capfd.readouterr().err
+    assert "--grid-xy needs --matrix" in capfd.readouterr().err
     assert draw(*words, "--n_samples", "2") == 2
     assert "one image for each combination" in capfd.readouterr().err
