@@ -55,6 +55,7 @@ EXAMPLES = {
     "rerun": "ldm rerun outputs/txt2img-samples/samples/00000.png -o again.png",
     "shell": "ldm shell  # commands, prompts and jobs, a line each, from standard input",
     "tokens": 'ldm tokens "a (red:1.3) apple on a [blue] background"',
+    "samplers": "ldm samplers",
     "schema": "ldm schema  # the fields of a job of --from-file",
     "info": "ldm info models/sd-v1-4.ckpt",
     "convert": "ldm convert models/sd-v1-4.ckpt sd-v1-4.safetensors --precision fp16 --ema drop",
@@ -310,6 +311,17 @@ def tokens(
     from ldm.cli.tokens import tokens as body
 
     return body(prompt, model=model, config=config, syntax=syntax, steps=steps, as_json=json)
+
+
+@app.command(epilog=f"Example: {EXAMPLES['samplers']}")
+def samplers(
+    json: bool = typer.Option(False, "--json", help="Print one JSON object."),
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of errors."),
+) -> int:
+    """List the samplers and noise schedules with their names in other programs."""
+    from ldm.cli.samplers import samplers as body
+
+    return body(as_json=json)
 
 
 @app.command(epilog=f"Example: {EXAMPLES['schema']}")

@@ -12,7 +12,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         "txt2img", "img2img", "inpaint", "depth2img", "upscale", "variations", "sample", "rerun",
         "shell",
     ),
-    "Inspect": ("info", "tokens", "schema"),
+    "Inspect": ("info", "tokens", "samplers", "schema"),
     "Manage": ("convert",),
     "Train": ("train",),
 }  # fmt: skip

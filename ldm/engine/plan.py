@@ -35,6 +35,7 @@ from ldm.jobs.imagenet import CLASSES, class_number
 from ldm.jobs.job import Defaults, Job
 from ldm.jobs.legacy import SCRIPT_CHECKPOINTS, SCRIPT_DEFAULTS
 from ldm.jobs.prompts import hints
+from ldm.jobs.sampler_names import with_our_names
 from ldm.models.inventory import expected_shapes
 
 
@@ -61,6 +62,7 @@ def make_plan(given: Mapping[str, Any], *, script: bool = False) -> Plan:
 
     `script` takes the defaults of the original scripts where nothing is given.
     """
+    given = with_our_names(given)
     asked = Job(**given)
     asked.validate()
     if asked.classes:

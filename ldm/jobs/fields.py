@@ -17,7 +17,8 @@ SAMPLER_ALIASES: Mapping[str, tuple[str, ...]] = {
     "plms": (),
     "dpm_solver": ("dpm",),
     "euler": ("k_euler",),
-    "euler_ancestral": ("euler_a", "k_euler_a", "k_euler_ancestral"),
+    # The step of DDPM is the same one.
+    "euler_ancestral": ("euler_a", "k_euler_a", "k_euler_ancestral", "ddpm"),
     "heun": ("k_heun",),
     "dpm_2": ("dpm2", "k_dpm_2"),
     "dpm_2_ancestral": ("dpm2_a", "k_dpm_2_a", "k_dpm_2_ancestral"),
@@ -26,6 +27,10 @@ SAMPLER_ALIASES: Mapping[str, tuple[str, ...]] = {
     "dpmpp_2s_ancestral": ("dpmpp_2s_a", "dpm++_2s_a", "k_dpmpp_2s_a"),
     "dpmpp_sde": ("dpm++_sde", "k_dpmpp_sde"),
     "dpmpp_2m_sde": ("dpm++_2m_sde", "k_dpmpp_2m_sde"),
+    "dpmpp_3m_sde": ("dpm++_3m_sde", "k_dpmpp_3m_sde"),
+    "ipndm": (),
+    "res_multistep": (),
+    "lcm": (),
 }
 SAMPLER_NAMES: Mapping[str, str] = {
     name: main for main, aliases in SAMPLER_ALIASES.items() for name in (main, *aliases)
@@ -38,8 +43,13 @@ ETA_SAMPLERS = (
     "dpmpp_2s_ancestral",
     "dpmpp_sde",
     "dpmpp_2m_sde",
+    "dpmpp_3m_sde",
 )
-GRID_NAMES = ("ddim", "quad", "dpm_solver", "default", "karras", "exponential")
+GRID_NAMES = (
+    "ddim", "quad", "dpm_solver", "default", "karras", "exponential", "polyexponential", "simple",
+    "sgm_uniform", "ddim_uniform", "linspace", "leading", "trailing", "kl_optimal", "ays",
+    "ays_sdxl", "linear_quadratic",
+)  # fmt: skip
 PRECISIONS = ("auto", "full", "fp16", "bf16", "int8", "autocast")
 ATTENTIONS = ("auto", "sdpa", "xformers", "sliced", "math")
 

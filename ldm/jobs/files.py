@@ -25,10 +25,10 @@ from typing import Any, get_type_hints
 from ldm.errors import JobError
 from ldm.jobs.cells import Cell, Entry, Fault, read_entries, sniff
 from ldm.jobs.expansion import LIMIT
-from ldm.jobs.fields import FILE_FORMATS, SAMPLER_NAMES, TASK_NAMES
+from ldm.jobs.fields import FILE_FORMATS, TASK_NAMES
 from ldm.jobs.job import Job, from_record
-from ldm.jobs.metadata import GRID_TITLES, SAMPLER_TITLES
 from ldm.jobs.options import nearest, options_of
+from ldm.jobs.sampler_names import grid_of, sampler_fields
 from ldm.jobs.templates import is_inside
 
 _SUFFIXES = {f".{name}": name for name in FILE_FORMATS} | {".ndjson": "jsonl", ".tab": "tsv"}
@@ -207,6 +207,8 @@ def _typed(field: str, cell: Cell) -> dict[str, Any]:
         return {field: value}
     if field == "sampler" and isinstance(value, str):
         return sampler_fields(value)
+    if field == "grid" and isinstance(value, str):
+        return {"grid": grid_of(value)}
     if field == "seed" and isinstance(value, list) and not cell.typed:
         return {field: value}
     if field in _TEXT_OF_A_NUMBER and type(value) in (int, float):
@@ -277,18 +279,6 @@ def _span(text: str) -> list[str]:
     if not 0 <= last - first < LIMIT:
         raise Fault(0, 0, f"{text} is not a range of at most {LIMIT} numbers")
     return [str(number) for number in range(first, last + 1)]
-
-
-def sampler_fields(name: str) -> dict[str, Any]:
-    """The sampler, and perhaps the grid, of a name in the web UI ("DPM++ 2M Karras")."""
-    if name in SAMPLER_NAMES:
-        return {"sampler": name}
-    title, grid = name.strip().lower(), {}
-    for own, suffix in GRID_TITLES.items():
-        if title.endswith(f" {suffix.lower()}"):
-            title, grid = title[: -len(suffix) - 1].strip(), {"grid": own}
-    titles = {shown.lower(): own for own, shown in SAMPLER_TITLES.items()}
-    return {"sampler": titles.get(title, name), **grid}
 
 
 def _error(name: str, fault: Fault) -> JobError:

@@ -10,41 +10,23 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ldm import __version__
 from ldm.errors import ImageError
 from ldm.jobs.job import Job, from_record, to_record
-
-if TYPE_CHECKING:
-    pass
+from ldm.jobs.sampler_names import webui_schedule, webui_title
 
 NEGATIVE = "Negative prompt:"
 _PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 
-# Our samplers and grids under the names that other tools use.
-SAMPLER_TITLES = {
-    "ddim": "DDIM",
-    "plms": "PLMS",
-    "dpm_solver": "DPM-Solver",
-    "euler": "Euler",
-    "euler_ancestral": "Euler a",
-    "heun": "Heun",
-    "dpm_2": "DPM2",
-    "dpm_2_ancestral": "DPM2 a",
-    "lms": "LMS",
-    "dpmpp_2m": "DPM++ 2M",
-    "dpmpp_2s_ancestral": "DPM++ 2S a",
-    "dpmpp_sde": "DPM++ SDE",
-    "dpmpp_2m_sde": "DPM++ 2M SDE",
-}
+# How hires fix enlarges, under the names that other tools use.
 UPSCALER_TITLES = {
     "latent": "Latent",
     "latent-bicubic": "Latent (bicubic)",
     "latent-nearest": "Latent (nearest-exact)",
     "lanczos": "Lanczos",
 }
-GRID_TITLES = {"karras": "Karras", "exponential": "Exponential"}
 
 
 @dataclass(frozen=True)
@@ -110,9 +92,9 @@ class Record:
 def describe(record: Record) -> Infotext:
     """The settings of an image under the names that other tools use."""
     job = record.job
-    settings = {"Steps": f"{job.steps}", "Sampler": SAMPLER_TITLES[job.sampler or "ddim"]}
-    if job.grid in GRID_TITLES:
-        settings["Schedule type"] = GRID_TITLES[job.grid]
+    settings = {"Steps": f"{job.steps}", "Sampler": webui_title(job.sampler or "ddim")}
+    if webui_schedule(job.grid):
+        settings["Schedule type"] = webui_schedule(job.grid)
     settings["CFG scale"] = _number(job.scale)
     settings["Seed"] = f"{job.image_seeds()[record.row]}"
     settings["Size"] = f"{job.width}x{job.height}"

@@ -279,6 +279,90 @@ def exponential_grid(schedule: NoiseSchedule, steps: int, compat: Compat = "exac
     return _to_zero(_linspace(math.log(high), math.log(low), steps).exp())
 
 
+def polyexponential_grid(schedule: NoiseSchedule, steps: int, compat: Compat = "exact") -> Tensor:
+    """k-diffusion's, with its default rho 1, which makes it the exponential one."""
+    return exponential_grid(schedule, steps, compat)
+
+
+def sgm_uniform_grid(schedule: NoiseSchedule, steps: int, compat: Compat = "exact") -> Tensor:
+    """Even in time from the last step, without the first one, then 0: generative-models'."""
+    return _to_zero(schedule.sigma(_linspace(len(schedule) - 1, 0, steps + 1)[:-1]))
+
+
+def simple_grid(schedule: NoiseSchedule, steps: int, compat: Compat = "exact") -> Tensor:
+    """Time steps at even distances from the last, then 0: ComfyUI's simple_scheduler."""
+    chosen = len(schedule) - 1 - (np.arange(steps) * (len(schedule) / steps)).astype(int)
+    return _to_zero(schedule.sigmas[torch.from_numpy(chosen)])
+
+
+def ddim_uniform_grid(schedule: NoiseSchedule, steps: int, compat: Compat = "exact") -> Tensor:
+    """The time steps of `ddim`, then 0 instead of the first: ComfyUI's ddim_scheduler.
+
+    ComfyUI takes one more step where `steps` does not divide the schedule's; this takes `steps`.
+    """
+    return _to_zero(ddim_grid(schedule, steps)[:-1])
+
+
+def leading_grid(schedule: NoiseSchedule, steps: int, compat: Compat = "exact") -> Tensor:
+    """diffusers' timestep_spacing "leading" with steps_offset 1, then 0."""
+    t = np.arange(steps - 1, -1, -1.0) * (len(schedule) // steps)
+    offset = min(1, len(schedule) - 1 - t[0])  # none where all time steps are taken
+    return _to_zero(schedule.sigma(torch.from_numpy(t + offset)))
+
+
+def trailing_grid(schedule: NoiseSchedule, steps: int, compat: Compat = "exact") -> Tensor:
+    """diffusers' timestep_spacing "trailing", then 0: begins at the very last time step."""
+    t = np.round(np.arange(steps) * (-len(schedule) / steps) + len(schedule)) - 1
+    return _to_zero(schedule.sigma(torch.from_numpy(t)))
+
+
+def kl_optimal_grid(schedule: NoiseSchedule, steps: int, compat: Compat = "exact") -> Tensor:
+    """Even in the arc tangent of sigma, then 0: arXiv 2404.14507, theorem 3.1."""
+    low, high = float(schedule.sigmas[0]), float(schedule.sigmas[-1])
+    return _to_zero(_linspace(math.atan(high), math.atan(low), steps).tan())
+
+
+def ays_grid(schedule: NoiseSchedule, steps: int, compat: Compat = "exact") -> Tensor:
+    """Align Your Steps for Stable Diffusion 1, between its levels linear in log sigma, then 0."""
+    return _through(AYS_SD1, steps)
+
+
+def ays_sdxl_grid(schedule: NoiseSchedule, steps: int, compat: Compat = "exact") -> Tensor:
+    """Align Your Steps for SDXL, in the same way."""
+    return _through(AYS_SDXL, steps)
+
+
+def linear_quadratic_grid(schedule: NoiseSchedule, steps: int, compat: Compat = "exact") -> Tensor:
+    """Half of the steps in the first 2.5 % of the noise, evenly, then in growing ones to 0.
+
+    Source: ComfyUI's linear_quadratic_schedule, from Genmo's Mochi.
+    """
+    high = float(schedule.sigmas[-1])
+    if steps == 1:
+        return _to_zero(schedule.sigmas[-1:])
+    linear = steps // 2
+    rest = steps - linear
+    ahead = linear - _LINEAR_SHARE * steps
+    square = ahead / (linear * rest**2)
+    slope = _LINEAR_SHARE / linear - 2 * ahead / rest**2
+    offset = square * linear**2
+    i = np.arange(linear, steps)
+    taken = [*(np.arange(linear) * _LINEAR_SHARE / linear), *(square * i**2 + slope * i + offset)]
+    return _to_zero(high * (1 - torch.from_numpy(np.array(taken))))
+
+
+def _through(known: tuple[float, ...], steps: int) -> Tensor:
+    """`steps` levels through known ones, linear in log sigma, then 0: the web UI's way."""
+    at = np.linspace(0, 1, steps)
+    logs = np.interp(at, np.linspace(0, 1, len(known)), np.log(known))
+    return _to_zero(torch.from_numpy(np.exp(logs)))
+
+
+_LINEAR_SHARE = 0.025
+# The levels that NVIDIA published (research.nvidia.com/labs/toronto-ai/AlignYourSteps).
+AYS_SD1 = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029)
+AYS_SDXL = (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029)
+
 GRIDS: dict[str, Grid] = {
     "ddim": ddim_grid,
     "quad": quad_grid,
@@ -286,6 +370,17 @@ GRIDS: dict[str, Grid] = {
     "default": default_grid,
     "karras": karras_grid,
     "exponential": exponential_grid,
+    "polyexponential": polyexponential_grid,
+    "simple": simple_grid,
+    "sgm_uniform": sgm_uniform_grid,
+    "ddim_uniform": ddim_uniform_grid,
+    "linspace": default_grid,
+    "leading": leading_grid,
+    "trailing": trailing_grid,
+    "kl_optimal": kl_optimal_grid,
+    "ays": ays_grid,
+    "ays_sdxl": ays_sdxl_grid,
+    "linear_quadratic": linear_quadratic_grid,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -94,3 +95,15 @@ def test_shells_complete_commands_and_options(variables: dict[str, str], wanted:
     )
     assert wanted in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_the_list_of_samplers(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["samplers"]) == 0
+    rows = capfd.readouterr().out.splitlines()
+    assert any(row.split()[:3] == ["euler_ancestral", "Euler", "a"] for row in rows)
+    assert any(row.split()[:3] == ["sgm_uniform", "SGM", "Uniform"] for row in rows)
+    assert run(["samplers", "--json"]) == 0
+    listed = json.loads(capfd.readouterr().out)
+    assert listed["samplers"]["euler_ancestral"]["webui"] == ["Euler a"]
+    assert listed["samplers"]["euler_ancestral"]["noise"]
+    assert "simple" in listed["grids"]

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ldm.errors import JobError
-from ldm.jobs.files import parse_rows, read_axes, read_jobs, read_rows, sampler_fields
+from ldm.jobs.files import parse_rows, read_axes, read_jobs, read_rows
+from ldm.jobs.sampler_names import sampler_fields
 
 Fields = dict[str, Any]
 

@@ -12,7 +12,8 @@ from ldm.errors import ImageError, JobError
 from ldm.images.texts import encode_png, read_record, read_texts
 from ldm.jobs.fields import SAMPLER_ALIASES
 from ldm.jobs.job import Job
-from ldm.jobs.metadata import SAMPLER_TITLES, Infotext, Record, format_infotext, parse_infotext
+from ldm.jobs.metadata import Infotext, Record, format_infotext, parse_infotext
+from ldm.jobs.sampler_names import SAMPLER_TITLES
 
 JOB = Job(
     prompt="a red apple, on a table",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from ldm.errors import UsageError
 from ldm.sampling.schedule import (
+    AYS_SD1,
+    AYS_SDXL,
     GRIDS,
     Compat,
     NoiseSchedule,
@@ -193,3 +196,60 @@ def test_the_schedule_is_real_even_where_modules_are_built_on_meta() -> None:
         assert schedule.sigmas.device.type == "cpu"
         assert all(b.device.type == "cpu" for b in ddpm_buffers(schedule).values())
         assert all(make_grid(name, schedule, 4).device.type == "cpu" for name in GRIDS)
+
+
+# --- the grids of later programs ------------------------------------------------------------------
+
+
+def diffusers_sigmas(steps: int, **options: Any) -> list[float]:
+    """The noise levels of diffusers' Euler scheduler for Stable Diffusion 1."""
+    from diffusers import EulerDiscreteScheduler
+
+    scheduler = EulerDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", **options
+    )
+    scheduler.set_timesteps(steps)
+    return [float(sigma) for sigma in scheduler.sigmas]
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("steps", [1, 7, 10, 20, 30])
+@pytest.mark.parametrize(
+    ("grid", "options"),
+    [
+        ("linspace", {"timestep_spacing": "linspace"}),
+        ("leading", {"timestep_spacing": "leading", "steps_offset": 1}),
+        ("trailing", {"timestep_spacing": "trailing"}),
+        ("karras", {"use_karras_sigmas": True}),
+        ("exponential", {"use_exponential_sigmas": True}),
+    ],
+)
+def test_grids_are_those_of_diffusers(grid: str, options: dict[str, Any], steps: int) -> None:
+    pytest.importorskip("diffusers")
+    if steps == 1 and grid in ("linspace", "karras", "exponential"):
+        pytest.skip("of one step, diffusers begins these at the lowest level")
+    schedule = NoiseSchedule.from_betas("linear", 1000, 0.00085, 0.012)
+    ours = make_grid(grid, schedule, steps)
+    assert ours.tolist() == pytest.approx(diffusers_sigmas(steps, **options), rel=2e-4)
+
+
+def test_grids_by_their_formulas() -> None:
+    schedule = NoiseSchedule.from_betas("linear", 1000, 0.00085, 0.012)
+    s = schedule.sigmas.tolist()
+    assert make_grid("simple", schedule, 4).tolist() == [s[999], s[749], s[499], s[249], 0]
+    assert make_grid("simple", schedule, 3).tolist() == [s[999], s[666], s[333], 0]
+    uniform = make_grid("sgm_uniform", schedule, 3).tolist()
+    assert uniform == pytest.approx([s[999], s[666], s[333], 0])
+    uniform = make_grid("ddim_uniform", schedule, 4).tolist()
+    assert uniform == pytest.approx([s[751], s[501], s[251], s[1], 0])
+    optimal = make_grid("kl_optimal", schedule, 3).tolist()
+    middle = math.tan((math.atan(s[0]) + math.atan(s[999])) / 2)
+    assert optimal == pytest.approx([s[999], middle, s[0], 0])
+    assert make_grid("ays", schedule, 11).tolist() == pytest.approx([*AYS_SD1, 0])
+    assert make_grid("ays_sdxl", schedule, 11).tolist() == pytest.approx([*AYS_SDXL, 0])
+    assert make_grid("ays", schedule, 2).tolist() == pytest.approx([14.615, 0.029, 0])
+    # ComfyUI's linear_quadratic_schedule for 8 steps, as shares of the highest level
+    shares = [1, 0.99375, 0.9875, 0.98125, 0.975]
+    found = make_grid("linear_quadratic", schedule, 8) / s[999]
+    assert found[:5].tolist() == pytest.approx(shares)
+    assert found[-1] == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ldm.sampling.samplers import ancestral, ode
+from ldm.sampling.samplers import ancestral, multistep, ode
 from ldm.sampling.samplers.masked import masked
 from ldm.sampling.samplers.table import (
     SAMPLERS,
@@ -24,6 +24,7 @@ __all__ = [
     "final_latent",
     "find_sampler",
     "masked",
+    "multistep",
     "ode",
     "register",
     "start_latent",
