@@ -55,7 +55,7 @@ EXAMPLES = {
     "rerun": "ldm rerun outputs/txt2img-samples/samples/00000.png -o again.png",
     "shell": "ldm shell  # commands, prompts and jobs, a line each, from standard input",
     "tokens": 'ldm tokens "a (red:1.3) apple on a [blue] background"',
-    "samplers": "ldm samplers",
+    "samplers": "ldm samplers  # with their names in other programs",
     "schema": "ldm schema  # the fields of a job of --from-file",
     "info": "ldm info models/sd-v1-4.ckpt",
     "convert": "ldm convert models/sd-v1-4.ckpt sd-v1-4.safetensors --precision fp16 --ema drop",

@@ -33,7 +33,7 @@ def samplers(*, as_json: bool) -> int:
 
 def _table(heading: str, rows: Mapping[str, Names]) -> str:
     titles = (heading, "AUTOMATIC1111", "ComfyUI", "diffusers")
-    lines = [titles]
+    lines: list[tuple[str, ...]] = [titles]
     for name, names in rows.items():
         others = (names.webui, names.comfy, names.diffusers)
         lines.append((name, *(", ".join(known) or "-" for known in others)))

@@ -1,7 +1,7 @@
-"""Geometry of images: how one lies on the canvas that a model works on, and what is pasted back.
+"""Image geometry: placing an image on the model's canvas, and pasting the result back.
 
 Sizes are (width, height) and boxes (left, top, right, bottom), in pixels, as in Pillow; arrays are
-[H,W,3] bytes for images and [H,W] for masks (float32 in [0,1], 1 = repaint) and depth maps.
+[H,W,3] bytes for images and [H,W] for masks (float32 in [0,1], 1 = inpaint) and depth maps.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ FITS: tuple[str, ...] = get_args(Fit)
 
 @dataclass(frozen=True)
 class Placement:
-    """How an image of the size `source` lies on a canvas of the size `canvas`.
+    """The placement of an image of size `source` on a canvas of size `canvas`.
 
-    The part `crop` of the source is scaled to the part `area` of the canvas; what is left of the
-    canvas repeats the edge of that. One placement serves an image, its mask and its depth map, so
-    that they stay registered.
+    The part `crop` of the source is scaled to the part `area` of the canvas; the rest of the canvas
+    repeats the edge of that area. An image, its mask and its depth map share one placement, so that
+    they stay aligned.
     """
 
     source: Size
@@ -41,11 +41,11 @@ class Placement:
     def apply(self, array: Array) -> Array:
         """The canvas [h,w,...] of a source array [H,W,...].
 
-        Images (uint8 [H,W,3]) are scaled with LANCZOS, planes [H,W] by area, or to the nearest
-        where they grow, so that a plane makes no values that it did not have between.
+        Images (uint8 [H,W,3]) are scaled with LANCZOS, planes [H,W] by area, or by nearest
+        neighbour when enlarged, so that a plane stays within its range of values.
         """
         if array.shape[:2] != self.source[::-1]:
-            raise ValueError(f"an array of {array.shape} is no source of {self.source}")
+            raise ValueError(f"an array of {array.shape} does not have the size {self.source}")
         left, top, right, bottom = self.area
         scaled = _scaled(_cut(array, self.crop), (right - left, bottom - top))
         width, height = self.canvas
@@ -55,12 +55,12 @@ class Placement:
     def undo(self, array: Array) -> Array:
         """The part `crop` of the source, at its own size, from a canvas array [h,w,...].
 
-        That is the whole source unless the placement crops. A canvas that grew k times, as an
-        upscaler's output does, gives a source that is k times as large.
+        This is the whole source unless the placement crops. A canvas enlarged k times, such as an
+        upscaler's output, gives a source that is k times as large.
         """
         factor = max(1, array.shape[0] // self.canvas[1])
         if array.shape[:2] != (self.canvas[1] * factor, self.canvas[0] * factor):
-            raise ValueError(f"an array of {array.shape} is no multiple of {self.canvas}")
+            raise ValueError(f"an array of {array.shape} is not a multiple of {self.canvas}")
         left, top, right, bottom = (factor * place for place in self.area)
         width, height = self.crop[2] - self.crop[0], self.crop[3] - self.crop[1]
         part = _cut(array, (left, top, right, bottom))
@@ -73,7 +73,7 @@ def _cut(array: Array, box: Box) -> Array:
 
 
 def _scaled(array: Array, size: Size) -> Array:
-    """An array [H,W,...] at another size; a copy where the size is its own."""
+    """An array [H,W,...] scaled to a size; a plain copy if it has that size already."""
     if array.shape[:2] == size[::-1]:
         return array.copy()
     from PIL import Image
@@ -83,7 +83,7 @@ def _scaled(array: Array, size: Size) -> Array:
         return np.asarray(image.resize(size, Image.Resampling.LANCZOS))
     plane = Image.fromarray(np.ascontiguousarray(array, np.float32))
     scaled = np.asarray(plane.resize(size, Image.Resampling.BOX))
-    # Sums of weights round: ones must stay ones, for a mask to stay full where it was.
+    # Sums of weights round; clipping makes sure that a full mask stays exactly 1.
     scaled = scaled.clip(array.min(), array.max())
     return (scaled if array.dtype.kind == "f" else np.rint(scaled)).astype(array.dtype)
 
@@ -95,9 +95,9 @@ def _whole(size: Size) -> Box:
 def fit(source: Size, canvas: Size, how: Fit) -> Placement:
     """Place an image on a canvas of a given size.
 
-    resize stretches it, as the originals did; crop covers the canvas and cuts off what stands over,
-    as much on both sides; pad fits it inside and repeats its edges around it; error raises
-    ImageError unless it has that size already.
+    resize stretches it, as the originals did; crop covers the canvas and cuts the excess equally on
+    both sides; pad fits it inside and repeats its edges around it; error raises ImageError unless
+    it has that size already.
     """
     if how not in FITS:
         raise ValueError(f"{how!r} is not one of {', '.join(FITS)}")
@@ -106,8 +106,8 @@ def fit(source: Size, canvas: Size, how: Fit) -> Placement:
         return whole
     if how == "error":
         raise ImageError(
-            f"the image is {_by(source)} and {_by(canvas)} is wanted; "
-            "make it that size, or have it resized, cropped or padded"
+            f"the image is {_by(source)}, but must be {_by(canvas)}; "
+            "resize it, or let --fit resize, crop or pad it"
         )
     if how == "crop":
         return Placement(source, canvas, _inside(source, canvas), _whole(canvas))
@@ -115,7 +115,7 @@ def fit(source: Size, canvas: Size, how: Fit) -> Placement:
 
 
 def _inside(outer: Size, shape: Size) -> Box:
-    """The largest box in the middle of `outer` with the sides of `shape` in proportion."""
+    """The largest centred box in `outer` with the aspect ratio of `shape`."""
     width, height = outer
     if width * shape[1] > height * shape[0]:
         width = max(1, _rounded(height * shape[0], shape[1]))
@@ -134,9 +134,9 @@ def _by(size: Size) -> str:
 
 
 def pad_to_multiple(source: Size, multiple: int, least: int = 0) -> Placement:
-    """Place an image unscaled, its edges repeated to the right and below to the next multiple.
+    """Place an image unscaled, with its edges repeated right and below up to the next multiple.
 
-    `least` is the smallest side of the canvas. The originals' demos (gradio/*.py, pad_image) had
+    `least` is the smallest side of the canvas. The originals' demos (gradio/*.py, pad_image) used
     multiple=64, least=128.
     """
     width, height = (-(-max(side, least) // multiple) * multiple for side in source)
@@ -144,43 +144,43 @@ def pad_to_multiple(source: Size, multiple: int, least: int = 0) -> Placement:
 
 
 def floor_resize(source: Size, multiple: int) -> Placement:
-    """Place an image stretched to the multiple of `multiple` below each of its sides.
+    """Place an image with each side rounded down to a multiple of `multiple`.
 
-    The originals' scripts/img2img.py, with 32 for v1 and 64 for v2. Raises ImageError for a side
-    under `multiple`.
+    As in the originals' scripts/img2img.py, with 32 for v1 and 64 for v2. Raises ImageError for a
+    side below `multiple`.
     """
     width, height = (side // multiple * multiple for side in source)
     if not width or not height:
         raise ImageError(
-            f"the image is {_by(source)} and needs {multiple} pixels a side or more; enlarge it"
+            f"the image is {_by(source)}, but needs at least {multiple} pixels per side; enlarge it"
         )
     return Placement(source, (width, height), _whole(source), (0, 0, width, height))
 
 
 def hard_mask(mask: Plane) -> Plane:
-    """The mask as the inpainting networks see it: 1 from 0.5 on, else 0."""
+    """The mask for the inpainting networks: 1 from 0.5 on, else 0."""
     return (mask >= 0.5).astype(np.float32)
 
 
 def latent_mask(mask: Plane, height: int, width: int) -> Plane:
-    """The hard mask at the size of the latents [h,w]: nearest, as torch's `interpolate` has it."""
+    """The hard mask at the size of the latents [h,w], by torch's nearest `interpolate`."""
     rows = np.arange(height) * mask.shape[0] // height
     columns = np.arange(width) * mask.shape[1] // width
     return hard_mask(mask[rows[:, None], columns])
 
 
 def touched_mask(mask: Plane, height: int, width: int) -> Plane:
-    """1 for the latents [h,w] that have any part of the hard mask, whose sides are multiples."""
+    """1 for each latent [h,w] that the hard mask touches; the mask's sides must be multiples."""
     blocks = hard_mask(mask).reshape(height, mask.shape[0] // height, width, -1)
     touched: Plane = blocks.max(axis=(1, 3))
     return touched
 
 
 def paste(original: Pixels, generated: Pixels, mask: Plane, feather: int = 0) -> Pixels:
-    """Put what was generated over the original where the mask says so: [H,W,3].
+    """Paste the generated image into the masked area of the original: [H,W,3].
 
-    Where the mask is 0 the original comes back byte for byte; where the weight (see `weights`) is
-    1, what was generated does; between, the two are blended.
+    Where the mask is 0, the original stays byte for byte; where the weight (see `weights`) is 1,
+    the generated image replaces it; in between, the two are blended.
     """
     if not original.shape == generated.shape == (*mask.shape, 3):
         raise ValueError(f"{original.shape}, {generated.shape} and {mask.shape} do not fit")
@@ -190,10 +190,10 @@ def paste(original: Pixels, generated: Pixels, mask: Plane, feather: int = 0) ->
 
 
 def weights(mask: Plane, feather: int) -> Plane:
-    """The mask [H,W] with its edge softened inwards, over `feather` pixels; 0 leaves it as it is.
+    """The mask [H,W] with its edge feathered inwards over `feather` pixels; 0 leaves it unchanged.
 
-    A pixel whose nearest unmasked one (mask 0) is d pixels away, centre to centre, weighs
-    min(1, d / (feather + 1)) of its mask. The image's own edge is none of the mask's.
+    A pixel d pixels from the nearest unmasked one (mask 0), centre to centre, is weighted by
+    min(1, d / (feather + 1)). The border of the image does not count as an edge of the mask.
     """
     if feather <= 0:
         return mask
@@ -202,11 +202,11 @@ def weights(mask: Plane, feather: int) -> Plane:
 
 
 def _depth_inside(inside: NDArray[np.bool_], reach: int) -> Plane:
-    """The exact distance of each pixel to the nearest one outside, at most `reach`.
+    """The exact distance from each pixel to the nearest one outside, at most `reach`.
 
     First along the columns, then the smallest hypotenuse along the rows: Felzenszwalb and
-    Huttenlocher, Distance Transforms of Sampled Functions (2012), with a search in place of the
-    envelope since `reach` is small.
+    Huttenlocher, Distance Transforms of Sampled Functions (2012), with a search instead of the
+    envelope because `reach` is small.
     """
     height, width = inside.shape
     rows = np.arange(height)[:, None]
@@ -222,11 +222,11 @@ def _depth_inside(inside: NDArray[np.bool_], reach: int) -> Plane:
 
 
 def outpaint(rgb: Pixels, sides: Sides, overlap: int = 0) -> tuple[Pixels, Plane]:
-    """An image with room around it: [H,W,3] and the mask [H,W], 1 on what is new.
+    """Extend an image on its sides: [H,W,3] and the mask [H,W], 1 on the new area.
 
-    The room repeats the image's edge, a start that has its colours; noise is the sampler's part.
-    The mask reaches `overlap` pixels into the old image on the sides that grew, at most a quarter
-    of its shorter side, so that a feather of that width blends the seam.
+    The new area repeats the image's edge, so that it starts with matching colours; the sampler adds
+    noise. On the extended sides the mask overlaps the old image by `overlap` pixels, at most a
+    quarter of its shorter side, so that a feather of that width blends the seam.
     """
     height, width = rgb.shape[:2]
     overlap = min(overlap, height // 4, width // 4)

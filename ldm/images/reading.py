@@ -1,8 +1,7 @@
-"""Reading the images, masks and depth maps that users give: files to arrays. No torch.
+"""Read the user's images, masks and depth maps into arrays. No torch.
 
-Whatever the format, its pixels come here as one kind of value, a raster, in the file's own depth;
-an image, a mask and a depth map are three views of it. Limits are looked up in the header, before
-pixels are decoded.
+Every format is decoded into the same type, a raster, at the file's own bit depth; an image, a mask
+and a depth map are three views of it. Limits are checked in the header, before pixels are decoded.
 """
 
 from __future__ import annotations
@@ -28,18 +27,18 @@ Plane = NDArray[np.float32]
 Size = tuple[int, int]
 
 LEAST_SIDE = 8
-# Above this Pillow refuses on its own; about 13,000 pixels square.
+# Pillow refuses larger images by itself; about 13,000 pixels square.
 LARGEST_PIXELS = 178_956_970
 
-# Drawings that need an interpreter (EPS) and formats nobody draws in are left out on purpose.
+# Formats that need an interpreter (EPS) and exotic ones are excluded on purpose.
 _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF")
 _ORIENTATION = 0x0112
-_COLOURED = 2  # levels of 255: what a lossy format may colour a grey image
+_COLOURED = 2  # levels of 255: the colour that lossy compression may add to a grey image
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedImage:
-    """An image as it was given: rgb [H,W,3]; alpha [H,W], 0 transparent, or None without any."""
+    """An image as given: rgb [H,W,3]; alpha [H,W], 0 transparent, or None without transparency."""
 
     rgb: Pixels
     alpha: Pixels | None = None
@@ -50,10 +49,10 @@ class LoadedImage:
         return self.rgb.shape[1], self.rgb.shape[0]
 
     def flattened(self, background: tuple[int, int, int] = (255, 255, 255)) -> Pixels:
-        """The image laid on a colour, white by default: [H,W,3].
+        """The image composited over a colour, white by default: [H,W,3].
 
-        The 2022 scripts dropped the alpha instead: that is `rgb`, which shows whatever colour a
-        program left below the transparent parts, often black.
+        The 2022 scripts dropped the alpha instead; the result is `rgb`, which shows the hidden
+        colour of the transparent parts, often black.
         """
         if self.alpha is None:
             return self.rgb
@@ -63,61 +62,61 @@ class LoadedImage:
 
 
 def read_image(path: Path | str) -> LoadedImage:
-    """Read an image of any usual format as 8-bit RGB, upright as its EXIF says.
+    """Read an image of any usual format as 8-bit RGB, turned upright by its EXIF orientation.
 
-    Greys, palettes and CMYK are converted, 16 bits rounded to 8. Raises ImageError for what is
-    missing, unreadable, damaged, no image, animated, too large or under 8 pixels a side.
+    Grey, palettes and CMYK are converted, 16 bits rounded to 8. Raises ImageError for a file that
+    is missing, unreadable, damaged, no image, animated, too large or under 8 pixels per side.
     """
     raster = _read(path)
     if raster.colour.dtype == np.float32:
-        raise ImageError(f"{path}: its values are not of 8 or 16 bits; save it as a usual PNG")
+        raise ImageError(f"{path}: its values do not have 8 or 16 bits; save it as a usual PNG")
     colour = _to_bytes(raster.colour)
     rgb = np.ascontiguousarray(np.broadcast_to(colour, (*colour.shape[:2], 3)))
     return LoadedImage(rgb, None if raster.alpha is None else _to_bytes(raster.alpha))
 
 
 def read_mask(path: Path | str, *, invert: bool = False, size: Size | None = None) -> Plane:
-    """Read a mask: [H,W] in [0,1], 1 (white) where the image is to be repainted.
+    """Read a mask: [H,W] in [0,1], 1 (white) where the image is inpainted.
 
-    Colours are turned into grey as by the originals. Transparency counts where it is not the same
-    all over: a layer painted in one colour is a mask of its own, opaque = repaint; in a layer of
-    several colours the transparent parts count as black. `size` is the (width, height) that the
-    mask must have. Raises ImageError as `read_image` and `check_mask` do.
+    Colours are converted to grey as in the originals. Transparency counts unless it is uniform: in
+    a layer of a single colour it is the mask, opaque = inpaint; in a layer of several colours the
+    transparent parts count as black. `size` is the required (width, height). Raises ImageError as
+    `read_image` and `check_mask` do.
     """
     raster = _read(path)
     _check_size(path, "mask", raster.size, size)
     mask = _unit(_grey(raster.colour))
     if not 0 <= mask.min() <= mask.max() <= 1:
-        raise ImageError(f"{path}: a mask's numbers must be 0 to 1; save it as a usual PNG")
+        raise ImageError(f"{path}: a mask's values must be 0 to 1; save it as a usual PNG")
     if raster.alpha is not None and np.ptp(raster.alpha) > 0:
         alpha = _unit(raster.alpha)
-        drawn = raster.colour[raster.alpha > 0]
-        mask = alpha if (drawn == drawn[0]).all() else mask * alpha
+        painted = raster.colour[raster.alpha > 0]
+        mask = alpha if (painted == painted[0]).all() else mask * alpha
     mask = 1 - mask if invert else mask
     check_mask(mask, path)
     return mask
 
 
 def mask_of_alpha(image: LoadedImage, name: Path | str = "the image") -> Plane:
-    """The mask [H,W] in [0,1] of an image's transparency: transparent = 1 = repaint.
+    """The mask [H,W] in [0,1] of an image's transparency: transparent = 1 = inpaint.
 
-    Raises ImageError where no part is transparent by half or more, or every part is.
+    Raises ImageError if no pixel is at least half transparent, or all are.
     """
     mask = None if image.alpha is None else 1 - _unit(image.alpha)
     if mask is None or mask.max() < 0.5:
-        raise ImageError(f"{name}: has no transparent part to be repainted; give a mask file")
+        raise ImageError(f"{name}: has no transparent part to inpaint; give a mask file")
     if mask.min() >= 0.5:
-        raise ImageError(f"{name}: is transparent all over; leave some part of it to go by")
+        raise ImageError(f"{name}: is transparent everywhere; make some part of it opaque")
     return mask
 
 
 def check_mask(mask: Plane, name: Path | str) -> None:
-    """Raise ImageError for a mask that is nowhere or everywhere; 0.5 and more is masked."""
+    """Raise ImageError for an empty mask or one that covers everything; 0.5 and more is masked."""
     masked = mask >= 0.5
     if not masked.any():
         raise ImageError(
-            f"{name}: the mask is empty: no pixel is to be repainted; white is, so paint some "
-            "part white or invert the mask"
+            f"{name}: the mask is empty: white is inpainted, so paint some part white or invert "
+            "the mask"
         )
     if masked.all():
         raise ImageError(
@@ -127,23 +126,23 @@ def check_mask(mask: Plane, name: Path | str) -> None:
 
 
 def read_depth(path: Path | str, *, size: Size | None = None) -> Plane:
-    """Read a depth map [H,W], white (large) near and black (small) far, as MiDaS gives it.
+    """Read a depth map [H,W], white (large) near and black (small) far, as from MiDaS.
 
-    8 and 16 bits become [0,1] with all their levels; floating point stays as it is. `size` is the
-    (width, height) that it must have. Raises ImageError as `read_image` does, and for a map that
-    is coloured, not finite or the same everywhere.
+    8 and 16 bits become [0,1] with all their levels; floating point is unchanged. `size` is the
+    required (width, height). Raises ImageError as `read_image` does, and for a map that is
+    coloured, not finite or uniform.
     """
     raster = _read(path)
     _check_size(path, "depth map", raster.size, size)
     depth = _unit(raster.colour)
     if not np.isfinite(depth).all():
-        raise ImageError(f"{path}: a depth map must be of finite numbers; fill its holes first")
+        raise ImageError(f"{path}: a depth map must have finite values; fill its holes first")
     if depth.shape[2] == 3 and np.ptp(depth, axis=2).max() > _COLOURED / 255:
-        raise ImageError(f"{path}: is coloured, and a depth map is grey: white near, black far")
+        raise ImageError(f"{path}: is coloured; a depth map is grey: white near, black far")
     plane = np.ascontiguousarray(depth[..., 0] if depth.shape[2] == 1 else np.median(depth, axis=2))
     if plane.min() == plane.max():
         raise ImageError(
-            f"{path}: the depth map is the same everywhere; give one with near and far"
+            f"{path}: the depth map is the same everywhere; give one with varying depth"
         )
     return plane
 
@@ -160,7 +159,7 @@ class _Raster:
         return self.colour.shape[1], self.colour.shape[0]
 
     def upright(self, orientation: object) -> _Raster:
-        """Turned and mirrored as the EXIF orientation 1 to 8 says."""
+        """Rotate and mirror by the EXIF orientation, 1 to 8."""
         alpha = None if self.alpha is None else _upright(self.alpha, orientation)
         return _Raster(_upright(self.colour, orientation), alpha)
 
@@ -181,7 +180,7 @@ def _to_bytes(array: NDArray[Any]) -> Pixels:
 
 
 def _unit(array: NDArray[Any]) -> Plane:
-    """Whole numbers as a share of their largest; floating point as it is."""
+    """Integers as a fraction of their maximum; floating point unchanged."""
     if array.dtype == np.float32:
         return array
     return array.astype(np.float32) / np.float32(np.iinfo(array.dtype).max)
@@ -199,18 +198,18 @@ def _check_size(path: Path | str, what: str, size: Size, wanted: Size | None) ->
     if wanted is not None and size != wanted:
         raise ImageError(
             f"{path}: the {what} is {size[0]}x{size[1]} and the image {wanted[0]}x{wanted[1]}; "
-            "make them one size"
+            "give both the same size"
         )
 
 
 def _read(path: Path | str) -> _Raster:
-    """Decode a file; every failure is an ImageError and Pillow's warnings are not heard."""
+    """Decode a file; every failure is an ImageError, and Pillow's warnings are suppressed."""
     path = check_file(path)
     with warnings.catch_warnings():
-        # By module, so that a thread which reads at the same time can lose no other warning.
+        # By module, so that other threads lose no unrelated warnings meanwhile.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         try:
-            # A file, no path: Pillow maps some files it has a path of, and turns those TIFFs wrong.
+            # Pass a file: given a path, Pillow memory-maps some TIFFs and orients those wrongly.
             with path.open("rb") as file:
                 image = _opened(path, file)
                 _check_header(path, image)
@@ -228,7 +227,7 @@ def _read(path: Path | str) -> _Raster:
 
 
 def readable_formats() -> list[str]:
-    """Pillow's names of the formats that we read, those that this Pillow knows."""
+    """Pillow's names of the formats that we read and this Pillow supports."""
     from PIL import Image
 
     Image.init()
@@ -236,7 +235,7 @@ def readable_formats() -> list[str]:
 
 
 def _opened(path: Path, file: BinaryIO) -> ImageFile:
-    """The file with its header read and no pixel decoded."""
+    """Open an image: read its header, decode no pixels."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -257,9 +256,9 @@ def _check_header(path: Path, image: ImageFile) -> None:
         raise _too_large(path)
     if min(width, height) < LEAST_SIDE:
         raise ImageError(
-            f"{path}: is {width}x{height}; an image needs {LEAST_SIDE} pixels a side or more"
+            f"{path}: is {width}x{height}; an image needs at least {LEAST_SIDE} pixels per side"
         )
-    # A phone's MPO holds a JPEG and its previews, not a film.
+    # A phone's MPO holds a JPEG and its previews, not an animation.
     if image.format == "MPO" or not getattr(image, "is_animated", False):
         return
     if image.format == "TIFF":
@@ -276,7 +275,7 @@ def _decoded(path: Path, image: ImageFile, file: BinaryIO) -> _Raster:
     raster = _deep_colour(path, image, file)
     image.load()
     raster = raster or _deep_grey(image) or _shallow(image)
-    # Pillow turns a TIFF as it loads it, and some versions leave the tag.
+    # Pillow rotates a TIFF while loading it, and some versions leave the tag.
     return raster if image.format == "TIFF" else raster.upright(_orientation(image))
 
 
@@ -284,11 +283,11 @@ def _orientation(image: ImageFile) -> object:
     try:
         return image.getexif().get(_ORIENTATION, 1)
     except (OSError, SyntaxError, ValueError, LookupError, TypeError, struct.error):
-        return 1  # broken notes do not make a broken image
+        return 1  # broken metadata does not make a broken image
 
 
 def _shallow(image: ImageFile) -> _Raster:
-    """8 bits a channel or fewer, of any mode."""
+    """Up to 8 bits per channel, in any mode."""
     modes = ("LA", "La", "PA", "RGBA", "RGBa")
     if image.mode in modes or "transparency" in image.info:
         rgba = np.asarray(image.convert("RGBA"))
@@ -299,7 +298,7 @@ def _shallow(image: ImageFile) -> _Raster:
 
 
 def _deep_grey(image: ImageFile) -> _Raster | None:
-    """Grey of more than 8 bits; None for all else."""
+    """Grey with more than 8 bits; None for anything else."""
     if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
         return _Raster(np.asarray(image).astype(np.float32)[..., None])
     if image.mode != "I" and not image.mode.startswith("I;16"):
@@ -309,7 +308,7 @@ def _deep_grey(image: ImageFile) -> _Raster | None:
 
 
 def _keyed(image: ImageFile, colour: NDArray[np.uint16]) -> NDArray[np.uint16] | None:
-    """Alpha [H,W] where one colour of a PNG stands for "transparent"."""
+    """Alpha [H,W] of a PNG with one transparent colour."""
     key = image.info.get("transparency")
     if key is None:
         return None
@@ -317,10 +316,10 @@ def _keyed(image: ImageFile, colour: NDArray[np.uint16]) -> NDArray[np.uint16] |
 
 
 def _deep_colour(path: Path, image: ImageFile, file: BinaryIO) -> _Raster | None:
-    """Colour, or grey with alpha, of 16 bits a channel; None for all else.
+    """Colour, or grey with alpha, with 16 bits per channel; None for anything else.
 
-    Pillow cuts off the lower bytes. It has a decoder for each byte order, and both keep the byte
-    that they take for the upper one: with the wrong decoder, the file gives its lower bytes.
+    Pillow drops the low bytes. Its decoders for the two byte orders each return the byte they take
+    for the high one, so the decoder for the wrong order returns the low bytes.
     """
     raws = {_raw_mode(tile) for tile in image.tile}
     if not raws or not raws <= _OTHER_ORDER.keys():
@@ -343,7 +342,7 @@ _OTHER_ORDER = {
     f"{mode};16{order}": f"{mode};16{other}"
     for mode in ("RGB", "RGBA", "RGBX")
     for order, other in (("L", "B"), ("B", "L"), ("N", _FOREIGN))
-} | {_GREY_ALPHA: "RGBA"}  # its four bytes as they come: two of the grey, two of the alpha
+} | {_GREY_ALPHA: "RGBA"}  # its four bytes in order: two of grey, two of alpha
 
 
 def _raw_mode(tile: Any) -> str:
@@ -353,7 +352,7 @@ def _raw_mode(tile: Any) -> str:
 
 
 def _with_raw_mode(tile: Any, raw: str) -> Any:
-    """A tile of Pillow's, a plain or a named tuple by version, with another raw mode."""
+    """A Pillow tile (a plain or a named tuple, by version) with another raw mode."""
     args = raw if isinstance(tile[3], str) else (raw, *tile[3][1:])
     fields = (*tile[:3], args)
     return tile._make(fields) if hasattr(tile, "_make") else fields

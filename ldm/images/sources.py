@@ -1,6 +1,6 @@
-"""The images that a job begins with, read and laid on the canvas that the model works on.
+"""A job's input images, read and placed on the model's canvas.
 
-No torch: whatever is wrong with a file is told before weights are read.
+No torch: errors in a file are reported before weights are read.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from ldm.jobs.fields import IMAGE_TASKS
 from ldm.jobs.inputs import check_file, digest, parse_outpaint
 from ldm.jobs.job import Job
 
-# The originals' demos padded images so (gradio/*.py, pad_image).
+# How the originals' demos padded images (gradio/*.py, pad_image).
 _MULTIPLE = 64
 _LEAST = 128
 UPSCALING = 4
@@ -49,12 +49,11 @@ _OVERLAP = 8
 
 @dataclass(frozen=True, eq=False)
 class Sources:
-    """What a job's files hold. Arrays are uint8 [H,W,3]; `mask` and `depth` float32 [H,W].
+    """The contents of a job's files. Images are uint8 [H,W,3]; `mask` and `depth` float32 [H,W].
 
-    `image`, `mask` and `depth` lie on the canvas; `original` and `area` (the mask) have the size
-    of the image that is wanted, `size`. Masks are 1 where the given one is 0.5 or more, else 0.
-    `canvas` is the (width, height) that is decoded. `images` are the images of variations, of any
-    sizes.
+    `image`, `mask` and `depth` have the size of the canvas; `original` and `area` (the mask) have
+    the size of the result, `size`. Masks are 1 where the given one is 0.5 or more, else 0.
+    `canvas` is the (width, height) to decode. `images` are the inputs of variations, of any size.
     """
 
     canvas: Size
@@ -68,7 +67,7 @@ class Sources:
     images: tuple[Pixels, ...] = ()
 
     def finish(self, image: Pixels, job: Job) -> Pixels:
-        """A decoded image [h,w,3] of the canvas as the one that is wanted."""
+        """Turn a decoded canvas [h,w,3] into the result."""
         if self.placement is not None:
             image = self.placement.undo(image)
         if self.area is not None and self.original is not None and not job.no_paste:
@@ -77,10 +76,10 @@ class Sources:
 
 
 def read_sources(job: Job, multiple: int, *, padded: bool = True) -> Sources:
-    """The files of a job, for a model whose images' sides are multiples of `multiple` pixels.
+    """Read a job's files for a model whose images have sides that are multiples of `multiple`.
 
-    With `padded`, of 64, too, and at least 128, as the demos of Stable Diffusion made them.
-    Raises ImageError and JobError for files that are missing, broken or do not fit together.
+    With `padded`, sides are also multiples of 64 and at least 128, as in the Stable Diffusion
+    demos. Raises ImageError and JobError for files that are missing, broken or do not match.
     """
     if job.task == "variations":
         images = tuple(read_image(name).flattened() for name in job.images)
@@ -98,41 +97,41 @@ def read_sources(job: Job, multiple: int, *, padded: bool = True) -> Sources:
     if job.outpaint is not None:
         rgb, mask = outpaint(rgb, parse_outpaint(job.outpaint), _OVERLAP)
     elif job.task == "inpaint" or job.fit in FLOORS:
-        # What lies under transparent parts is repainted; and the scripts dropped transparency.
+        # Transparent parts are inpainted anyway; and the scripts dropped transparency.
         rgb = given.rgb
     return _placed(job, rgb, mask, depth, multiple, padded=padded)
 
 
 def digests(job: Job) -> dict[str, str]:
     """A short hash of each file that the job reads, by its name."""
-    found = {}
+    hashes = {}
     for name in job.files():
         path = check_file(name).resolve()
         status = path.stat()
-        found[name] = _digest(path, status.st_mtime_ns, status.st_size)
-    return found
+        hashes[name] = _digest(path, status.st_mtime_ns, status.st_size)
+    return hashes
 
 
 @lru_cache(maxsize=16)
 def _digest(path: Path, changed: int, size: int) -> str:
-    """The hash of a file that many jobs read, such as an autoencoder of hundreds of megabytes."""
+    """A cached hash, since many jobs read one file, such as an autoencoder of hundreds of MB."""
     return digest(path)
 
 
 def check_unchanged(recorded: Mapping[str, str], image: str) -> None:
-    """Raise ImageError where a file is gone or no longer what it was when `image` was made of it.
+    """Raise ImageError if an input file of `image` has changed or is missing.
 
-    `recorded` has the hashes of then by the files' names.
+    `recorded` maps the files' names to the hashes they had.
     """
-    for name, told in recorded.items():
+    for name, before in recorded.items():
         try:
             now = digest(name)
         except ImageError as error:
             raise ImageError(f"{error}; {image} was made from it") from None
-        if now != told:
+        if now != before:
             raise ImageError(
-                f"{name}: has changed since {image} was made from it (its hash was {told}, now "
-                f"{now}); put the old file back, or start again from the new one"
+                f"{name}: has changed since {image} was made from it (its hash was {before}, now "
+                f"{now}); restore the old file, or start again from the new one"
             )
 
 
@@ -143,9 +142,9 @@ def _size_of(job: Job) -> Size:
 
 
 def _enlarged(given: LoadedImage, multiple: int) -> Sources:
-    """The small image of an upscaler, and the size of the large one.
+    """The sources of an upscaler: the small image and the size of the large one.
 
-    `multiple` is that of the large image.
+    `multiple` applies to the large image.
     """
     rgb = given.flattened()
     placement = pad_to_multiple(given.size, max(1, multiple // UPSCALING))
@@ -171,7 +170,7 @@ def _mask(job: Job, given: LoadedImage) -> Plane | None:
     if given.alpha is None:
         raise JobError(
             f"--mask is missing, and {job.init_img} has no transparent part: name a mask "
-            "(white is repainted), or --outpaint"
+            "(white is inpainted), or use --outpaint"
         )
     return mask_of_alpha(given, job.init_img)
 
@@ -185,7 +184,7 @@ def _placed(
     *,
     padded: bool,
 ) -> Sources:
-    """The image at the size that is wanted, then on a canvas that the model can take."""
+    """Fit the image to the requested size, then to a canvas that suits the model."""
     source = (rgb.shape[1], rgb.shape[0])
     if job.fit in FLOORS:
         floor = floor_resize(source, math.lcm(multiple, int(job.fit[-2:])))
@@ -196,7 +195,7 @@ def _placed(
         canvas = pad_to_multiple(wanted.canvas, step, least)
     original = wanted.apply(rgb)
     area = None if mask is None else hard_mask(wanted.apply(mask))
-    if area is not None:  # what was masked may have been cut off
+    if area is not None:  # the masked area may have been cropped away
         width, height = wanted.canvas
         check_mask(area, f"{job.mask or job.init_img} made {width}x{height}")
     return Sources(
@@ -217,7 +216,7 @@ def _fit(job: Job) -> Fit:
 
 
 def wanted_size(job: Job, source: Size) -> Size:
-    """The (width, height) to make of an image; one side alone keeps the proportions."""
+    """The requested (width, height) of an image; a single side keeps the aspect ratio."""
     width, height = source
     if job.width is None and job.height is None:
         return source

@@ -1,4 +1,4 @@
-"""Tensors to images, the originals' way."""
+"""Convert tensors to images, as in the originals."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PADDING = 2
 
 
 def to_image_array(image: Tensor) -> ImageArray:
-    """An image [3,H,W] in [-1,1] as [H,W,3] bytes: clamped, then cut off, not rounded."""
+    """An image [3,H,W] in [-1,1] as [H,W,3] bytes: clamped, then truncated, not rounded."""
     unit = ((image.float() + 1) / 2).clamp(0, 1).cpu().numpy()
     return (255.0 * unit.transpose(1, 2, 0)).astype(np.uint8)
 
@@ -20,7 +20,7 @@ def to_image_array(image: Tensor) -> ImageArray:
 def grid(images: list[ImageArray], columns: int) -> ImageArray:
     """Images of one size side by side on black, two pixels between and around them.
 
-    One image alone stays as it is. Layout of torchvision.utils.make_grid(nrow=columns).
+    A single image is returned as it is. The layout is torchvision.utils.make_grid(nrow=columns).
     """
     if len(images) == 1:
         return images[0]

@@ -1,4 +1,4 @@
-"""The texts in image files: written into PNG, read back without decoding a pixel."""
+"""Text chunks of image files: written to PNG, and read back without decoding pixels."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, BinaryIO
 from ldm.errors import ImageError
 from ldm.jobs.metadata import Record
 
-if TYPE_CHECKING:  # no numpy until an image is there: planning answers without it
+if TYPE_CHECKING:  # numpy is loaded with the first image; planning works without it
     import numpy as np
     from numpy.typing import NDArray
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
-_MOST_TEXT = 16 * 2**20  # bytes of all texts of a file, unpacked
-_BLOCK = 2**16  # bytes of pixels that are read at once, to check their sum
+_MOST_TEXT = 16 * 2**20  # bytes of all texts in a file, decompressed
+_BLOCK = 2**16  # bytes of a chunk that are read at once for the checksum
 
 
 def encode_png(image: NDArray[np.uint8] | NDArray[np.uint16], texts: dict[str, str]) -> bytes:
@@ -38,10 +38,10 @@ def encode_png(image: NDArray[np.uint8] | NDArray[np.uint16], texts: dict[str, s
 
 
 def read_texts(path: Path) -> dict[str, str]:
-    """The texts of an image file by their keys; of formats other than PNG there are none yet.
+    """The texts of an image file by key; formats other than PNG have none yet.
 
-    Raises ImageError where it is no image or a damaged one. No pixel is decoded, and the memory for
-    texts is bounded, whatever the file claims.
+    Raises ImageError for a file that is damaged or not an image. No pixel is decoded, and the
+    memory for texts is bounded, whatever the file claims.
     """
     try:
         with path.open("rb") as file:
@@ -51,7 +51,7 @@ def read_texts(path: Path) -> dict[str, str]:
                 return _png_texts(file)
             if (
                 start[:4] != b"RIFF" or start[8:] != b"WEBP"
-            ):  # Pillow would make room for its pixels
+            ):  # Pillow would allocate memory for a WebP's pixels
                 _check_header(file)
             return {}
     except FileNotFoundError:
@@ -63,7 +63,7 @@ def read_texts(path: Path) -> dict[str, str]:
 
 
 def read_record(path: Path) -> Record:
-    """Our record in an image; raises ImageError where there is none."""
+    """Read our record from an image; raises ImageError if it has none."""
     texts = read_texts(path)
     if "ldm" not in texts:
         other = "; it has a `parameters` text, see ldm info" if "parameters" in texts else ""
@@ -75,7 +75,7 @@ def read_record(path: Path) -> Record:
 
 
 def _check_header(file: BinaryIO) -> None:
-    """Raise an error where the header is not that of an image of a sound size."""
+    """Raise an error unless the header is that of an image of a valid size."""
     from PIL import Image
 
     from ldm.images.reading import readable_formats
@@ -94,7 +94,7 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _png_texts(file: BinaryIO) -> dict[str, str]:
-    """The texts of a PNG, whose text chunks may lie before or behind the pixels."""
+    """The texts of a PNG, whose text chunks may come before or after the pixels."""
     texts: dict[str, str] = {}
     room = _MOST_TEXT
     for kind, content in _chunks(file):
@@ -108,7 +108,7 @@ def _png_texts(file: BinaryIO) -> dict[str, str]:
 
 
 def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
-    """The header and the text chunks of a PNG; raises ValueError where a chunk is damaged."""
+    """The header and the text chunks of a PNG; raises ValueError for a damaged chunk."""
     left = os.fstat(file.fileno()).st_size - file.seek(len(_PNG))
     kind = b""
     while kind != b"IEND":
@@ -135,7 +135,7 @@ def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _text(kind: bytes, content: bytes, room: int) -> tuple[str, str]:
-    """Key and text of a chunk of at most `room` bytes (PNG specification, 11.3.3)."""
+    """The key and text of a chunk, of at most `room` bytes (PNG specification, 11.3.3)."""
     key, _, rest = content.partition(b"\0")
     if kind == b"tEXt":
         return key.decode("latin-1"), rest.decode("latin-1")

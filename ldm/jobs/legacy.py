@@ -206,7 +206,7 @@ def sample_fields(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]
     settings = tuple(values.get("settings") or ())
     for word in settings:
         if "=" not in word:
-            raise JobError(f"{word!r} is neither a flag nor a YAML override KEY=VALUE")
+            raise JobError(f"{word!r} is neither a flag nor KEY=VALUE, a YAML override")
     given = SampleDiffusion(**{name: values[name] for name in old[:-1] if name in values})
     batches, notes = _batches(given.n_samples, given.batch_size)
     fields |= {"model": str(checkpoint), "outdir": str(folder), "skip_grid": True, **batches}
@@ -228,9 +228,7 @@ def _batches(total: int | None, size: int) -> tuple[dict[str, int], list[str]]:
     notes = []
     if total % size:
         whole = total - total % size
-        notes.append(
-            f"only whole batches of {size}: {whole} of {total} images, as in the original script"
-        )
+        notes.append(f"{total} images in batches of {size} make {whole}, as in the original script")
     return {"n_samples": size, "n_iter": total // size}, notes
 
 

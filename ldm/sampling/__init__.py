@@ -1,3 +1,3 @@
-"""Noise schedules, denoisers, guidance and samplers; nothing here holds weights."""
+"""Noise schedules, denoisers, guidance and samplers, without any weights."""
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""From a network to a denoiser, which is all that a sampler knows of a model.
+"""Wrap a network as a denoiser, the only view that a sampler has of a model.
 
-A denoiser takes x = z + sigma * noise ([B,C,h,w]) and sigma ([B]) and gives its estimate of z.
+A denoiser takes x = z + sigma * noise ([B,C,h,w]) and sigma ([B]) and returns its estimate of z.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Network = Callable[[Tensor, Tensor], Tensor]
 
 
 class Prediction(Enum):
-    """What a network's output means.
+    """The meaning of a network's output.
 
     denoised = c_skip * x + c_out * network(c_in * x, t); Karras et al. 2022 (arXiv 2206.00364),
     equation 7. EPS: the noise. V: sqrt(alphas_cumprod) * noise - sqrt(1 - alphas_cumprod) * z
@@ -52,7 +52,7 @@ def make_denoiser(
 ) -> DenoiseFn:
     """Wrap `network(x_in [B,C,h,w] of dtype, t [B] float32) -> [B,C,h,w]` as a denoiser.
 
-    Everything outside the network is in the precision of x, float32 in practice.
+    Everything outside the network runs in the precision of x, float32 in practice.
     """
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:

@@ -14,9 +14,9 @@ def cfg(cond: DenoiseFn, pair: DenoiseFn, scale: float | Sequence[float]) -> Den
     """Classifier-free guidance, uncond + scale * (cond - uncond); arXiv 2207.12598, equation 6.
 
     `cond` denoises a batch [B,...] under the condition; `pair` a batch [2B,...] whose first half is
-    unconditional and whose second half is under the condition, so that one call of the network does
-    both. A scale of exactly 1 is `cond` itself and never calls `pair`. With a scale for each of the
-    B images, none of them 1, every image is as with its scale alone.
+    unconditional and whose second half is under the condition, so that one call of the network
+    serves both. A scale of exactly 1 returns `cond` itself and never calls `pair`. With one scale
+    per image, none of them 1, every image is the same as with its scale alone.
     """
     if scale == 1:
         return cond
@@ -89,9 +89,9 @@ def in_turn(denoisers: Sequence[tuple[int, DenoiseFn]], calls: Calls) -> Denoise
 
 
 def held(denoise: DenoiseFn, z: Tensor, mask: Tensor) -> DenoiseFn:
-    """A denoiser that knows the answer, z [B,C,h,w], where mask [.,1,h,w] is 0; free where it is 1.
+    """A denoiser that returns the known z [B,C,h,w] where mask [.,1,h,w] is 0, and denoises at 1.
 
-    For samplers that remember earlier steps: nothing jumps under their feet.
+    For multistep samplers: their history stays consistent.
     """
 
     def known(x: Tensor, sigma: Tensor) -> Tensor:

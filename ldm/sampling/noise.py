@@ -2,10 +2,10 @@
 
 A GPU's `torch.randn` runs Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as
 1, 2, 3"). Element i of a tensor comes from the counter (offset, 0, i, 0) under the key `seed`, and
-each call moves the offset on by one counter step. That holds while a tensor has no more elements
+each call advances the offset by one counter step. This holds while a tensor has no more elements
 than the GPU runs threads at once (40,960 on a T4, 221,184 on an A100; a 512x512 image needs
-16,384): then every thread makes one number. Larger tensors depend on the GPU model; here they
-continue as if it had threads enough.
+16,384), because every thread then makes one number. Larger tensors depend on the GPU model; here
+they continue as if it had enough threads.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ def philox_4x32(
 
 
 def philox_normal(seed: int, shape: Sequence[int], offset: int = 0) -> Tensor:
-    """What `torch.manual_seed(seed); torch.randn(shape, device="cuda")` gives, float32 on the CPU.
+    """The result of `torch.manual_seed(seed); torch.randn(shape, device="cuda")`, on the CPU.
 
-    `offset` counts earlier calls on the same generator; seed is 0..2**64-1. The numbers agree with
-    a GPU's to about 1e-6, the error of its fast sine.
+    float32. `offset` counts earlier calls on the same generator; seed is 0..2**64-1. The numbers
+    agree with a GPU's to about 1e-6, the error of its fast sine.
     """
     check_seed(seed)
     count = math.prod(shape)
@@ -58,7 +58,7 @@ def philox_normal(seed: int, shape: Sequence[int], offset: int = 0) -> Tensor:
     counter = (steps & _MASK, steps >> _SHIFT, np.arange(count, dtype=np.uint64), zero)
     first, second, *_ = philox_4x32(counter, (seed & 0xFFFFFFFF, seed >> 32))
     # The Box-Muller transform of cuRAND: words become float32 before scaling, as on the GPU,
-    # because close to 1 the rounding of `u` is what decides the logarithm.
+    # because close to 1 the rounding of `u` determines the logarithm.
     u = first.astype(np.float32) * np.float32(2.0**-32) + np.float32(2.0**-33)
     turn = float(np.float32(2.0**-32 * 2.0 * math.pi))
     v = (second.astype(np.float32).astype(np.float64) * turn + turn / 2).astype(np.float32)
@@ -67,19 +67,19 @@ def philox_normal(seed: int, shape: Sequence[int], offset: int = 0) -> Tensor:
 
 
 def check_seed(seed: int) -> None:
-    """Raise ValueError unless a generator can take this seed, 0..2**64-1."""
+    """Raise ValueError unless a seed is 0..2**64-1, the range of a generator."""
     if not 0 <= seed <= MAX_SEED:
         raise ValueError(f"a seed must be 0 to 2**64-1, not {seed}")
 
 
 def slerp(share: float, low: Tensor, high: Tensor) -> Tensor:
-    """From noise `low` to noise `high` [B,C,h,w] by a share of 0 to 1, along a great circle.
+    """Interpolate from noise `low` to `high` [B,C,h,w] by a share of 0 to 1, along a great circle.
 
-    Every column (the h numbers of one image, channel and x) is a direction; its length is mixed,
-    too: (sin((1 - s) omega) low + sin(s omega) high) / sin(omega), with omega the angle between the
-    two. Columns that hardly differ in direction, or lie opposite, are mixed in a straight line.
-    Source: AUTOMATIC1111/stable-diffusion-webui, modules/rng.py, slerp; there the straight line is
-    taken for the whole image, and has the two sides swapped.
+    Every column (the h numbers of one image, channel and x) is a vector, interpolated with its
+    length: (sin((1 - s) omega) low + sin(s omega) high) / sin(omega), with omega the angle between
+    the two. Columns of almost the same or the opposite direction are interpolated linearly.
+    Source: AUTOMATIC1111/stable-diffusion-webui, modules/rng.py, slerp; there the linear case
+    applies to the whole image, and has the two sides swapped.
     """
     directions = [torch.nn.functional.normalize(x, dim=-2) for x in (low, high)]
     cosine = (directions[0] * directions[1]).sum(-2, keepdim=True).clamp(-1, 1)
@@ -90,20 +90,20 @@ def slerp(share: float, low: Tensor, high: Tensor) -> Tensor:
 
 
 class Noise(Protocol):
-    """Where a sampler gets its noise: standard normal float32 tensors, in drawing order."""
+    """A sampler's source of noise: standard normal float32 tensors, in drawing order."""
 
     def draw(self, shape: tuple[int, ...]) -> Tensor:
         """The next tensor, shape [B, ...], on the device of the run."""
 
     def skip(self, draws: int, shape: tuple[int, ...]) -> None:
-        """Go on as if `draws` tensors of this shape had been drawn."""
+        """Continue as if `draws` tensors of this shape had been drawn."""
 
 
 class Generator:
     """One stream of normal numbers.
 
-    rng "philox" computes a GPU's numbers anywhere, "cpu" is torch's CPU generator (it looks at the
-    low 32 bits of the seed only), "device" the generator of the device in use.
+    rng "philox" computes a GPU's numbers anywhere, "cpu" is torch's CPU generator (which uses only
+    the low 32 bits of the seed), "device" the generator of the device in use.
     """
 
     def __init__(self, seed: int, rng: Rng, device: torch.device | str = "cpu") -> None:
@@ -119,14 +119,14 @@ class Generator:
     def draw(self, shape: tuple[int, ...], *, channels_last: bool = False) -> Tensor:
         """The next tensor of this shape, float32, on the device.
 
-        With `channels_last` its numbers lie in memory as torch's `randn_like` puts them for a
-        [B,C,H,W] tensor whose channels are its last axis in memory.
+        With `channels_last`, the numbers have the order of torch's `randn_like` for a [B,C,H,W]
+        tensor in channels-last memory format.
         """
         if channels_last and self.source is None:
             batch, channels, height, width = shape
             return self.draw((batch, height, width, channels)).permute(0, 3, 1, 2)
         if channels_last:
-            # Not torch.randn, permuted: on a CPU it fills what is not plain by another formula.
+            # Not a permuted torch.randn: on a CPU, normal_ fills a strided tensor differently.
             where = self.source.device if self.source else None
             values = torch.empty(shape, device=where, memory_format=torch.channels_last)
             return values.normal_(generator=self.source).to(self.device)
@@ -139,7 +139,7 @@ class Generator:
         return values.to(self.device)
 
     def skip(self, draws: int, shape: tuple[int, ...]) -> None:
-        """Pass over tensors: by arithmetic with philox, else by drawing them."""
+        """Skip tensors: by arithmetic with philox, else by drawing them."""
         if self.source is None:
             self.offset += draws
             return
@@ -148,7 +148,7 @@ class Generator:
 
 
 class ImageNoise:
-    """A generator per image, so an image depends on its own seed and not on its batch.
+    """One generator per image, so that an image depends on its own seed and not on its batch.
 
     `draw` takes [B, ...] with B the number of seeds.
     """
@@ -166,7 +166,7 @@ class ImageNoise:
         return torch.stack([generator.draw(shape[1:]) for generator in self.generators])
 
     def skip(self, draws: int, shape: tuple[int, ...]) -> None:
-        """Pass over `draws` tensors of every image."""
+        """Skip `draws` tensors of every image."""
         self._check(shape)
         for generator in self.generators:
             generator.skip(draws, shape[1:])
@@ -177,10 +177,10 @@ class ImageNoise:
 
 
 class StreamNoise:
-    """One generator for the whole run, as in the originals: every draw is one whole batch.
+    """One generator for the whole run, as in the originals: every draw is a whole batch.
 
-    `draws` counts the tensors drawn or passed over, so that a later run can `skip` to the same
-    place.
+    `draws` counts the tensors drawn or skipped, so that a later run can `skip` to the same
+    position.
     """
 
     def __init__(self, seed: int, rng: Rng = "device", device: torch.device | str = "cpu") -> None:
@@ -193,6 +193,6 @@ class StreamNoise:
         return self.generator.draw(shape, channels_last=channels_last)
 
     def skip(self, draws: int, shape: tuple[int, ...]) -> None:
-        """Pass over `draws` tensors of this shape."""
+        """Skip `draws` tensors of this shape."""
         self.draws += draws
         self.generator.skip(draws, shape)

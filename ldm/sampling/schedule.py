@@ -1,8 +1,7 @@
-"""Noise schedules of diffusion models and the grids of noise levels that samplers walk down.
+"""Noise schedules of diffusion models, and the grids of noise levels that samplers follow.
 
-A noise level is `sigma`, the ratio of noise to signal: x = z + sigma * noise. The
-variance-preserving latent of the originals is that x divided by sqrt(1 + sigma**2), so
-alphas_cumprod = 1 / (1 + sigma**2).
+A noise level is `sigma`, the ratio of noise to signal: x = z + sigma * noise. The originals'
+variance-preserving latent is x / sqrt(1 + sigma**2), so alphas_cumprod = 1 / (1 + sigma**2).
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ Grid = Callable[["NoiseSchedule", int, Compat], Tensor]
 Floats = npt.NDArray[np.float64]
 
 SNAP = 1e-3
-"""Distance within which a time step found from a sigma counts as the whole number beside it."""
+"""Distance within which a time step computed from a sigma is rounded to a whole number."""
 
 
 def betas(
@@ -35,11 +34,11 @@ def betas(
     linear_end: float = 2e-2,
     cosine_s: float = 8e-3,
 ) -> Floats:
-    """Variance of the noise that each forward step adds, [timesteps] float64.
+    """The variance of the noise that each forward step adds, [timesteps] float64.
 
     The names are the originals': "linear" is linear in the square root of beta (elsewhere called
-    "scaled_linear", accepted too) and "sqrt_linear" is the one linear in beta. Raises UsageError
-    for an unknown name. Source: CompVis `ldm/modules/diffusionmodules/util.py`, make_beta_schedule.
+    "scaled_linear", also accepted) and "sqrt_linear" is linear in beta. Raises UsageError for an
+    unknown name. Source: CompVis `ldm/modules/diffusionmodules/util.py`, make_beta_schedule.
     """
     if name in ("linear", "scaled_linear"):
         root: Floats = np.linspace(linear_start**0.5, linear_end**0.5, timesteps)
@@ -60,10 +59,10 @@ def betas(
 
 @dataclass(frozen=True, eq=False)
 class NoiseSchedule:
-    """The noise levels a network was trained on, one per time step.
+    """The noise levels that a network was trained on, one per time step.
 
-    `alphas_cumprod` is a float64 tensor [T] on the CPU, strictly falling inside (0, 1), also when
-    rounded to float32.
+    `alphas_cumprod` is a float64 tensor [T] on the CPU, strictly decreasing within (0, 1), even
+    when rounded to float32.
     """
 
     alphas_cumprod: Tensor
@@ -71,10 +70,10 @@ class NoiseSchedule:
     def __post_init__(self) -> None:
         a = self.alphas_cumprod
         if a.ndim != 1 or len(a) < 2 or a.dtype != torch.float64 or a.device.type != "cpu":
-            raise ValueError("alphas_cumprod must be a float64 vector on the CPU, two long or more")
+            raise ValueError("alphas_cumprod must be a float64 vector on the CPU, of length >= 2")
         a = self.rounded
         if not (bool((a > 0).all()) and bool((a < 1).all()) and bool((a.diff() < 0).all())):
-            raise ValueError("alphas_cumprod must fall strictly between 1 and 0")
+            raise ValueError("alphas_cumprod must decrease strictly, between 1 and 0")
 
     @classmethod
     def from_betas(
@@ -99,17 +98,16 @@ class NoiseSchedule:
 
     @cached_property
     def rounded(self) -> Tensor:
-        """alphas_cumprod as a checkpoint holds it: float64 numbers [T] with float32 values.
+        """alphas_cumprod as stored in a checkpoint: float32 values as float64 numbers [T].
 
-        All sampling of the originals started from those. At the first time step 1 - alphas_cumprod
-        is 8.5e-4, so that the rounding moves sigma by 3e-5 of itself: more than all round-off after
-        it.
+        The originals' samplers used these values. At the first time step, 1 - alphas_cumprod is
+        8.5e-4, so the rounding changes sigma by a relative 3e-5, more than all later round-off.
         """
         return self.alphas_cumprod.float().double()
 
     @cached_property
     def sigmas(self) -> Tensor:
-        """Noise levels in order of time, rising, [T] float64, of the `rounded` alphas_cumprod."""
+        """Noise levels by time step, increasing, [T] float64, of the `rounded` alphas_cumprod."""
         return ((1 - self.rounded) / self.rounded).sqrt()
 
     @cached_property
@@ -119,13 +117,13 @@ class NoiseSchedule:
     def _table(self, device: torch.device) -> Tensor:
         tables = self._log_sigmas
         if device not in tables:
-            # Metal has no float64; float32 finds a time step to about 1e-4, which SNAP allows for.
+            # Metal has no float64; float32 gives a time step to about 1e-4, well within SNAP.
             dtype = torch.float32 if device.type == "mps" else torch.float64
             tables[device] = self.sigmas.log().to(device=device, dtype=dtype)
         return tables[device]
 
     def sigma(self, t: Tensor) -> Tensor:
-        """Noise level at (fractional) time steps, linear in log sigma between whole ones.
+        """The noise level at (fractional) time steps, linear in log sigma between whole ones.
 
         t [...] in 0..T-1 (clamped) -> sigma [...] float64 on t's device (float32 on Metal).
         """
@@ -135,10 +133,10 @@ class NoiseSchedule:
         return torch.lerp(table[low], table[low + 1], at - low).exp()
 
     def t(self, sigma: Tensor) -> Tensor:
-        """Time step of a noise level, the inverse of `sigma`.
+        """The time step of a noise level, the inverse of `sigma`.
 
-        sigma [...] -> t [...] float32 in 0..T-1, whole where it is within 1e-3 of a whole number
-        (so that a level which belongs to a step gives just that step). Levels outside are clamped.
+        sigma [...] -> t [...] float32 in 0..T-1, rounded if within 1e-3 of a whole number (so that
+        the level of a step gives exactly that step). Levels outside the range are clamped.
         """
         table = self._table(sigma.device)
         log = sigma.to(table.dtype).log().contiguous()
@@ -149,7 +147,7 @@ class NoiseSchedule:
         return torch.where((t - whole).abs() < SNAP, whole, t).float()
 
     def alpha(self, sigma: Tensor) -> Tensor:
-        """Factor of the signal at a noise level: 1, because x = z + sigma * noise here."""
+        """The factor of the signal at a noise level: 1, because x = z + sigma * noise here."""
         return torch.ones_like(sigma)
 
     def noised(self, z: Tensor, sigma: float, noise: Tensor) -> Tensor:
@@ -158,9 +156,9 @@ class NoiseSchedule:
 
 
 def ddpm_buffers(schedule: NoiseSchedule, v_posterior: float = 0.0) -> dict[str, Tensor]:
-    """The twelve float32 buffers [T] that every checkpoint of the originals carries.
+    """The twelve float32 buffers [T] in every checkpoint of the originals.
 
-    `v_posterior` chooses the variance of the reverse step: 0 the posterior's, 1 beta.
+    `v_posterior` selects the variance of the reverse step: 0 the posterior's, 1 beta.
     Source: CompVis `ldm/models/diffusion/ddpm.py`, register_schedule.
     """
     ac = schedule.alphas_cumprod.numpy()
@@ -186,22 +184,21 @@ def ddpm_buffers(schedule: NoiseSchedule, v_posterior: float = 0.0) -> dict[str,
 
 
 def augmentor_buffers(schedule: NoiseSchedule) -> dict[str, Tensor]:
-    """The eight of the twelve DDPM buffers that the originals' noise augmentors hold."""
+    """The eight DDPM buffers in the originals' noise augmentors."""
     buffers = ddpm_buffers(schedule)
     return {name: values for name, values in buffers.items() if not name.startswith("posterior_")}
 
 
 def ddim_timesteps(total: int, steps: int, compat: Compat = "exact") -> Floats:
-    """The time steps of the originals' "uniform" choice, rising, in 1..total-1.
+    """The time steps of the originals' "uniform" spacing, increasing, in 1..total-1.
 
     "ldm": range(0, total, total // steps) + 1, which has more than `steps` members unless `steps`
-    divides `total` (30 gives 31, 6 gives 7). Where the originals stopped with an error it is
-    clipped: the step `total`, which does not exist, becomes total - 1 (dropped if that is there
-    already), and `steps` above `total` count as `total`.
-    "exact": `steps` members, i * total // steps + 1; the same grid where `steps` divides `total`.
-    Only for steps == total there are not enough whole steps; then they are spread evenly, in
-    fractions. Few steps start far below the top (4 at 751, 1 at step 1), as they did in the
-    originals.
+    divides `total` (30 gives 31, 6 gives 7). Inputs for which the originals failed are clipped: the
+    nonexistent step `total` becomes total - 1 (dropped if already present), and `steps` above
+    `total` count as `total`.
+    "exact": `steps` members, i * total // steps + 1; the same grid if `steps` divides `total`.
+    Only steps == total needs more whole steps than exist; the steps are then spread evenly, in
+    fractions. Few steps start far below the top (4 at 751, 1 at step 1), as in the originals.
     Source: CompVis `ldm/modules/diffusionmodules/util.py`, make_ddim_timesteps.
     """
     if compat == "ldm":
@@ -213,10 +210,10 @@ def ddim_timesteps(total: int, steps: int, compat: Compat = "exact") -> Floats:
 
 
 def quad_timesteps(total: int, steps: int, compat: Compat = "exact") -> Floats:
-    """The time steps of the originals' "quad" choice: squares up to 0.8 * total, plus 1, rising.
+    """The time steps of the originals' "quad" spacing: squares up to 0.8 * total, plus 1, rising.
 
-    Many steps make the rounded squares repeat. "exact" then keeps the fractions; "ldm" drops the
-    repeats, which did nothing in the originals (with eta 0; two equal noise levels).
+    With many steps the rounded squares repeat. "exact" then uses fractional steps; "ldm" drops the
+    repeats, which had no effect in the originals (with eta 0; two equal noise levels).
     """
     squares = np.linspace(0, math.sqrt(total * 0.8), steps) ** 2
     whole = np.unique(np.floor(squares))
@@ -240,7 +237,7 @@ def _linspace(start: float, end: float, count: int) -> Tensor:
 
 
 def ddim_grid(schedule: NoiseSchedule, steps: int, compat: Compat = "exact") -> Tensor:
-    """Evenly chosen whole time steps, ending at alphas_cumprod[0]; see `ddim_timesteps`."""
+    """Evenly spaced whole time steps, ending at alphas_cumprod[0]; see `ddim_timesteps`."""
     return _falling(schedule, ddim_timesteps(len(schedule), steps, compat))
 
 
@@ -250,7 +247,7 @@ def quad_grid(schedule: NoiseSchedule, steps: int, compat: Compat = "exact") -> 
 
 
 def dpm_solver_grid(schedule: NoiseSchedule, steps: int, compat: Compat = "exact") -> Tensor:
-    """Even in continuous time ("time_uniform") from the last time step to the first, both included.
+    """Even in continuous time ("time_uniform"), from the last time step to the first, inclusive.
 
     Between time steps log(alphas_cumprod) is linear. Source: the originals' DPM-Solver
     (arXiv 2206.00927, appendix D.4), NoiseScheduleVP("discrete").
@@ -385,10 +382,10 @@ GRIDS: dict[str, Grid] = {
 
 
 def make_grid(name: str, schedule: NoiseSchedule, steps: int, compat: Compat = "exact") -> Tensor:
-    """The noise levels sigma_0 > ... > sigma_N that a sampler walks down, float64 [N+1] on the CPU.
+    """The noise levels sigma_0 > ... > sigma_N that a sampler follows, float64 [N+1] on the CPU.
 
-    N is `steps` (1..T) with compat "exact"; "ldm" gives the originals' choice, which for "ddim" and
-    "quad" may be another number. Raises UsageError for an unknown name or a number out of range.
+    N is `steps` (1..T) with compat "exact"; with "ldm" it is the originals' number, which may
+    differ for "ddim" and "quad". Raises UsageError for an unknown name or a number out of range.
     """
     if name not in GRIDS:
         raise UsageError(f"unknown grid {name!r}; known are {', '.join(GRIDS)}")

@@ -1,4 +1,4 @@
-"""When to work in tiles; tiles of an axis, windows that blend them, and denoisers made of such."""
+"""Tiling: when to use it, the tiles of an axis, blending windows, and tiled denoisers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ldm.sampling.denoiser import DenoiseFn
 
-# Memory that decoding an image whole may take before `auto` means tiles.
+# The memory limit for decoding an image whole; above it, `auto` uses tiles.
 AUTO_BYTES = 4 * 2**30
-# Peak per pixel of Stable Diffusion's autoencoders: counted 3072 decoding and 2560 encoding, f8 and
-# f4 alike, in float32; half of it in half precision, which is what GPUs get.
+# Peak bytes per pixel of Stable Diffusion's autoencoders: 3072 for decoding and 2560 for encoding
+# (measured for f8 and f4) in float32; half as much in half precision, the default on GPUs.
 _BYTES_PER_PIXEL = {"cpu": 3072}
 _BYTES_PER_PIXEL_HALF = 1536
 
@@ -21,9 +21,9 @@ _BYTES_PER_PIXEL_HALF = 1536
 def wants_tiling(mode: str, height: int, width: int, device: torch.device | str) -> bool:
     """Whether to run an autoencoder in tiles for height x width pixels: on, off or auto.
 
-    `auto` says yes above 4 GiB for the whole: 1.4 million pixels on the CPU (1182x1182), 2.8 on
-    others (1672x1672). It goes by the kind of device alone, not by what is free on it, so that a
-    recorded job runs the same way again. Raises ValueError for another mode.
+    `auto` tiles above 4 GiB for the whole image: 1.4 million pixels on the CPU (1182x1182), 2.8 on
+    other devices (1672x1672). It depends on the type of device alone, not on its free memory, so
+    that a recorded job runs the same way again. Raises ValueError for another mode.
     """
     if mode not in ("auto", "on", "off"):
         raise ValueError(f"tiling is auto, on or off, not {mode!r}")
@@ -32,9 +32,9 @@ def wants_tiling(mode: str, height: int, width: int, device: torch.device | str)
 
 
 def tiles(length: int, tile: int, overlap: int) -> list[slice]:
-    """Spans of `tile` that cover 0..length, evenly spread, neighbours sharing `overlap` or more.
+    """Spans of `tile` that cover 0..length, evenly spaced, neighbours sharing `overlap` or more.
 
-    One span where `length` is not above `tile`. Raises ValueError unless 0 <= overlap < tile.
+    A single span if `length` is at most `tile`. Raises ValueError unless 0 <= overlap < tile.
     """
     if not 0 <= overlap < tile:
         raise ValueError(f"tiles of {tile} cannot overlap by {overlap}")
@@ -48,10 +48,10 @@ def tiles(length: int, tile: int, overlap: int) -> list[slice]:
 
 
 def windows(spans: Sequence[slice]) -> list[Tensor]:
-    """Weights of each span's positions, float32; over the spans they sum to 1 everywhere.
+    """Weights of each span's positions, float32; over all spans they sum to 1 everywhere.
 
-    Neighbours are blended by raised cosines over all that they share: little weight at a tile's
-    edge, where it knows least of its surroundings.
+    Neighbours are blended by raised cosines over their whole overlap: a tile has little weight at
+    its edge, where it has the least context.
     """
     length = spans[-1].stop
     raw = []
@@ -80,14 +80,13 @@ def tiled_denoiser(
     tile: int,
     overlap: int,
 ) -> DenoiseFn:
-    """A denoiser for latents [B,C,h,w] out of denoisers for tiles of them.
+    """A denoiser for latents [B,C,h,w] made of denoisers for its tiles.
 
-    `make(rows, columns)` builds the denoiser of one tile, with what it is conditioned on cut to
-    these rows and columns; it is called once a tile. `shape` ends with h and w; `tile` and
-    `overlap` are in latents. At every noise level all tiles are denoised one after the other, and
-    blended, so that they agree before the next step. Source of the idea: Bar-Tal et al. 2023
-    (MultiDiffusion, arXiv 2302.08113). Raises ValueError as `tiles` does, and for latents of
-    another size.
+    `make(rows, columns)` builds the denoiser of one tile, with its conditioning cropped to these
+    rows and columns; it is called once per tile. `shape` ends with h and w; `tile` and `overlap`
+    are in latents. At every noise level all tiles are denoised one by one and blended, so that they
+    agree before the next step. Source of the idea: Bar-Tal et al. 2023 (MultiDiffusion, arXiv
+    2302.08113). Raises ValueError as `tiles` does, and for latents of another size.
     """
     height, width = shape[-2:]
     rows, columns = tiles(height, tile, overlap), tiles(width, tile, overlap)

@@ -1,4 +1,4 @@
-"""A prompt as the chunks of tokens that a text encoder takes in one after the other."""
+"""Split prompts into the chunks of tokens that a text encoder processes one by one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ldm.text.prompt import Piece, parse
 from ldm.text.tokenizer import Tokenizer
 
 BACKTRACK = 20
-"""How many tokens before the end of a full chunk a comma is looked for; AUTOMATIC1111's
+"""The number of tokens at the end of a full chunk to search for a comma; AUTOMATIC1111's
 `comma_padding_backtrack`, and its default."""
 
 
@@ -25,29 +25,28 @@ class Token:
 
 @dataclass(frozen=True)
 class Chunked:
-    """The chunks of a prompt, at least one, without start, end and padding; and what was cut off
-    its end, or ""."""
+    """The chunks of a prompt, at least one, without start, end and padding; `cut` is the truncated
+    text, or ""."""
 
     chunks: list[list[Token]]
     cut: str = ""
 
     @property
     def count(self) -> int:
-        """Tokens of the prompt."""
+        """The number of tokens in the prompt."""
         return sum(map(len, self.chunks))
 
     def filled(self, count: int) -> list[list[Token]]:
-        """The chunks, with empty ones after them up to a number."""
+        """The chunks, padded with empty ones to a total of `count`."""
         return [*self.chunks, *([] for _ in range(count - len(self.chunks)))]
 
 
 def chunked(text: str, tokenizer: Tokenizer, room: int, syntax: str = "a1111") -> Chunked:
-    """A prompt in chunks of at most `room` tokens; in the syntax "plain" in one, the rest cut off.
+    """Split a prompt into chunks of at most `room` tokens; syntax "plain" truncates it to one.
 
-    In the syntax "comfy" a chunk ends before a word that does not fit.
-
-    A chunk ends at BREAK, or when it is full. Where a comma is near its end, what follows the
-    comma goes into the next chunk, unless a comma comes next.
+    A chunk ends at BREAK, or when it is full. If a comma is near its end, the tokens after the
+    comma move to the next chunk, unless a comma comes next. In the syntax "comfy" a chunk ends
+    before a word that does not fit.
     """
     if syntax == "plain":
         tokens = tokenizer.split(text)
@@ -76,7 +75,7 @@ def rows(
 
 
 def _tokens(pieces: Sequence[Piece], tokenizer: Tokenizer) -> Iterator[Token]:
-    """The tokens of pieces; no word goes on from one to the next."""
+    """The tokens of pieces; no word continues from one piece to the next."""
     for piece in pieces:
         tokens = tokenizer.split(piece.text)
         for token, (first, last) in zip(tokens.ids, tokens.spans, strict=True):
@@ -95,7 +94,7 @@ def _filled_by_words(text: str, tokenizer: Tokenizer, room: int) -> Iterator[lis
             tokens = list(_tokens([Piece(word, piece.weight)], tokenizer))
             is_long = len(tokens) >= LONG_WORD
             while len(chunk) + len(tokens) > room:
-                part = room - len(chunk) if is_long else 0
+                part = room - len(chunk) if is_long or not chunk else 0
                 yield [*chunk, *tokens[:part]]
                 chunk, tokens = [], tokens[part:]
             chunk += tokens
@@ -103,7 +102,7 @@ def _filled_by_words(text: str, tokenizer: Tokenizer, room: int) -> Iterator[lis
 
 
 def _filled(tokens: list[Token], room: int, comma: int) -> Iterator[list[Token]]:
-    """The chunks of one part, the last one with what is left."""
+    """Split one part into chunks; the last one holds the remainder."""
     while len(tokens) > room > 0:
         end = room
         if tokens[room].id != comma:

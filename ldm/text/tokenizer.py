@@ -1,7 +1,7 @@
 """The byte-level BPE of CLIP (arXiv 2103.00020), under the rules of the two libraries that use it.
 
-Both share one vocabulary of 49408 tokens and differ in how they clean a text before it is split.
-It is read from the installed package open_clip, which is located but never imported.
+Both share one vocabulary of 49408 tokens and differ in how they clean a text before splitting it.
+The vocabulary is read from the installed package open_clip, which is located but never imported.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 START = 49406
 END = 49407
 LENGTH = 77
-"""Tokens that CLIP reads, the start and end tokens included."""
+"""CLIP's context length in tokens, including the start and end tokens."""
 
 _VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
 _PLAIN_TOKENS = END + 1 - 2
@@ -40,10 +40,10 @@ _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 @dataclass(frozen=True)
 class Tokens:
-    """A text's token ids without start and end, and where in `text` each one came from.
+    """A text's token ids without start and end, and the position of each token in `text`.
 
-    `text` is what was split: the user's own, or a cleaned one. Token i covers the characters
-    `spans[i]` of it and belongs to the word `words[i]`.
+    `text` is the user's text, perhaps cleaned. Token i covers its characters `spans[i]` and belongs
+    to the word `words[i]`.
     """
 
     text: str
@@ -52,7 +52,7 @@ class Tokens:
     words: list[int]
 
     def tail(self, first: int) -> str:
-        """The text from token `first` on, without space around it; '' if there is none."""
+        """The text from token `first` on, without surrounding space; '' if there are no tokens."""
         return self.text[self.spans[first][0] :].strip() if first < len(self.ids) else ""
 
     def words_outside(self, known: frozenset[int]) -> list[str]:
@@ -66,14 +66,14 @@ class Tokens:
 
 
 class Tokenizer(ABC):
-    """Texts to token ids; `start` and `end` are the ids around a text, CLIP's if not said."""
+    """Turns text into token ids; `start` and `end` are the ids around a text, CLIP's by default."""
 
     start = START
     end = END
 
     @abstractmethod
     def split(self, text: str) -> Tokens:
-        """The tokens of a text, with their places in it. Unpaired surrogates count as U+FFFD."""
+        """The tokens of a text and their positions in it. Unpaired surrogates count as U+FFFD."""
 
     def encode(self, text: str) -> list[int]:
         """The token ids of a text, without start and end."""
@@ -82,9 +82,9 @@ class Tokenizer(ABC):
     def batch(
         self, texts: Sequence[str], pad: int, length: int = LENGTH
     ) -> tuple[list[list[int]], list[str]]:
-        """Ids [B][length] with start, end and padding, and for each text what was cut off, or ''.
+        """Ids [B][length] with start, end and padding, and the truncated part of each text, or ''.
 
-        A text that is too long keeps its first length - 2 tokens and the end token.
+        A text that is too long is truncated to its first length - 2 tokens and the end token.
         """
         split = [self.split(text) for text in texts]
         room = length - 2
@@ -110,7 +110,7 @@ class ClipTokenizer(Tokenizer):
         self._backend.pre_tokenizer = pre_tokenizers.Sequence(
             [
                 pre_tokenizers.Split(Regex(f"{named}|{_WORDS}"), behavior="removed", invert=True),
-                # It splits once more, by GPT-2's rules: special tokens in odd case fall apart.
+                # It splits again, by GPT-2's rules, which breaks up special tokens in odd case.
                 pre_tokenizers.ByteLevel(add_prefix_space=False),
             ]
         )
@@ -122,7 +122,7 @@ class ClipTokenizer(Tokenizer):
 
 
 class OpenClipTokenizer(Tokenizer):
-    """The rules of open_clip: mojibake mended, HTML unescaped, white space squeezed, lower case."""
+    """The rules of open_clip: fix mojibake, unescape HTML, collapse white space, lower case."""
 
     def __init__(self) -> None:
         import regex
@@ -132,7 +132,7 @@ class OpenClipTokenizer(Tokenizer):
         self._backend.pre_tokenizer = pre_tokenizers.ByteLevel(
             add_prefix_space=False, use_regex=False
         )
-        # open_clip finds words with this library, whose Unicode tables are its own.
+        # open_clip finds words with this library, which has its own Unicode tables.
         self._words: regex.Pattern[str] = regex.compile(
             "|".join([*specials, _WORDS]), regex.IGNORECASE
         )
@@ -153,7 +153,7 @@ class OpenClipTokenizer(Tokenizer):
 
     @staticmethod
     def _clean(text: str) -> tuple[str, str, list[int]]:
-        """A text cleaned, the same in lower case, and for each place in that the one in this."""
+        """The cleaned text, its lower case, and the cleaned position of each lowered one."""
         import ftfy
 
         cleaned = html.unescape(html.unescape(ftfy.fix_text(text)))
@@ -166,13 +166,13 @@ class OpenClipTokenizer(Tokenizer):
 
 @cache
 def clip_tokenizer() -> Tokenizer:
-    """The tokenizer of FrozenCLIPEmbedder, built at the first call."""
+    """The tokenizer of FrozenCLIPEmbedder, built on the first call."""
     return ClipTokenizer()
 
 
 @cache
 def open_clip_tokenizer() -> Tokenizer:
-    """The tokenizer of FrozenOpenCLIPEmbedder, built at the first call."""
+    """The tokenizer of FrozenOpenCLIPEmbedder, built on the first call."""
     return OpenClipTokenizer()
 
 
@@ -191,7 +191,7 @@ def _repaired(text: str) -> str:
 
 
 def word_numbers(found: Encoding) -> list[int]:
-    """The number of each token's word; only tokens that a post-processor adds have none."""
+    """The index of each token's word; -1 for tokens that a post-processor adds."""
     return [-1 if word is None else word for word in found.word_ids]
 
 
@@ -202,7 +202,7 @@ def vocabulary_file() -> Path:
         path = Path(folder) / _VOCABULARY
         if path.is_file():
             return path
-    raise LdmError(f"{_VOCABULARY} is not to be found: pip install open_clip_torch")
+    raise LdmError(f"{_VOCABULARY} is missing: pip install open_clip_torch")
 
 
 def vocabulary() -> tuple[list[str], list[tuple[str, str]]]:

@@ -1,6 +1,6 @@
 """BERT's WordPiece (arXiv 1810.04805), for the text models from before Stable Diffusion.
 
-The vocabulary of bert-base-uncased comes with no package: the user puts it beside the checkpoint.
+No package includes the vocabulary of bert-base-uncased: the user puts it beside the checkpoint.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _SPECIALS = (PAD, UNKNOWN, "[CLS]", "[SEP]", "[MASK]")
 class BertTokenizer(Tokenizer):
     """The rules of transformers' BertTokenizer for bert-base-uncased.
 
-    Reads a vocab.txt (a token a line) or a tokenizer.json; raises CheckpointError where the file
-    cannot be read, or has no vocabulary of BERT's kind.
+    Reads a vocab.txt (one token per line) or a tokenizer.json; raises CheckpointError if the file
+    cannot be read or has no BERT vocabulary.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,20 +45,20 @@ class BertTokenizer(Tokenizer):
         return Tokens(text, found.ids, found.offsets, word_numbers(found))
 
     def unknown_words(self, text: str) -> list[str]:
-        """The words of a text that have a character for which there is no token."""
+        """The words of a text with a character outside the vocabulary."""
         return self.split(text).words_outside(self._known)
 
 
 @cache
 def bert_tokenizer(path: Path) -> BertTokenizer:
-    """The tokenizer of a vocabulary file, built at the first call."""
+    """The tokenizer of a vocabulary file, built on the first call."""
     return BertTokenizer(path)
 
 
 def find_vocabulary(folder: Path, named: str | None = None) -> Path:
     """The vocabulary that a YAML names, or the one in a folder; raises CheckpointError.
 
-    A name that is no absolute path is looked for in the folder.
+    A relative path is resolved against the folder.
     """
     names = FILES if named is None else (named,)
     paths = [folder / Path(name).expanduser() for name in names]
@@ -82,7 +82,7 @@ def _read(path: Path) -> Backend:
         return _from_json(text, path)
     vocabulary = {line.rstrip("\r"): number for number, line in enumerate(text.split("\n")) if line}
     if UNKNOWN not in vocabulary:
-        raise CheckpointError(f"{path}: not a vocabulary of BERT's kind: has no line {UNKNOWN}")
+        raise CheckpointError(f"{path}: not a BERT vocabulary: has no line {UNKNOWN}")
     backend = Backend(WordPiece(vocabulary, unk_token=UNKNOWN))
     backend.normalizer = normalizers.BertNormalizer()
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -93,7 +93,7 @@ def _read(path: Path) -> Backend:
 def _from_json(text: str, path: Path) -> Backend:
     try:
         backend = Backend.from_str(text)
-    except Exception as error:  # noqa: BLE001 - what the Rust library raises has no class of its own
+    except Exception as error:  # noqa: BLE001 - the Rust library raises plain Exception
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path}: not a tokenizer.json ({reason})") from None
     backend.no_truncation()

@@ -159,7 +159,7 @@ REFUSALS: list[tuple[list[str], str]] = [
             ("bomb.png", "has more than"),
             ("film.gif", "is animated"),
             ("tiny.png", "is 4x4"),
-            ("nothing", "the folder has no image"),
+            ("nothing", "no image in the folder"),
             ("nothing/*.png", "nothing matches"),
         )
     ),
@@ -197,7 +197,7 @@ REFUSALS: list[tuple[list[str], str]] = [
     ([*UPS, "-i", "in.png", "--tile", "8"], "--tile must be 32 or more"),
     ([*UPS, "-i", "in.png", "--W", "64"], "--W"),
     ([*I2I, "-i", "in.png", "--fit", "error", "--W", "32", "--H", "32"], "19x13"),
-    ([*I2I, "-i", "in.png", "--fit", "floor-64"], "64 pixels a side"),
+    ([*I2I, "-i", "in.png", "--fit", "floor-64"], "64 pixels per side"),
     ([*I2I, "-i", "in.png", "--W", "0"], "--width must be 1 or more"),
     ([*I2I, "-i", "in.png", "--vae", "nowhere.pt"], "--vae nowhere.pt: no such file"),
     ([*I2I, "-i", "in.png", "--vae", "in.png"], "in.png: "),

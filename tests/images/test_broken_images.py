@@ -144,7 +144,7 @@ def test_films_are_refused(tmp_path: Path, suffix: str, words: str) -> None:
 @pytest.mark.parametrize("size", [(7, 100), (100, 7), (1, 1)])
 def test_a_tiny_image(tmp_path: Path, size: tuple[int, int]) -> None:
     message = refusal(saved(tmp_path / "a.png", Image.new("RGB", size)))
-    assert f"is {size[0]}x{size[1]}; an image needs 8 pixels" in message
+    assert f"is {size[0]}x{size[1]}; an image needs at least 8 pixels" in message
 
 
 def test_a_floating_point_image_is_refused(tmp_path: Path) -> None:

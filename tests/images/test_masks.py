@@ -105,7 +105,7 @@ def test_the_mask_of_an_images_transparency() -> None:
         mask_of_alpha(LoadedImage(rgb), "photo.png")
     with pytest.raises(ImageError, match="has no transparent part"):
         mask_of_alpha(LoadedImage(rgb, np.full_like(SPOT, 129)))
-    with pytest.raises(ImageError, match="transparent all over"):
+    with pytest.raises(ImageError, match="transparent everywhere"):
         mask_of_alpha(LoadedImage(rgb, np.zeros_like(SPOT)))
 
 

@@ -169,7 +169,7 @@ def test_files_that_do_not_fit_together(folder: Path) -> None:
         read_sources(job("depth2img", depth="wide.png"), 8)
     with pytest.raises(JobError, match="no transparent part"):
         read_sources(job("inpaint"), 8)
-    with pytest.raises(ImageError, match="75x50 and 64x64 is wanted"):
+    with pytest.raises(ImageError, match="75x50, but must be 64x64"):
         read_sources(job(width=64, height=64, fit="error"), 8)
 
 

@@ -65,6 +65,7 @@ def test_words_are_not_divided() -> None:
     assert lengths("cat " * 9 + "cat, dog", 10) == [9, 3]
     long = "1234567890"  # ten tokens, from eight on a word may be divided
     assert lengths("cat " * 7 + long, 10) == [10, 7]
+    assert lengths("12345", 4) == [4, 1]  # a word that fits into no chunk
 
 
 def test_weights_move_tokens_from_the_empty_prompt() -> None:

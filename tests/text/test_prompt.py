@@ -114,7 +114,7 @@ def test_escaping_all_marks_gives_the_text_back(text: str) -> None:
 def test_weights_beyond_all_numbers_are_an_error() -> None:
     with pytest.raises(JobError, match="fewer brackets"):
         parse("(" * 8000 + "x")
-    with pytest.raises(JobError, match="beyond"):
+    with pytest.raises(JobError, match="overflows"):
         parse(f"(x:{'9' * 400})")
 
 

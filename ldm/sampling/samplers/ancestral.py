@@ -1,7 +1,7 @@
-"""Samplers that put back noise: each step goes below its target and adds noise up to it.
+"""Samplers that add noise: each step denoises below its target level and adds noise up to it.
 
-All of them work on d x = (x - denoised) / sigma d sigma (arXiv 2206.00364, equation 3); a step
-without noise from sigma to s is then `lerp(denoised, x, s / sigma)`.
+They all solve d x = (x - denoised) / sigma d sigma (arXiv 2206.00364, equation 3); a step without
+noise from sigma to s is then `lerp(denoised, x, s / sigma)`.
 Source of the k-diffusion ones: crowsonkb/k-diffusion `sampling.py`.
 """
 
@@ -52,7 +52,7 @@ def ddim(
 ) -> Tensor:
     """DDIM (arXiv 2010.02502, equation 12), which is ancestral Euler with eta 0 by default.
 
-    Like the originals, DDPM among them, it uses up noise in a step to 0, too.
+    Like the originals, DDPM included, it also consumes noise in a step to 0.
     """
     x = euler_ancestral(denoise, x, sigmas, noise=noise, on_step=on_step, eta=eta)
     return x if sigmas[-1] > 0 else add_noise(x, noise, 0.0)
@@ -125,7 +125,7 @@ def dpmpp_sde(
 ) -> Tensor:
     """DPM-Solver++ (stochastic): noise at the midpoint and at the end of each step.
 
-    The noise of the two is independent, where k-diffusion's default ties it to one Brownian path.
+    The two noises are independent, whereas k-diffusion ties them to one Brownian path by default.
     """
     s = sigmas.tolist()
     for i in range(len(s) - 1):

@@ -1,4 +1,4 @@
-"""Sampling a part of an image while the rest is known."""
+"""Sampling part of an image while the rest is known."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ldm.sampling.samplers.table import OnStep, SampleFn
 
 
 def masked(fn: SampleFn, z: Tensor, mask: Tensor) -> SampleFn:
-    """The sampler `fn` held to z [B,C,h,w] where mask [B,1,h,w] is 1, free where it is 0.
+    """The sampler `fn`, fixed to z [B,C,h,w] where mask [B,1,h,w] is 1, free where it is 0.
 
-    Before each step the known part is put back with fresh noise of that step's level; one tensor is
-    drawn for it ahead of the step's own draws. `fn` sees one step at a time, so a multistep sampler
-    has no history: use a one-step one. The last step is not put back.
+    Before each step the known part is restored with fresh noise of that step's level; its tensor is
+    drawn before the step's own. `fn` gets one step at a time, so a multistep sampler has no
+    history: use a single-step one. After the last step nothing is restored.
     Source: CompVis `ldm/models/diffusion/ddim.py`, ddim_sampling with a mask.
     """
 

@@ -1,8 +1,8 @@
 """Samplers without noise.
 
 They solve d x / d sigma = (x - denoised) / sigma (arXiv 2206.00364, equation 3).
-An Euler step from sigma to s is `lerp(denoised, x, s / sigma)`. A sampler that does not look for
-noise still takes `noise`, so that all can be called alike.
+An Euler step from sigma to s is `lerp(denoised, x, s / sigma)`. Samplers that need no noise still
+take `noise`, so that all have the same signature.
 Source of the k-diffusion ones: crowsonkb/k-diffusion `sampling.py`.
 """
 
@@ -27,7 +27,7 @@ def euler(
     noise: Noise | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Euler's method; on a rising grid it turns an image into its noise (DDIM inversion)."""
+    """Euler's method; on an increasing grid it turns an image into its noise (DDIM inversion)."""
     s = sigmas.tolist()
     for i in range(len(s) - 1):
         denoised = denoise(x, levels(x, s[i]))
@@ -46,7 +46,7 @@ def heun(
     noise: Noise | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Heun's method (arXiv 2206.00364, algorithm 1): two network calls a step."""
+    """Heun's method (arXiv 2206.00364, algorithm 1): two network calls per step."""
     s = sigmas.tolist()
     for i in range(len(s) - 1):
         denoised = denoise(x, levels(x, s[i]))
@@ -70,7 +70,7 @@ def dpm_2(
     noise: Noise | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Midpoint method, the midpoint taken in log sigma; two network calls a step, like Heun's."""
+    """Midpoint method, with the midpoint in log sigma; two network calls per step, like Heun's."""
     s = sigmas.tolist()
     for i in range(len(s) - 1):
         denoised = denoise(x, levels(x, s[i]))
@@ -111,7 +111,7 @@ def lms(
 ) -> Tensor:
     """Adams-Bashforth over sigma with up to four slopes, exact for uneven steps.
 
-    The first step can only be Euler's, and its error keeps the order of the whole at 2.
+    The first step can only be Euler's, and its error limits the overall order to 2.
     """
     s = sigmas.tolist()
     slopes: list[Tensor] = []
@@ -133,7 +133,7 @@ PLMS_WEIGHTS = (
     (23 / 12, -16 / 12, 5 / 12),
     (55 / 24, -59 / 24, 37 / 24, -9 / 24),
 )
-"""Adams-Bashforth for even steps, newest slope first."""
+"""Adams-Bashforth weights for even steps, newest slope first."""
 
 
 @register("plms", order=2, grid="ddim", start="vp")
@@ -147,12 +147,12 @@ def plms(
 ) -> Tensor:
     """PLMS (arXiv 2202.09778, algorithm 2): Adams-Bashforth over the slope, which is the noise.
 
-    The weights are those for even steps although steps in sigma are not even, hence order 2. The
-    first step is Heun's and calls the network twice. Like the originals it draws noise that it does
-    not use, twice in the first step, and where that is the only one its second call is at the same
-    time step again. `on_step` gets the estimate that belongs to the mixed slope, as the originals
-    recorded it. Unlike the originals' it is right for networks that predict v, because it sees only
-    denoised images; theirs took the raw output of any network for noise.
+    The weights are those for even steps although steps in sigma are uneven, hence order 2. The
+    first step is Heun's and calls the network twice. Like the originals, it draws noise that it
+    does not use, twice in the first step; and if that is the only step, its second call repeats the
+    time step. `on_step` gets the estimate of the mixed slope, as the originals recorded it. Unlike
+    the originals, it is correct for networks that predict v, because it works on denoised images;
+    they took the raw output of any network for noise.
     """
     s = sigmas.tolist()
     slopes: list[Tensor] = []
@@ -162,7 +162,7 @@ def plms(
         if i == 0 and s[1] > 0:
             x_next = torch.add(x, slopes[0], alpha=s[1] - s[0])
             again = s[min(1, len(s) - 2)]
-            # The same variance-preserving latent, whichever level it is taken to be at.
+            # Keep the variance-preserving latent the same at the level of the second call.
             x_next *= math.sqrt((1 + again**2) / (1 + s[1] ** 2))
             mixed = (x_next - denoise(x_next, levels(x, again))).div_(again)
             mixed.add_(slopes[0]).div_(2)
@@ -189,9 +189,9 @@ def dpmpp_2m(
     on_step: OnStep | None = None,
     euler_at_end: bool = False,
 ) -> Tensor:
-    """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2); the first step, and one to 0, are Euler's.
+    """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2); the first step and a step to 0 are Euler's.
 
-    `euler_at_end` makes the last step one of first order too, for stability with few steps.
+    `euler_at_end` makes the last step first-order too, for stability with few steps.
     """
     s = sigmas.tolist()
     previous: Tensor | None = None
@@ -219,7 +219,7 @@ def dpm_solver(
 ) -> Tensor:
     """The originals' DPM-Solver (multistep, order 2, predicting z), which is DPM-Solver++(2M).
 
-    Under 15 steps the last one is of first order (their `lower_order_final`). It draws nothing.
+    With fewer than 15 steps the last is first-order (their `lower_order_final`). It draws no noise.
     """
     few = len(sigmas) - 1 < 15
     return dpmpp_2m(denoise, x, sigmas, noise=noise, on_step=on_step, euler_at_end=few)

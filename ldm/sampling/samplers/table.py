@@ -1,4 +1,4 @@
-"""The table of samplers, and what they share."""
+"""The table of samplers, and their common functions."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ SampleFn = Callable[..., Tensor]
 """fn(denoise, x, sigmas, *, noise=None, on_step=None, **options) -> x at sigmas[-1], of x's shape.
 
 x [B,C,h,w] is z + sigma * noise at sigmas[0] (not the originals' variance-preserving latent: see
-`start_latent`). sigmas [N+1] fall and may end in 0; there are N steps. No input is changed. (A
-Protocol cannot say that each sampler has options of its own.)
+`start_latent`). sigmas [N+1] decrease and may end in 0; there are N steps. No input is modified. (A
+Protocol cannot express that each sampler has its own options.)
 """
 F = TypeVar("F", bound=SampleFn)
 
@@ -32,11 +32,10 @@ F = TypeVar("F", bound=SampleFn)
 class Sampler:
     """A row of the table.
 
-    grid: the grid it is used with when none is asked for. order: of convergence, measured by the
-    tests on a smooth grid (with eta 0 where there is one). draws: whether it needs noise when used
-    with its defaults. start: "vp" for those of the originals, "ve" for k-diffusion's; the two scale
-    the first noise differently. options: names of the keyword arguments it takes besides the
-    common. calls: of the denoiser in a step.
+    grid: its default grid. order: the order of convergence, measured by the tests on a smooth grid
+    (with eta 0 if it has eta). draws: whether it needs noise with its default options. start: "vp"
+    for the originals' samplers, "ve" for k-diffusion's; the two scale the first noise differently.
+    options: names of its additional keyword arguments. calls: of the denoiser in a step.
     """
 
     fn: SampleFn
@@ -51,7 +50,7 @@ class Sampler:
 
 
 SAMPLERS: dict[str, Sampler] = {}
-"""Every sampler under its own name; filled where they are defined."""
+"""Every sampler by its main name, filled by `register`."""
 
 
 def register(
@@ -66,8 +65,8 @@ def register(
 ) -> Callable[[F], F]:
     """Decorator: enter a function into the table.
 
-    The command line must know the names without importing torch, so they and their aliases stand in
-    `ldm.jobs.fields.SAMPLER_ALIASES`; a test holds the two together.
+    The command line must know the names without importing torch, so they and their aliases are in
+    `ldm.jobs.fields.SAMPLER_ALIASES`; a test compares the two.
     """
 
     def enter(fn: F) -> F:
@@ -93,8 +92,8 @@ def find_sampler(name: str) -> Sampler:
 def start_latent(sampler: Sampler, noise: Tensor, sigma: float) -> Tensor:
     """Pure noise [B,C,h,w] as the first x, at the first noise level.
 
-    The originals' samplers take standard normal numbers for the variance-preserving latent, whose x
-    is larger by sqrt(1 + sigma**2); k-diffusion's take them for the noise alone, without an image.
+    The originals' samplers use standard normal numbers as the variance-preserving latent, whose x
+    is larger by sqrt(1 + sigma**2); k-diffusion's use them as the noise alone, without an image.
     """
     return noise * (math.sqrt(1 + sigma * sigma) if sampler.start == "vp" else sigma)
 
@@ -109,26 +108,26 @@ def final_latent(sampler: Sampler, x: Tensor, sigma: float) -> Tensor:
 
 
 def levels(x: Tensor, sigma: float) -> Tensor:
-    """A noise level for each of the batch: [B] like x."""
+    """A noise level for each item of the batch: [B] like x."""
     return torch.full((x.shape[0],), sigma, device=x.device, dtype=x.dtype)
 
 
 def ancestral_step(sigma: float, sigma_next: float, eta: float) -> tuple[float, float]:
-    """Split a step into one down without noise and the noise to add: (sigma_down, sigma_up).
+    """Split a step into a noiseless one and the noise to add: (sigma_down, sigma_up).
 
-    sigma_down**2 + sigma_up**2 = sigma_next**2. eta 0 adds none, 1 as much as the reverse of the
-    forward process: arXiv 2010.02502, equation 16.
+    sigma_down**2 + sigma_up**2 = sigma_next**2. eta 0 adds no noise, 1 as much as the reverse of
+    the forward process: arXiv 2010.02502, equation 16.
     """
-    kept = 1 - (sigma_next / sigma) ** 2
-    up = min(sigma_next, eta * sigma_next * math.sqrt(kept))
+    share = 1 - (sigma_next / sigma) ** 2
+    up = min(sigma_next, eta * sigma_next * math.sqrt(share))
     return math.sqrt(max(sigma_next**2 - up**2, 0.0)), up
 
 
 def add_noise(x: Tensor, noise: Noise | None, scale: float) -> Tensor:
-    """x + scale * (the next noise), in place; one tensor is used up even when scale is 0.
+    """x + scale * (the next noise), in place; it consumes one tensor even when scale is 0.
 
-    The originals draw at every step, eta 0 or not, and whoever follows them in a stream of random
-    numbers must too. Without a source of noise only scale 0 is possible; raises ValueError.
+    The originals draw at every step, even with eta 0, and a stream of random numbers must match
+    them. Raises ValueError for a scale other than 0 without a source of noise.
     """
     shape = tuple(x.shape)
     if noise is None:
