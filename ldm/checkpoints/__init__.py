@@ -1,3 +1,3 @@
-"""What a checkpoint file is and holds: formats, keys, families, YAMLs."""
+"""Checkpoint files: formats, keys, families and YAMLs."""
 
 from __future__ import annotations

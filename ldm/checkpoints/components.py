@@ -1,7 +1,7 @@
-"""The parts of a model that may come from files of their own, by name.
+"""The components of a model that may come from separate files.
 
-A model is put together from a checkpoint and such files. A file that is given takes the place of
-what the checkpoint holds, and the checkpoint need not hold it then.
+A model is assembled from a checkpoint and such files. A given file replaces the checkpoint's own
+component, which may then be absent.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ DEPTH_MODEL = "depth_model."
 
 @dataclass(frozen=True)
 class Component:
-    """A part of a model: how its keys in a whole checkpoint begin, and the flag for a file."""
+    """A part of a model: the prefix of its keys in a whole checkpoint, and the flag for a file."""
 
     prefix: str
     flag: str
 
     @property
     def name(self) -> str:
-        """Its name for people."""
+        """Its name in messages."""
         return PARTS[self.prefix]
 
 
@@ -49,10 +49,7 @@ def without(keys: Iterable[str], files: Files) -> list[str]:
 
 
 def lacking(keys: Collection[str], expected: Iterable[str]) -> str | None:
-    """What to say of a part of which a checkpoint holds no expected key; None if it has all parts.
-
-    It names the part and its flag.
-    """
+    """Describe the first part that a checkpoint lacks entirely, and its flag; None if complete."""
     wanted = {prefix for prefix in PARTS for key in expected if key.startswith(prefix)}
     for prefix, name in PARTS.items():
         if prefix in wanted and not any(key.startswith(prefix) for key in keys):

@@ -1,6 +1,6 @@
 """YAML in the originals' dialect, read into plain containers.
 
-A `Config` keeps the name of its source so that every later complaint can say where the fault is.
+A `Config` carries the name of its source so that every later error can name it.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any, Literal
 from ldm.checkpoints.sizes import check_sizes
 from ldm.errors import ConfigError
 
-# What a YAML may cost. Those of models have 3,000 characters and 100 values, and refer to nothing.
+# Limits of a YAML. Those of models have 3,000 characters, 100 values and no references.
 LONGEST = 1_000_000  # characters of the text
-MOST_VALUES = 100_000  # with everything counted as often as `*name` repeats it
-DEEPEST = 100  # values in values; the reader in C has no bounds of its own, and would crash
-MOST_REFERENCES = 16  # `${name}`: n of them can make one thing 3 ** (n / 3) times as large
+MOST_VALUES = 100_000  # including repetitions by `*name`
+DEEPEST = 100  # levels of nesting; the C parser has no limit of its own, and would crash
+MOST_REFERENCES = 16  # `${name}`: n of them can make a value 3 ** (n / 3) times as large
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,15 @@ def parse_config(text: str, source: str) -> Config:
         tree = OmegaConf.to_container(node, resolve=True)
     except (OmegaConfBaseException, YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{source}: not valid YAML: {_one_line(error)}") from None
-    except AssertionError:  # how OmegaConf says that the document is a number or a truth value
-        raise ConfigError(f"{source}: a YAML of sections is wanted, found a single value") from None
+    except AssertionError:  # OmegaConf's reaction to a document that is a number or a boolean
+        raise ConfigError(f"{source}: must be a YAML of sections, not a single value") from None
     return Config(source, _mapping(tree, source))
 
 
 def override(config: Config, settings: Sequence[str]) -> Config:
-    """Apply dotted `key=value` settings; values are read as YAML, later ones win.
+    """Apply dotted `key=value` settings; values are parsed as YAML, and later ones win.
 
-    A path that the model does not know is found by the registry, which knows every parameter.
+    The registry, which knows every parameter, rejects unknown paths later.
     """
     if not settings:
         return config
@@ -89,32 +89,30 @@ def override(config: Config, settings: Sequence[str]) -> Config:
 
 
 def resource(kind: Literal["configs", "models"]) -> Path:
-    """Folder of packaged files: inside the installed package, else at the source tree's top."""
+    """The folder of packaged files: in the installed package, else at the source tree's top."""
     package = Path(__file__).resolve().parents[1]
     inside = package / "bundled" / kind
     return inside if inside.is_dir() else package.parent / kind
 
 
 def _check_cost(text: str, source: str) -> None:
-    """Raise ConfigError for a text that is small and stands for something enormous."""
+    """Raise ConfigError for a text that would expand to something enormous."""
     if len(text) > LONGEST:
-        raise ConfigError(f"{source}: has more than {LONGEST} characters; no YAML of a model has")
+        raise ConfigError(f"{source}: has more than {LONGEST} characters, unlike any model's YAML")
     _check_depth(text, source)
     values, references = 0, text.count("${")
-    if "*" in text and "&" in text:  # without both, nothing is there more often than it is written
+    if "*" in text and "&" in text:  # without both, no value repeats
         values, references = _Measure(source).measure(text)
     if values > MOST_VALUES:
-        raise ConfigError(
-            f"{source}: its aliases (*name) make more than {MOST_VALUES} values of it"
-        )
+        raise ConfigError(f"{source}: its aliases (*name) expand to more than {MOST_VALUES} values")
     if references > MOST_REFERENCES:
         raise ConfigError(
-            f"{source}: has more than {MOST_REFERENCES} references (${{name}}); write values out"
+            f"{source}: has more than {MOST_REFERENCES} references (${{name}}); write out values"
         )
 
 
 def _check_depth(text: str, source: str) -> None:
-    """Raise ConfigError where values are nested deeper than in any YAML of a model."""
+    """Raise ConfigError for values nested deeper than in any model's YAML."""
     opened = text.count("[") + text.count("{")
     lines = (len(line) - len(line.lstrip()) + line.count("- ") for line in text.splitlines())
     if opened + text.count("?") + max(lines, default=0) < DEEPEST:
@@ -130,7 +128,7 @@ def _check_depth(text: str, source: str) -> None:
 
 
 class _Measure:
-    """How many values and references a YAML stands for, without making them."""
+    """Counts the values and references that a YAML expands to, without expanding it."""
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -147,7 +145,7 @@ class _Measure:
         if isinstance(getattr(node, "value", None), str):
             return 1, node.value.count("${")
         if id(node) in self.open:
-            raise ConfigError(f"{self.source}: an alias (*name) stands in what it is the name of")
+            raise ConfigError(f"{self.source}: an alias (*name) contains itself")
         if id(node) not in self.known:
             self.open.add(id(node))
             parts = [] if node is None else node.value
@@ -162,7 +160,7 @@ class _Measure:
 
 def _mapping(tree: object, source: str) -> dict[str, Any]:
     if not isinstance(tree, dict):
-        raise ConfigError(f"{source}: a YAML of sections is wanted, found {type(tree).__name__}")
+        raise ConfigError(f"{source}: must be a YAML of sections, not {type(tree).__name__}")
     return {str(key): value for key, value in tree.items()}
 
 

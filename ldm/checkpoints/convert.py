@@ -1,4 +1,4 @@
-"""From one checkpoint file to another: format, precision, with or without the EMA copy."""
+"""Convert checkpoint files: format, precision, with or without the EMA copy."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def convert(
     *,
     overwrite: bool = False,
 ) -> Header:
-    """Write a checkpoint again, in the format of the target's ending; returns the new header.
+    """Write a checkpoint in the format of the target's extension; returns the new header.
 
     `dtype` is fp16, fp32, bf16, or None for the file's own; schedules and integers keep theirs.
-    `ema`: "drop" leaves the averaged copy out, "only" puts it in place of the network's weights.
-    Towards .safetensors one tensor at a time is in memory. All or nothing; raises CheckpointError,
-    also where the target exists and `overwrite` is not set.
+    `ema`: "drop" omits the averaged copy, "only" replaces the network's weights with it. For
+    .safetensors, only one tensor at a time is in memory. All or nothing; raises CheckpointError,
+    also if the target exists and `overwrite` is not set.
     """
     source, target = Path(source), Path(target)
     if target.suffix not in (".safetensors", ".ckpt"):
         raise CheckpointError(f"{target}: the new file's name must end with .safetensors or .ckpt")
     if target.exists() and not overwrite:
-        raise CheckpointError(f"{target}: exists already; name another file or ask to overwrite it")
+        raise CheckpointError(f"{target}: exists already; name another file or overwrite it")
     if dtype is not None and dtype not in DTYPES:
         raise CheckpointError(f"unknown precision {dtype!r}; known are {', '.join(DTYPES)}")
     header = read_header(source)
@@ -47,13 +47,13 @@ def convert(
     }
     weights = open_weights(header)
 
-    def made(key: str) -> Tensor:
+    def converted(key: str) -> Tensor:
         return _cast(weights[origins[key]], torch_dtype(layout[key][0]), f"{source}: {key}")
 
     if target.suffix == ".safetensors":
-        write_safetensors(layout, made, target, header.metadata, overwrite=overwrite)
+        write_safetensors(layout, converted, target, header.metadata, overwrite=overwrite)
     else:
-        content = {"state_dict": {key: made(key) for key in layout}, **_numbers(header)}
+        content = {"state_dict": {key: converted(key) for key in layout}, **_numbers(header)}
         with atomic_file(target, overwrite=overwrite) as file:
             torch.save(content, file)
     return read_header(target)
@@ -69,7 +69,7 @@ def _origins(header: Header, ema: Ema) -> dict[str, str]:
         copies = ema_copies(header.tensors)
         network = [key for key in origins if key.startswith(NETWORK)]
         if not copies or len(copies) < len(network):
-            raise CheckpointError(f"{header.path}: has no complete EMA copy to take")
+            raise CheckpointError(f"{header.path}: has no complete EMA copy")
         origins.update(copies)
     return origins
 
@@ -82,7 +82,7 @@ def _type(header: Header, key: str, origin: str, dtype: str | None) -> str:
 def _cast(tensor: Tensor, dtype: torch.dtype, where: str) -> Tensor:
     cast = tensor.to(dtype)
     if cast.dtype != tensor.dtype and bool((cast.isinf() & tensor.isfinite()).any()):
-        raise CheckpointError(f"{where} has numbers too large for {dtype}; keep fp32 or take bf16")
+        raise CheckpointError(f"{where} has numbers too large for {dtype}; keep fp32 or use bf16")
     return cast
 
 

@@ -1,4 +1,4 @@
-"""Where checkpoints and YAMLs are found, and which of them can do a task; without torch."""
+"""Locate checkpoints and YAMLs, and the models that can do a task; without torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ldm.errors import CheckpointError, ConfigError, UsageError
 from ldm.jobs.legacy import SCRIPT_CHECKPOINTS
 from ldm.jobs.options import nearest
 
-# The bundled models by what they can do; the first one is the whole list where one will do.
+# The bundled models for each task, best first.
 BUNDLED: Mapping[str, tuple[str, ...]] = {
     "txt2img": ("emoji-128",),
     "img2img": ("emoji-128",),
@@ -23,7 +23,7 @@ BUNDLED: Mapping[str, tuple[str, ...]] = {
     "depth2img": ("emoji-128-depth",),
     "upscale": ("emoji-128-x4",),
 }
-# Which models a task can be done with, by what their families are for.
+# The tasks of the model families that can do a task.
 FITTING: Mapping[str, tuple[str, ...]] = {
     "img2img": ("txt2img",),
     "inpaint": ("inpaint", "txt2img"),
@@ -36,10 +36,10 @@ CONFIG_FOLDERS = ("stable-diffusion/", "latent-diffusion/")
 def find_checkpoint(
     name: str | None, task: str = "txt2img", *, script: bool = False
 ) -> tuple[Path, tuple[str, ...]]:
-    """The checkpoint of a path or a name, and what to tell; without one, the bundled model.
+    """Find a checkpoint by path or name, or a bundled model if `name` is None; and notes.
 
-    Names are looked up in ./models, the folders of $LDM_MODELS and the packaged models, subfolders
-    included. Raises CheckpointError listing what is there.
+    Names are searched in ./models, the folders of $LDM_MODELS and the packaged models, including
+    subfolders. Raises CheckpointError listing the available models.
     """
     if name is None:
         usual = Path(SCRIPT_CHECKPOINTS.get(task, SCRIPT_CHECKPOINTS["txt2img"]))
@@ -68,15 +68,15 @@ def find_checkpoint(
 
 
 def model_folders() -> list[Path]:
-    """Where names of models are looked up, in order."""
+    """The folders to search for models, in order."""
     named = [Path(part) for part in os.environ.get("LDM_MODELS", "").split(os.pathsep) if part]
     return [Path("models"), *named, resource("models")]
 
 
 def find_config(name: str | None) -> tuple[Path | None, tuple[str, ...]]:
-    """The YAML of a path; one that is not there is looked up among the packaged ones.
+    """Find a YAML by path, else among the packaged ones; and notes.
 
-    The Intel variants of the v2 YAMLs differ in precision alone, which is a flag here.
+    The Intel variants of the v2 YAMLs differ only in precision, which is a flag here.
     """
     if name is None or Path(name).expanduser().is_file():
         return (Path(name).expanduser() if name else None), ()
@@ -97,7 +97,7 @@ def find_config(name: str | None) -> tuple[Path | None, tuple[str, ...]]:
 def chosen(
     checkpoint: Path, config: Path | None, overrides: tuple[str, ...]
 ) -> tuple[Header, Choice]:
-    """The header of a checkpoint and what it is loaded with: read once for many jobs.
+    """The header of a checkpoint, and its YAML and family; cached for many jobs.
 
     Raises CheckpointError and ConfigError.
     """
@@ -123,21 +123,21 @@ def _header(path: Path, stamp: Stamp) -> Header:
 
 
 def header_of(path: Path) -> Header:
-    """The header of a checkpoint: read once as long as the file stays as it is."""
+    """The header of a checkpoint, cached until the file changes."""
     return _header(path, _stamp(path))
 
 
 def _stamp(path: Path) -> Stamp:
-    """What changes where a file does, or where a name means another one."""
+    """A value that changes with the file, or when a name refers to another file."""
     try:
         status = path.stat()
-    except OSError:  # whoever reads it will say so
+    except OSError:  # reading the file will report it
         return path, 0, 0, 0
     return path.resolve(), status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _bundled(task: str) -> Path:
-    """The first of the bundled models for a task that is there."""
+    """The first bundled model for a task that exists."""
     paths = [resource("models") / f"{name}.safetensors" for name in BUNDLED.get(task, ())]
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
@@ -149,7 +149,7 @@ def _bundled(task: str) -> Path:
 
 
 def able_models(task: str) -> str:
-    """The end of a message: which of the models that can be named would do."""
+    """The end of a message: the available models that can do a task."""
     names = []
     for name, path in _named():
         try:
@@ -164,7 +164,7 @@ def able_models(task: str) -> str:
 
 
 def _matches(folder: Path, name: str) -> list[Path]:
-    """The checkpoints in a folder tree whose path ends in a name; .safetensors before .ckpt."""
+    """The checkpoints in a folder tree whose path ends with `name`; .safetensors before .ckpt."""
     *parents, last = Path(name).parts
     for suffix in SUFFIXES:
         tail = (*parents, f"{last}{suffix}")
@@ -180,8 +180,8 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def _named() -> list[tuple[str, Path]]:
-    """All checkpoints by the names that --model takes; those of latent diffusion are all alike but
-    for their folders."""
+    """All checkpoints by their names for --model, with folders, because all files of latent
+    diffusion are called model.ckpt or last.ckpt."""
     return [
         (path.relative_to(folder).with_suffix("").as_posix(), path)
         for folder in model_folders()
@@ -191,7 +191,7 @@ def _named() -> list[tuple[str, Path]]:
 
 def _no_model(name: str) -> str:
     named = _named()
-    there = sorted({name for name, _ in named})
+    available = sorted({name for name, _ in named})
     hint = nearest(Path(name).name, [path.stem for _, path in named])
-    known = f"; there are {', '.join(there[:10])}" if there else ""
+    known = f"; available: {', '.join(available[:10])}" if available else ""
     return f"--model {name}: no such file, nor under ./models or $LDM_MODELS{hint}{known}"

@@ -1,4 +1,4 @@
-"""A `target:`/`params:` pair of a YAML, and the check of its parameters by name and kind."""
+"""A `target:`/`params:` pair of a YAML, and the check of its parameters by name and type."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ TEXT: Kind = (str,)
 LIST: Kind = (list,)
 TREE: Kind = (dict,)
 
-# Sections of the file that say how to train, not what the model is.
+# Sections of the file that do not describe the model.
 INERT_SECTIONS = frozenset({"data", "lightning", "sampling", "train"})
-# Fields beside `target` and `params` that only training reads.
+# Fields besides `target` and `params` that only training reads.
 INERT_FIELDS = frozenset({"base_learning_rate"})
 
 _KIND_NAMES: Mapping[type, str] = {
@@ -37,7 +37,7 @@ _KIND_NAMES: Mapping[type, str] = {
 
 @dataclass(frozen=True)
 class Section:
-    """One `target:` with its `params:`, and where it stands in which file."""
+    """One `target:` with its `params:`, its file and its path in it."""
 
     source: str
     path: str
@@ -49,17 +49,17 @@ class Section:
         return ConfigError(f"{self.source}: {self.path}.params.{key} {problem}")
 
     def section(self, key: str) -> Section | None:
-        """The nested section under a parameter, or None where it is left out."""
+        """The nested section under a parameter, or None if it is missing."""
         value = self.params.get(key)
         return None if value is None else _section(self.source, f"{self.path}.params.{key}", value)
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """The parameters of one target: the ones in use by kind, and the ones without effect here.
+    """The parameters of one target: those in use, with their types, and those without effect here.
 
-    A `fixed` parameter would change the network in a way that no released model uses: only the
-    one value given here is known. Null always means the same as leaving a parameter out.
+    A `fixed` parameter would change the network in a way that no released model uses, so only the
+    value given here is supported. Null always means the same as omitting a parameter.
     """
 
     takes: Mapping[str, Kind] = field(default_factory=dict)
@@ -70,8 +70,8 @@ class Parameters:
     def check(self, section: Section, key: str | None = None) -> dict[str, Any]:
         """The parameters in use of a section, or of the plain mapping under its parameter `key`.
 
-        Raises ConfigError for an unknown name (with the nearest known one), a wrong kind and
-        a missing parameter.
+        Raises ConfigError for an unknown name (with the nearest known one), a wrong type or a
+        missing parameter.
         """
         params = section.params if key is None else section.params.get(key) or {}
         prefix = "" if key is None else f"{key}."
@@ -105,7 +105,7 @@ class Spec(Generic[T]):
 
 
 def model_section(config: Config) -> Section:
-    """The `model:` section; raises ConfigError where the file has none or has foreign sections."""
+    """The `model:` section; raises ConfigError if it is missing, or for unknown sections."""
     known = {"model"} | INERT_SECTIONS
     for key in config.tree:
         if key not in known:
@@ -116,12 +116,12 @@ def model_section(config: Config) -> Section:
 
 
 def names(text: str) -> frozenset[str]:
-    """A set of names written with spaces between them."""
+    """A set of names from a text that separates them with spaces."""
     return frozenset(text.split())
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The known name most like an unknown one, worded as the end of a message."""
+    """The known name most similar to an unknown one, worded as the end of a message."""
     close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)
     return f"the nearest known name is {close[0]!r}" if close else "none is known here"
 
@@ -142,5 +142,5 @@ def _section(source: str, path: str, value: object) -> Section:
 
 
 def _fits(value: object, kinds: Kind) -> bool:
-    # In Python truth values are integers; in a YAML they are not.
+    # In Python booleans are integers; in a YAML they are not.
     return isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds)

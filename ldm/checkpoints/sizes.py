@@ -1,7 +1,7 @@
-"""The sizes that a YAML may ask for, so that what a stranger wrote cannot build for ever.
+"""Limits for the sizes in a YAML, so that an untrusted file cannot exhaust time or memory.
 
-Each limit is some times what any published model has. Within them a model is outlined in seconds,
-without memory for its numbers, and must then have the shapes of its checkpoint.
+Each limit is several times the size in any published model. Within the limits, a model is outlined
+in seconds, without memory for its weights, and must then match the shapes of its checkpoint.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from ldm.errors import ConfigError
 
 LEVELS = 8  # entries of a list with one for each level of a network
 _WIDEST = 65_536
-_LARGEST = 2**63 - 1  # of any number; Python refuses to write very long ones down
+_LARGEST = 2**63 - 1  # of any number; Python refuses to print very long ones
 
-# Least and most of whole numbers, alone or in lists, whatever section has them.
+# Minimum and maximum of whole numbers, alone or in lists, in any section.
 SIZES: Mapping[str, tuple[int, int]] = {
-    # how many modules there are
+    # number of modules
     "num_res_blocks": (0, 8),
     "num_attention_blocks": (0, 8),
     "transformer_depth": (0, 16),
     **dict.fromkeys(("layers", "n_layer", "num_hidden_layers"), (1, 128)),
     "n_stages": (0, 8),
-    # how wide they are
+    # widths
     **dict.fromkeys(("ch_mult", "channel_mult"), (1, 64)),
     **dict.fromkeys(
         ("ch", "model_channels", "in_channels", "out_channels", "out_ch"), (1, _WIDEST)
@@ -31,7 +31,7 @@ SIZES: Mapping[str, tuple[int, int]] = {
     **dict.fromkeys(("z_channels", "embed_dim", "context_dim", "adm_in_channels"), (1, _WIDEST)),
     **dict.fromkeys(("hidden_size", "intermediate_size", "width", "height"), (1, _WIDEST)),
     **dict.fromkeys(("heads", "head_width", "num_attention_heads", "timestep_dim"), (1, _WIDEST)),
-    # -1 is the originals' word for a number of heads that is not given
+    # -1 means "not given" in the originals
     **dict.fromkeys(("num_heads", "num_head_channels", "num_heads_upsample"), (-1, _WIDEST)),
     "num_groups": (1, _WIDEST),
     # rows of tables
@@ -44,17 +44,17 @@ SIZES: Mapping[str, tuple[int, int]] = {
     **dict.fromkeys(("image_size", "patch_size"), (1, 1024)),
     **dict.fromkeys(("resolution", "attn_resolutions", "attention_resolutions"), (1, _WIDEST)),
 }
-# Least and most of other numbers.
+# Minimum and maximum of other numbers.
 MEASURES: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys(("linear_start", "linear_end", "cosine_s", "v_posterior", "dropout"), (0, 1)),
     "scale_factor": (1e-6, 1e6),
-    "multiplier": (1 / 64, 1),  # of a side: a map shrinks to the latent
+    "multiplier": (1 / 64, 1),  # scales the sides of a map down to the latent's
     "mlp_ratio": (1 / 64, 64),
 }
 
 
 def check_sizes(tree: Mapping[str, Any], source: str) -> None:
-    """Raise ConfigError for the first size of a YAML that is beyond its limits; it names both."""
+    """Raise ConfigError for the first size in a YAML beyond its limits, naming both."""
     for section in ("model", "sampling"):
         _check(source, section, section, tree.get(section))
 
@@ -65,7 +65,7 @@ def _check(source: str, path: str, name: str, value: Any) -> None:
             _check(source, f"{path}.{key}", str(key), part)
     elif isinstance(value, list):
         if name in SIZES and len(value) > LEVELS:
-            raise ConfigError(f"{source}: {path} has {len(value)} entries; {LEVELS} is the most")
+            raise ConfigError(f"{source}: {path} has {len(value)} entries, more than {LEVELS}")
         for place, part in enumerate(value):
             _check(source, f"{path}[{place}]", name, part)
     elif isinstance(value, int | float) and not isinstance(value, bool):

@@ -34,7 +34,7 @@ def bundled() -> Config:
         (f"{UNET}.model_channels", 1e12, "must be 1 to 65536, not 1000000000000.0"),
         (f"{UNET}.model_channels", 0, "must be 1 to 65536, not 0"),
         (f"{UNET}.model_channels", -32, "must be 1 to 65536, not -32"),
-        (f"{UNET}.channel_mult", [1] * 1_000_000, f"has 1000000 entries; {LEVELS} is the most"),
+        (f"{UNET}.channel_mult", [1] * 1_000_000, f"has 1000000 entries, more than {LEVELS}"),
         (f"{UNET}.attention_resolutions", [1] * 9, "has 9 entries"),
         (f"{STAGE}.embed_dim", 10**6, "must be 1 to 65536"),
         (f"{STAGE}.ddconfig.z_channels", 2**40, "must be 1 to 65536"),

@@ -1,4 +1,4 @@
-"""Which family a checkpoint is of, from its header: no tensor is read, nothing is guessed."""
+"""Detect the family of a checkpoint from its header, without reading tensors or guessing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def candidates(shapes: Shapes) -> list[Family]:
-    """The families whose fingerprint a header has; of twins the first."""
+    """The families whose fingerprint matches a header; of twins only the first."""
     found = [family for family in FAMILIES.values() if family.matches(shapes)]
     names = {family.name for family in found}
     order = list(FAMILIES)
@@ -29,9 +29,9 @@ def candidates(shapes: Shapes) -> list[Family]:
 
 
 def detect(header: Header) -> Family:
-    """The family of a checkpoint; raises CheckpointError where none or more than one fits.
+    """Detect the family of a checkpoint; raises CheckpointError unless exactly one fits.
 
-    Of a pair of twins it is the first: what its header does not tell is for the caller to find.
+    Of a pair of twins, it returns the first: the header cannot distinguish them; the caller must.
     """
     found = candidates(header.shapes)
     if len(found) == 1:
@@ -60,8 +60,8 @@ def yaml_of(family: Family) -> Path:
 def yaml_beside(checkpoint: Path) -> Path | None:
     """The YAML of the same name in the checkpoint's folder, else config.yaml there, if any.
 
-    The originals kept models/ldm/NAME/{config.yaml,model.ckpt}. A config.yaml counts only if it
-    has a line `model:`, since many a program has a file of that name.
+    The originals used models/ldm/NAME/{config.yaml,model.ckpt}. A config.yaml counts only if it has
+    a line `model:`, because many programs have a file of that name.
     """
     for suffix in (".yaml", ".yml"):
         path = checkpoint.with_suffix(suffix)

@@ -1,4 +1,4 @@
-"""Which YAML and which family a checkpoint is loaded with, and why."""
+"""Choose the YAML and the family of a checkpoint, with reasons."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ldm.errors import CheckpointError, ConfigError
 from ldm.jobs.job import Defaults
 from ldm.jobs.options import nearest
 
-# ModelSpec's field in a .safetensors header, and its words for a prediction.
+# ModelSpec's field in a .safetensors header, and its names of the prediction types.
 _SPEC = "modelspec.prediction_type"
 _SPEC_WORDS = {"epsilon": "eps", "eps": "eps", "v": "v"}
-# The target of a section that stands for no part at all.
+# The target of a section without a module.
 NOTHING = "torch.nn.Identity"
 _DEPTH = "depth_stage_config"
 
@@ -27,8 +27,8 @@ _DEPTH = "depth_stage_config"
 class Choice:
     """A YAML and a family for a checkpoint.
 
-    `why` says where the YAML comes from; `prediction_why` where eps or v comes from, and is empty
-    where only a measurement of the loaded network can tell.
+    `why` names the origin of the YAML, `prediction_why` that of eps or v; the latter is empty if
+    only a measurement of the loaded network can decide.
     """
 
     config: Config
@@ -38,11 +38,11 @@ class Choice:
 
 
 def choose(header: Header, config: Path | None = None, overrides: Sequence[str] = ()) -> Choice:
-    """The YAML given, else the one beside the checkpoint, else the detected family's.
+    """Choose the given YAML, else the one beside the checkpoint, else the detected family's.
 
-    Raises ConfigError for a YAML that cannot be read, and CheckpointError where there is none and
-    no family or more than one fits the header. A file without its depth network, which can be given
-    apart, is loaded without.
+    Raises ConfigError for an unreadable YAML, and CheckpointError if there is no YAML and not
+    exactly one family fits the header. A checkpoint without its depth network, which may come from
+    a separate file, is loaded without one.
     """
     choice = _chosen(header, config, overrides)
     holds = any(key.startswith("depth_model.") for key in header.tensors)
@@ -58,13 +58,13 @@ def _chosen(header: Header, config: Path | None, overrides: Sequence[str]) -> Ch
         path, why = yaml_beside(header.path), "in the checkpoint's folder, beside it"
     if path is not None:
         tree = override(read_config(path), overrides)
-        return _as_told(header, tree, f"{path} ({why})")
+        return _by_yaml(header, tree, f"{path} ({why})")
     family = detect(header)
     twin = FAMILIES.get(family.twin or "")
-    told = _SPEC_WORDS.get(header.metadata.get(_SPEC, ""))
+    specified = _SPEC_WORDS.get(header.metadata.get(_SPEC, ""))
     prediction_why = f"every {family.title} checkpoint" if twin is None else ""
-    if twin is not None and told is not None:
-        family = family if told == family.prediction else twin
+    if twin is not None and specified is not None:
+        family = family if specified == family.prediction else twin
         prediction_why = f"the file's {_SPEC}"
     tree = override(read_config(yaml_of(family)), overrides)
     choice = Choice(tree, family, f"{family.yaml} (found from the header)", prediction_why)
@@ -74,7 +74,7 @@ def _chosen(header: Header, config: Path | None, overrides: Sequence[str]) -> Ch
 
 
 def with_prediction(choice: Choice, prediction: str, why: str) -> Choice:
-    """The same choice with the prediction known: of two twins the one that has it."""
+    """The same choice with a known prediction type, which selects one of two twins."""
     twin = FAMILIES.get(choice.family.twin or "")
     family = choice.family
     if family.prediction != prediction:
@@ -83,13 +83,13 @@ def with_prediction(choice: Choice, prediction: str, why: str) -> Choice:
 
 
 def fitting_yamls(header: Header, used: str) -> list[Path]:
-    """YAMLs that may fit better than the one used: the one beside, the one of the family."""
+    """YAMLs that may fit better than the one used: the one beside the file, and the family's."""
     found = [yaml_beside(header.path)]
     found += [yaml_of(family) for family in candidates(header.shapes)]
     return [path for path in found if path is not None and str(path) != used]
 
 
-def _as_told(header: Header, config: Config, why: str) -> Choice:
+def _by_yaml(header: Header, config: Config, why: str) -> Choice:
     prediction = _prediction(config)
     try:
         family = detect(header)
@@ -100,7 +100,7 @@ def _as_told(header: Header, config: Config, why: str) -> Choice:
 
 
 def _own_family(header: Header, config: Config) -> Family:
-    """A family of one: a checkpoint of no known size, told by its YAML."""
+    """A family for a single checkpoint of unknown size, described by its YAML."""
     params = _params(config)
     ddconfig = _params(config, "first_stage_config").get("ddconfig")
     levels = ddconfig.get("ch_mult") if isinstance(ddconfig, dict) else None
@@ -123,7 +123,7 @@ def _own_family(header: Header, config: Config) -> Family:
     )
 
 
-# What a model of the originals' is for, by its class; else by what it is told.
+# The task of an original model by its class, else by its conditioning.
 _TASKS = {
     "LatentInpaintDiffusion": "inpaint",
     "LatentDepth2ImageDiffusion": "depth2img",
@@ -138,19 +138,19 @@ _TASKS = {
 
 
 def _task(config: Config) -> str:
-    """What a YAML's model is for."""
+    """The task of a YAML's model."""
     if _params(config, "cond_stage_config").get("use_tokenizer") is False:
         return "layout2img"
     model = config.tree.get("model")
     stage = _params(config).get("cond_stage_config")
-    told = [model.get("target") if isinstance(model, dict) else None]
-    told.append(stage.get("target") if isinstance(stage, dict) else stage)
-    names = [str(name).rpartition(".")[2] for name in told]
+    targets = [model.get("target") if isinstance(model, dict) else None]
+    targets.append(stage.get("target") if isinstance(stage, dict) else stage)
+    names = [str(target).rpartition(".")[2] for target in targets]
     return next((_TASKS[name] for name in names if name in _TASKS), "txt2img")
 
 
 def _sampling(config: Config, defaults: Defaults) -> Defaults:
-    """The defaults that a YAML states itself: a `sampling` section of ours, beside `model`."""
+    """The defaults with those in the YAML's own `sampling` section (our addition) applied."""
     section = config.tree.get("sampling")
     if section is None:
         return defaults
@@ -173,9 +173,9 @@ def _prediction(config: Config) -> str:
 
 
 def _params(config: Config, section: str | None = None) -> dict[str, Any]:
-    """The model's parameters, or those of a section in them; what is malformed counts as empty.
+    """The model's parameters, or those of a nested section; a malformed section counts as empty.
 
-    The registry complains of it, with words of its own, when it builds the model.
+    The registry reports it when it builds the model.
     """
     tree: Any = config.tree.get("model")
     tree = tree.get("params") if isinstance(tree, dict) else None

@@ -1,4 +1,4 @@
-"""What a family of checkpoints is: a fingerprint over the header, a YAML and defaults."""
+"""A family of checkpoints: a fingerprint of the header, a YAML and defaults."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Pattern = tuple[int | None, ...]
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of checkpoint, told from keys and shapes alone.
+    """A kind of checkpoint, recognised by keys and shapes alone.
 
-    `needs` maps keys to shapes (None fits any length), `lacks` are beginnings of keys that must be
-    absent. `prediction` is eps or v. Where two families have one fingerprint, `twin` is the name
-    of the other one, and a measurement tells them apart. `task` is what the family is for.
+    `needs` maps keys to shapes (None fits any length), `lacks` are prefixes of keys that must be
+    absent. `prediction` is eps or v. If two families share a fingerprint, `twin` is the name of
+    the other one, and a measurement distinguishes them. `task` is the purpose of the family.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Family:
     twin: str | None = None
 
     def matches(self, shapes: Shapes) -> bool:
-        """True where the header has this family's fingerprint."""
+        """True if the header has this family's fingerprint."""
         return all(_fits(shapes.get(key), wanted) for key, wanted in self.needs.items()) and not (
             self.lacks and any(key.startswith(self.lacks) for key in shapes)
         )

@@ -16,7 +16,7 @@ _CODEBOOK = "first_stage_model.quantize.embedding.weight"
 _CLASSES = "cond_stage_model.embedding.weight"
 _TOKENS = "cond_stage_model.transformer.token_emb.weight"
 _MAPPER = "cond_stage_model.channel_mapper.weight"
-# An autoencoder has these keys under no prefix where it is a file of its own.
+# An autoencoder in a separate file has these keys, without a prefix.
 AUTOENCODER_KEYS = ("encoder.conv_in.weight", "decoder.conv_in.weight", "post_quant_conv.weight")
 
 

@@ -1,8 +1,8 @@
-"""Names of DPT-hybrid's tensors in the files it is published in.
+"""The names of DPT-hybrid's tensors in its published files.
 
-MiDaS's own file has the names of `ldm.nn.dpt.DPTDepthModel`; a v2-midas checkpoint has them behind
-a prefix; transformers (Intel/dpt-hybrid-midas, and `depth_estimator/` of diffusers) has others,
-with the queries, keys and values of each block apart.
+MiDaS's own file has the names of `ldm.nn.dpt.DPTDepthModel`; a v2-midas checkpoint adds a prefix;
+transformers (Intel/dpt-hybrid-midas, and `depth_estimator/` of diffusers) has other names, and
+separate queries, keys and values in each block.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 
-# Where the network's names may begin, and a name that every file of that kind has.
+# The possible prefixes of the network's names, and a name present in every file of each kind.
 _CHECKPOINT = "depth_model.model."
 _PREFIXES = ("", _CHECKPOINT)
 _SIGN = "pretrained.model.cls_token"
 _TRANSFORMERS_SIGN = "dpt.embeddings.cls_token"
 
-# Of no use to depth: the classifier's last norm and head, and the unit that would add a finer map
-# to the coarsest.
+# Not used for depth: the classifier's last norm and head, and the unit that would add a finer map
+# to the coarsest one.
 _UNUSED = ("pretrained.model.norm.", "pretrained.model.head.", "scratch.refinenet4.resConfUnit1.")
 
 _BIT = "dpt.embeddings.backbone.bit."
@@ -68,7 +68,7 @@ _RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"pretrained\.act_postprocess4\.3\.(\w+)", (_NECK + r"layers.3.projection.\1",)),
     (r"pretrained\.act_postprocess4\.4\.(\w+)", (_NECK + r"layers.3.resize.\1",)),
     *((rf"scratch\.layer{n}_rn\.(\w+)", (rf"neck.convs.{n - 1}.\1",)) for n in (1, 2, 3, 4)),
-    # transformers counts the fusions from the coarsest.
+    # transformers numbers the fusions from the coarsest.
     *(
         (
             rf"scratch\.refinenet{n}\.out_conv\.(\w+)",
@@ -88,7 +88,7 @@ _RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 
 def transformers_names(key: str) -> tuple[str, ...]:
-    """The tensors of transformers' file that, one below the other, are one of ours; maybe none."""
+    """The transformers tensors that, concatenated by rows, form one of ours; maybe none."""
     for pattern, names in _RULES:
         if found := re.fullmatch(pattern, key):
             return tuple(found.expand(name) for name in names)
@@ -98,7 +98,7 @@ def transformers_names(key: str) -> tuple[str, ...]:
 def depth_sources(keys: Iterable[str], names: Collection[str]) -> dict[str, tuple[str, ...]]:
     """Our key -> the file's names for it, which may be absent from the file.
 
-    `keys` are those of `DPTDepthModel`, `names` the file's. Empty if it is no such file.
+    `keys` are those of `DPTDepthModel`, `names` the file's. Empty for any other file.
     """
     for prefix in _PREFIXES:
         if prefix + _SIGN in names:
@@ -109,12 +109,12 @@ def depth_sources(keys: Iterable[str], names: Collection[str]) -> dict[str, tupl
 
 
 def is_depth_model(names: Collection[str]) -> bool:
-    """True for the names of a file that DPT-hybrid is published in."""
+    """True for the names of a published DPT-hybrid file."""
     return any(sign in names for sign in (*(p + _SIGN for p in _PREFIXES), _TRANSFORMERS_SIGN))
 
 
 def left_over(names: Collection[str], sources: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
-    """The file's names that are not in `sources`; of a v2-midas checkpoint, its depth model's."""
+    """The file's names not in `sources`; for a v2-midas checkpoint only its depth model's."""
     used = {name for wanted in sources.values() for name in wanted}
     whole = any(name.startswith(_CHECKPOINT) for name in names)
     return tuple(

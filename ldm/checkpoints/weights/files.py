@@ -1,6 +1,6 @@
-"""The tensors of checkpoint files: mapped from the disk, and written all or nothing.
+"""The tensors of checkpoint files: memory-mapped for reading, written all or nothing.
 
-A mapped tensor's pages are read when something computes with them.
+The pages of a mapped tensor are read on first use.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from ldm.errors import CheckpointError
 
 
 def open_weights(header: Header) -> Weights:
-    """The tensors of a file, mapped from the disk. Raises CheckpointError."""
+    """Memory-map the tensors of a file. Raises CheckpointError."""
     return Weights(header)
 
 
 class Weights(Mapping[str, Tensor]):
-    """Key -> tensor, mapped: nothing is read until it is used, and nothing is read twice.
+    """Key -> memory-mapped tensor: data is read on first use, and only once.
 
-    The mapping is private: writing into a tensor does not change the file.
+    The mapping is private: writing to a tensor does not change the file.
     """
 
     def __init__(self, header: Header) -> None:
@@ -45,7 +45,7 @@ class Weights(Mapping[str, Tensor]):
         if entry.count == 0:
             return torch.empty(entry.shape, dtype=dtype, device="cpu")
         if entry.start % SIZES[entry.dtype]:
-            # Old writers did not align; numbers at odd addresses are not safe to compute with.
+            # Old writers did not align tensors; computing with unaligned numbers is unsafe.
             span = entry.span * SIZES[entry.dtype]
             raw = torch.frombuffer(self._map, dtype=torch.uint8, count=span, offset=entry.start)
             flat = raw.clone().view(dtype)
@@ -56,7 +56,7 @@ class Weights(Mapping[str, Tensor]):
         return flat.as_strided(entry.shape, entry.strides)
 
     def release(self, key: str) -> None:
-        """Let go of a tensor's pages, after it was copied; they are read again if it is used."""
+        """Release a tensor's pages after it was copied; they are read again on use."""
         entry = self.header.tensors[key]
         begin = -(-entry.start // mmap.PAGESIZE) * mmap.PAGESIZE
         end = (entry.start + entry.span * SIZES[entry.dtype]) // mmap.PAGESIZE * mmap.PAGESIZE
@@ -108,7 +108,7 @@ def save_safetensors(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Write tensors to a .safetensors file, all or nothing. Raises CheckpointError if it exists."""
+    """Write tensors to a .safetensors file, all or nothing; raises CheckpointError if it exists."""
     layout = {key: (type_name(t.dtype), tuple(t.shape)) for key, t in tensors.items()}
     write_safetensors(layout, tensors.__getitem__, path, metadata, overwrite=overwrite)
 
@@ -121,12 +121,12 @@ def write_safetensors(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Write a .safetensors file whose tensors are made one at a time, in the order of writing.
+    """Write a .safetensors file whose tensors are computed one at a time, in the order of writing.
 
     `layout` gives each key its type name and shape. All or nothing; raises CheckpointError if the
     file exists and `overwrite` is not set.
     """
-    # Wide types first, so that every tensor lies aligned, as the format's own writer does it.
+    # Wide types first, so that every tensor is aligned, like the format's own writer.
     keys = sorted(layout, key=lambda key: (-SIZES[layout[key][0]], key))
     plan: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
@@ -144,11 +144,11 @@ def write_safetensors(
 
 @contextmanager
 def atomic_file(path: Path, *, overwrite: bool = False) -> Iterator[IO[bytes]]:
-    """A file that appears under its name when it is complete, or not at all.
+    """A file that appears under its name once it is complete, or not at all.
 
     Raises CheckpointError if it exists (before and after the work) and `overwrite` is not set.
     """
-    taken = CheckpointError(f"{path}: exists already; name another file or ask to overwrite it")
+    taken = CheckpointError(f"{path}: exists already; name another file or overwrite it")
     if path.exists() and not overwrite:
         raise taken
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -160,7 +160,7 @@ def atomic_file(path: Path, *, overwrite: bool = False) -> Iterator[IO[bytes]]:
         if overwrite:
             part.replace(path)
         else:
-            os.link(part, path)  # unlike a rename it never replaces a file made meanwhile
+            os.link(part, path)  # unlike a rename, it never replaces a file created meanwhile
     except FileExistsError:
         raise taken from None
     except OSError as error:

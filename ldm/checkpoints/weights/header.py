@@ -1,6 +1,6 @@
-"""What a checkpoint file says of itself: keys, types, shapes and places, read without torch.
+"""The header of a checkpoint file: keys, types, shapes and positions, read without torch.
 
-The format is told from the first bytes, never from the name. Nothing but the index is read.
+The first bytes determine the format, never the name. Only the index is read.
 """
 
 from __future__ import annotations
@@ -39,19 +39,21 @@ _STORAGES = {
     "ByteStorage": "U8", "BoolStorage": "BOOL", "UntypedStorage": "U8",
 }  # fmt: skip
 
-# What an index may cost: it is read whole, and 100,000 tensors need 12 MiB of either.
+# Limits of an index, which is read whole; 100,000 tensors need 12 MiB in either format.
 LONGEST_HEADER = 16 * 2**20  # bytes of JSON
-LONGEST_PICKLE = 64 * 2**20  # bytes, unpacked
-MOST_SHARED = 8  # times the size of the file that all tensors of a .ckpt may have together,
-SPARE = 256 * 2**20  # and bytes beyond it
+LONGEST_PICKLE = 64 * 2**20  # bytes, decompressed
+# The tensors of a .ckpt may share storage: their total size is at most MOST_SHARED times the size
+# of the file, plus SPARE bytes.
+MOST_SHARED = 8
+SPARE = 256 * 2**20
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of a file: its type and shape, and where its numbers lie.
+    """One tensor of a file: its type, shape and position.
 
-    `start` is the byte of its first number in the file. `strides` count elements; None means
-    that the numbers follow each other.
+    `start` is the offset in bytes of its first number. `strides` count elements; None means that
+    the tensor is contiguous.
     """
 
     dtype: str
@@ -61,28 +63,28 @@ class Entry:
 
     @property
     def count(self) -> int:
-        """Numbers in the tensor."""
+        """The number of elements."""
         return math.prod(self.shape)
 
     @property
     def span(self) -> int:
-        """Numbers in the file from the tensor's first to its last."""
+        """The number of elements in the file from the tensor's first to its last."""
         if self.strides is None or self.count == 0:
             return self.count
         return 1 + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
 
     @property
     def size(self) -> int:
-        """Bytes of the tensor's numbers."""
+        """The size of the elements in bytes."""
         return self.count * SIZES[self.dtype]
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a checkpoint file says of itself.
+    """The header of a checkpoint file.
 
-    `metadata` has safetensors' own, or a training checkpoint's plain values (global_step ...);
-    `dropped` names the things a .ckpt wanted made, none of which was.
+    `metadata` is that of safetensors, or a training checkpoint's plain values (global_step ...);
+    `dropped` names the objects in a .ckpt that were not constructed.
     """
 
     path: Path
@@ -98,10 +100,10 @@ class Header:
 
     @cached_property
     def short_hash(self) -> str:
-        """First 8 hex digits of the SHA-256 of the 64 KiB at 1 MiB: the cheap model hash.
+        """The first 8 hex digits of the SHA-256 of the 64 KiB at 1 MiB: the cheap model hash.
 
         Source: AUTOMATIC1111/stable-diffusion-webui, modules/sd_models.py, model_hash. A file that
-        ends before 1 MiB is hashed whole, since that piece of it is empty.
+        ends before 1 MiB is hashed whole.
         """
         with self.path.open("rb") as file:
             file.seek(0x100000)
@@ -113,7 +115,7 @@ class Header:
 
 
 def read_header(path: Path | str) -> Header:
-    """The header of a .safetensors or .ckpt file; raises CheckpointError for anything else."""
+    """Read the header of a .safetensors or .ckpt file; raises CheckpointError otherwise."""
     path = Path(path)
     try:
         with path.open("rb") as file:
@@ -131,7 +133,7 @@ def read_header(path: Path | str) -> Header:
     else:
         raise CheckpointError(f"{path}: {_foreign(start)}")
     if not header.tensors:
-        raise CheckpointError(f"{path}: holds no tensors; it is not a checkpoint of a model")
+        raise CheckpointError(f"{path}: contains no tensors; it is not a model checkpoint")
     return header
 
 
@@ -139,7 +141,7 @@ def _read_safetensors(path: Path, size: int) -> Header:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > LONGEST_HEADER:
-            raise CheckpointError(f"{path}: is no .safetensors file (impossible header length)")
+            raise CheckpointError(f"{path}: is not a .safetensors file (impossible header length)")
         text = file.read(length)
     begin = 8 + length
     if len(text) < length:
@@ -166,12 +168,12 @@ def _entry_of(item: dict[str, Any], begin: int) -> Entry:
     if len(shape) > MOST_AXES:
         raise ValueError(f"a tensor of more than {MOST_AXES} axes")
     if not all(type(n) is int and 0 <= n < 2**62 for n in (first, last, *shape)):
-        raise ValueError("a shape or place is not a natural number, or beyond all files")
+        raise ValueError("a shape or offset is not a natural number, or is impossibly large")
     if item["dtype"] not in SIZES:
         raise ValueError(f"unknown number type {item['dtype']!r}")
     entry = Entry(item["dtype"], shape, begin + first)
     if entry.size != last - first:
-        raise ValueError("a shape does not fit its place")
+        raise ValueError("a shape does not match its offsets")
     return entry
 
 
@@ -181,7 +183,7 @@ def _read_ckpt(path: Path, size: int) -> Header:
             infos = {info.filename: info for info in archive.infolist()}
             name = next((n for n in infos if n.count("/") == 1 and n.endswith("/data.pkl")), None)
             if name is None:
-                raise CheckpointError(f"{path}: is a zip archive, but not one that torch wrote")
+                raise CheckpointError(f"{path}: is a zip archive, but not a torch checkpoint")
             root = name.removesuffix("data.pkl")
             order = f"{root}byteorder"
             if order in infos and _unpacked(archive, infos[order], 16) != b"little":
@@ -195,7 +197,7 @@ def _read_ckpt(path: Path, size: int) -> Header:
             f"{path}: is truncated or damaged ({reason}); download it again"
         ) from None
     except ValueError as error:
-        raise CheckpointError(f"{path}: is no readable checkpoint: {_reason(error)}") from None
+        raise CheckpointError(f"{path}: is not a readable checkpoint: {_reason(error)}") from None
     state, metadata = _state_dict(value)
     records = {key: item for key, item in state.items() if isinstance(item, Strided)}
     try:
@@ -223,13 +225,13 @@ def _read_ckpt(path: Path, size: int) -> Header:
 
 
 def _unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> bytes:
-    """The contents of a member of at most so many bytes, whatever it says of itself."""
+    """Read a member of at most `most` bytes, whatever size it claims."""
     if info.flag_bits & 1:
         raise ValueError("it is encrypted; unpack it and zip it without a password")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError("its index is compressed in an unusual way; unpack it and zip it again")
     if info.file_size > most:
-        raise ValueError(f"its index has {info.file_size} bytes, and {most} are the most")
+        raise ValueError(f"its index has {info.file_size} bytes; at most {most} are allowed")
     with archive.open(info) as member:
         return member.read(most)
 
@@ -249,7 +251,7 @@ def _state_dict(value: Any) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _start_of(file: IO[bytes], info: zipfile.ZipInfo) -> int:
-    """The byte at which a stored member's contents begin."""
+    """The offset of a stored member's contents."""
     if info.compress_type != zipfile.ZIP_STORED:
         raise ValueError("its tensors are compressed; unpack it and zip it without compression")
     file.seek(info.header_offset)
@@ -268,7 +270,7 @@ def _entry_of_record(record: Strided, start: int, stored: int) -> Entry:
         raise ValueError(f"unknown number type {record.dtype or record.storage.kind}")
     entry = Entry(dtype, record.shape, start + record.offset * SIZES[dtype], record.strides)
     if (record.offset + entry.span) * SIZES[dtype] > stored:
-        raise ValueError("a tensor reaches beyond its numbers")
+        raise ValueError("a tensor extends beyond its storage")
     plain, step = True, 1
     for length, stride in zip(reversed(record.shape), reversed(record.strides), strict=True):
         plain = plain and (length == 1 or stride == step)

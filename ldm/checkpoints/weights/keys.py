@@ -1,7 +1,7 @@
-"""Names of tensors in checkpoints: parts, EMA copies, and the keys that need not fit.
+"""Names of tensors in checkpoints: parts, EMA copies, and keys that may be missing or ignored.
 
-The network's attribute names are the checkpoint's keys, so that nothing is renamed; what this file
-knows is which keys may be missing or left over without harm.
+The network's attribute names are the checkpoint's keys, so nothing is renamed; this module knows
+which keys may be missing or superfluous without harm.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 NETWORK = "model.diffusion_model."
 EMA = "model_ema."
 
-# Buffers that follow from the YAML; a file without them loads.
+# Buffers derived from the YAML; a file without them still loads.
 DDPM_BUFFERS = frozenset(
     {
         "betas",
@@ -33,17 +33,17 @@ DDPM_BUFFERS = frozenset(
 )
 _SCHEDULED = ("", "low_scale_model.", "noise_augmentor.")
 
-# Left-over keys that have no part in making an image, by prefix.
+# Prefixes of superfluous keys that have no effect on images.
 _INERT_PREFIXES = (
     EMA,  # used instead of the plain weights where the YAML says use_ema: true
     "loss.",  # discriminator and perceptual network of an autoencoder's training
     "first_stage_model.loss.",
     "safety_checker.",
-    "embedding_manager.",  # textual inversion, as its authors saved it
+    "embedding_manager.",  # textual inversion, as saved by its authors
     "optimizer.",
-    "denoiser.",  # the schedule, in a file that another code base wrote
+    "denoiser.",  # the schedule, in files from another code base
 )
-# The same, whole keys.
+# Whole keys of this kind.
 _INERT_KEYS = frozenset(
     {
         "logvar",
@@ -55,7 +55,7 @@ _INERT_KEYS = frozenset(
         "embedder.model.attn_mask",
     }
 )
-# Of no use to the text tower as it is run here, in whatever file they are absent.
+# Not used when the text tower runs here, so any file may lack them.
 _OPTIONAL_KEYS = frozenset(
     {
         "cond_stage_model.model.logit_scale",
@@ -63,7 +63,7 @@ _OPTIONAL_KEYS = frozenset(
         "embedder.model.logit_scale",
     }
 )
-_POSITIONS = ".embeddings.position_ids"  # 0, 1, 2 ...; some files lack it, others hold it damaged
+_POSITIONS = ".embeddings.position_ids"  # 0, 1, 2 ...; some files lack it, in others it is damaged
 
 PARTS: Mapping[str, str] = {
     NETWORK: "network",
@@ -77,9 +77,9 @@ PARTS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Fit:
-    """How a file's keys and shapes compare with the ones a model expects.
+    """How a file's keys and shapes compare with those a model expects.
 
-    `misshapen` has for each key the shape in the file and the one expected.
+    `misshapen` has each key with its shape in the file and the expected one.
     """
 
     missing: tuple[str, ...]
@@ -88,12 +88,12 @@ class Fit:
 
     @property
     def good(self) -> bool:
-        """True where nothing is wrong."""
+        """True if everything matches."""
         return not (self.missing or self.unexpected or self.misshapen)
 
 
 def compare(found: Shapes, expected: Shapes) -> Fit:
-    """Compare a file's keys with a model's, keys that need not fit left out."""
+    """Compare a file's keys with a model's, ignoring keys that may be missing or superfluous."""
     missing = tuple(key for key in expected if key not in found and not may_be_missing(key))
     unexpected = tuple(
         key
@@ -109,12 +109,12 @@ def compare(found: Shapes, expected: Shapes) -> Fit:
 
 
 def may_be_missing(key: str) -> bool:
-    """True for a key that follows from the YAML, or that no computation here uses."""
+    """True for a key that derives from the YAML, or that no computation here uses."""
     return is_scheduled(key) or is_positions(key) or key in _OPTIONAL_KEYS
 
 
 def is_inert(key: str) -> bool:
-    """True for a left-over key that has no part in making an image."""
+    """True for a superfluous key that has no effect on images."""
     return (
         key.startswith(_INERT_PREFIXES)
         or key in _INERT_KEYS
@@ -124,7 +124,7 @@ def is_inert(key: str) -> bool:
 
 
 def _is_copy(key: str, found: Shapes) -> bool:
-    """True for the autoencoder once more, as the conditioner that it also is in inpainting_big."""
+    """True for a copy of the autoencoder as conditioner, as in inpainting_big."""
     name = key.removeprefix("cond_stage_model.")
     return name != key and found.get(f"first_stage_model.{name}") == found[key]
 
@@ -141,9 +141,9 @@ def is_positions(key: str) -> bool:
 
 
 def ema_key(key: str) -> str:
-    """The EMA copy's name of a network's key.
+    """The key of the EMA copy of a network's key.
 
-    LitEma writes the name of a parameter of `model` without dots: the copy of
+    LitEma removes the dots from the name of a parameter of `model`: the copy of
     model.diffusion_model.out.0.bias is model_ema.diffusion_modelout0bias.
     Source: CompVis ldm/modules/ema.py.
     """
@@ -151,26 +151,26 @@ def ema_key(key: str) -> str:
 
 
 def ema_copies(keys: Iterable[str]) -> dict[str, str]:
-    """Network's key -> EMA copy's key, for each key of the network that has a copy."""
+    """Network key -> EMA key, for each key of the network that has a copy."""
     present = set(keys)
     copies = ((key, ema_key(key)) for key in present if key.startswith(NETWORK))
     return {key: copy for key, copy in copies if copy in present}
 
 
 def part_of(key: str) -> str:
-    """The part of a model, in words, that a key belongs to."""
+    """The name of the model part that a key belongs to."""
     return next((name for prefix, name in PARTS.items() if key.startswith(prefix)), "other")
 
 
 def listed(keys: Iterable[str], most: int = 10) -> str:
-    """Keys for a message: at most ten, then how many more there are."""
+    """List keys for a message: at most `most`, then the number of the others."""
     keys = list(keys)
     more = f" and {len(keys) - most} more" if len(keys) > most else ""
     return ", ".join(keys[:most]) + more
 
 
 def explain(fit: Fit) -> str:
-    """What does not fit, in one line: at most ten keys of each kind, then a count."""
+    """Describe the mismatches in one line: at most ten keys of each kind, then a count."""
     reports = []
     if fit.missing:
         reports.append(f"missing {len(fit.missing)}: {listed(fit.missing)}")

@@ -1,9 +1,9 @@
-"""Reads the pickle inside a .ckpt as data: a small machine that calls nothing and imports nothing.
+"""Reads the pickle in a .ckpt as data, on a small machine that calls nothing and imports nothing.
 
-Python's own unpickler is a program that the file writes; even a restricted one calls what it has
-let through. Here each opcode only moves plain values about. A tensor becomes a record of where its
-numbers lie; every other named thing (a class, a function, whatever it is applied to) becomes an
-`Inert` mark with its name, which takes part in nothing.
+Python's own unpickler runs a program from the file; even a restricted one calls what its filter
+allows. Here each opcode only moves plain values around. A tensor becomes a record of its position;
+any other named object (a class, a function, a call) becomes an `Inert` placeholder with its name,
+which does nothing.
 
 Opcodes and their meaning: CPython's pickletools, protocols 0 to 5. Layout of tensors:
 torch/serialization.py and torch/_utils.py (_rebuild_tensor_v2 and kin).
@@ -26,14 +26,14 @@ Value = Any  # None, bool, int, float, str, bytes, list, tuple, dict, and the re
 
 @dataclass(frozen=True)
 class Inert:
-    """What stands in place of anything that a file names but a checkpoint does not need."""
+    """A placeholder for an object that a file names but a checkpoint does not need."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Name:
-    """A global that the file mentions: `module.attribute`, not looked up."""
+    """A global named by the file: `module.attribute`, never looked up."""
 
     name: str
 
@@ -51,7 +51,7 @@ class Storage:
 class Strided:
     """A tensor: a view into a storage; shape, strides and offset count elements.
 
-    `dtype` is a torch dtype's name where the storage alone does not tell it.
+    `dtype` is a torch dtype's name if the storage does not determine it.
     """
 
     storage: Storage
@@ -70,11 +70,11 @@ _DICTS = {"collections.OrderedDict", "collections.defaultdict", "builtins.dict",
 
 
 def read_pickle(data: bytes) -> tuple[Value, set[str]]:
-    """The value of a pickle, and the names in it that became `Inert`.
+    """Read the value of a pickle, and the names that became `Inert`.
 
     Raises ValueError for anything that is not a well-formed pickle.
     """
-    with warnings.catch_warnings():  # pickletools warns of odd escapes in strings
+    with warnings.catch_warnings():  # pickletools warns about odd escapes in strings
         warnings.simplefilter("ignore", DeprecationWarning)
         return _run(data)
 
@@ -103,7 +103,7 @@ class _Machine:
     stack: list[Value] = field(default_factory=list)
     memo: dict[int, Value] = field(default_factory=dict)
     inert: set[str] = field(default_factory=set)
-    copies: int = 0  # how many items may yet be taken over from a container into another
+    copies: int = 0  # the number of items that may still be copied between containers
 
     def step(self, name: str, argument: Value) -> None:
         if name in _CONSTANTS:
@@ -215,7 +215,7 @@ class _Machine:
     def memoize(self, _: Value) -> None:
         self.memo[len(self.memo)] = self.stack[-1]
 
-    # what in a real unpickler imports and calls
+    # opcodes that import and call in a real unpickler
 
     def global_name(self, argument: Value) -> None:
         self.stack.append(Name(str(argument).replace(" ", ".", 1)))
@@ -255,7 +255,7 @@ class _Machine:
                 raise ValueError("malformed pickle (an outside object that is no storage)")
 
     def build(self, _: Value) -> None:
-        # The state of an object: of a dict of tensors it is bookkeeping, of the rest it is inert.
+        # The state of an object: bookkeeping for a dict of tensors, inert for anything else.
         self.pop()
 
     def _made(self, function: Value, arguments: Value) -> Value:
@@ -283,9 +283,9 @@ class _Machine:
                 return self._dropped(function)
 
     def _dict_of(self, arguments: Value) -> Value:
-        """An OrderedDict's or a dict's arguments: nothing, or one list of pairs, or a dict.
+        """Build a dict from a constructor's arguments: nothing, one list of pairs, or a dict.
 
-        What is copied has a place in the file for each item, unless it is a trick to fill memory.
+        An honest file stores every copied item; copying more is a trick to exhaust memory.
         """
         match arguments:
             case (list() | dict() as items,):
@@ -307,9 +307,9 @@ class _Machine:
 
 
 def _is_key(value: Value) -> bool:
-    """Whether a value may be a key: no checkpoint has others than these.
+    """Whether a value may be a key; no checkpoint has other types.
 
-    To hash a nested tuple may take for ever, and so may a dict of numbers chosen to have one hash.
+    Hashing a nested tuple may take forever, and so may a dict of numbers chosen to collide.
     """
     if isinstance(value, int):
         return -(2**63) <= value < 2**64

@@ -1,6 +1,6 @@
-"""Names of an autoencoder's tensors in files of their own, of whole checkpoints and of diffusers.
+"""Names of an autoencoder's tensors in separate files, whole checkpoints and diffusers files.
 
-Torch-free: whether a file fits is told from its header.
+Torch-free: the header alone shows whether a file fits.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from ldm.errors import CheckpointError
 
 FIRST_STAGE = "first_stage_model."
 _CODEBOOK = "quantize.embedding.weight"
-# Of training alone: the discriminator and perceptual network, and the EMA copy.
+# For training only: the discriminator and perceptual network, and the EMA copy.
 _TRAINING = ("loss.", "model_ema.")
 
-# diffusers' names -> the originals', applied in this order. A decoder's levels are then renumbered:
-# the originals count them from the pixels, diffusers from the latents.
+# diffusers' names -> the originals', applied in this order. Then the decoder's levels are
+# renumbered: the originals count them from the pixels, diffusers from the latents.
 _RENAMED = (
     (r"^(encoder|decoder)\.conv_norm_out\.", r"\1.norm_out."),
     (r"\.mid_block\.attentions\.0\.", r".mid.attn_1."),
@@ -39,10 +39,10 @@ _UP = re.compile(r"^decoder\.up\.(\d+)\.")
 
 
 def autoencoder_keys(keys: Iterable[str]) -> dict[str, str]:
-    """The original name of each of an autoencoder's tensors -> its name in a file with `keys`.
+    """The original name of each autoencoder tensor -> its name in a file with `keys`.
 
-    Three layouts: a whole checkpoint (what is under `first_stage_model.`), diffusers' with the
-    names of old and of new versions, and the bare original. Tensors of training are left out.
+    Three layouts: a whole checkpoint (keys under `first_stage_model.`), diffusers' with the names
+    of old and new versions, and the bare original. Tensors used only in training are omitted.
     """
     keys = list(keys)
     if any(key.startswith(FIRST_STAGE) for key in keys):
@@ -71,8 +71,8 @@ def _from_diffusers(keys: Iterable[str]) -> dict[str, str]:
 def autoencoder_sources(header: Header, expected: Shapes) -> dict[str, str]:
     """The file's key for each of the autoencoder's keys; raises CheckpointError if it does not fit.
 
-    `expected` are the bare names (encoder., decoder. ...) and shapes of the autoencoder to be
-    filled. An attention's [C,C] in the file serves for a 1x1 convolution's [C,C,1,1].
+    `expected` are the bare names (encoder., decoder. ...) and shapes of the autoencoder to fill. An
+    attention weight [C,C] in the file serves as a 1x1 convolution's [C,C,1,1].
     """
     sources = autoencoder_keys(header.tensors)
     found = {}
@@ -81,7 +81,7 @@ def autoencoder_sources(header: Header, expected: Shapes) -> dict[str, str]:
         pointwise = (*shape, 1, 1)
         found[name] = pointwise if expected.get(name) == pointwise else shape
     if not any(name in expected for name in found):
-        raise CheckpointError(f"{header.path}: holds no autoencoder that is known here")
+        raise CheckpointError(f"{header.path}: contains no known autoencoder")
     difference = _difference(found, expected)
     if difference:
         raise CheckpointError(f"{header.path}: does not fit this model: {difference}")
@@ -89,22 +89,23 @@ def autoencoder_sources(header: Header, expected: Shapes) -> dict[str, str]:
 
 
 def _difference(found: Shapes, expected: Shapes) -> str | None:
-    """What does not fit, the reason rather than the keys where it is plain."""
-    for there, here in zip(_features(found), _features(expected), strict=True):
-        if there != here:
-            return f"it has {there}, and the model has {here}"
+    """Describe the mismatch, by its reason if that is clear, else by the keys."""
+    for file, model in zip(_features(found), _features(expected), strict=True):
+        if file != model:
+            return f"it has {file}, and the model has {model}"
     fit = compare(found, expected)
     return None if fit.good else explain(fit)
 
 
 def _features(shapes: Shapes) -> tuple[str, ...]:
-    """In words: the kind of autoencoder, the channels of its latents, its pixels per latent."""
+    """Describe the kind of autoencoder, its latent channels and its pixels per latent."""
     kind = "a codebook" if _CODEBOOK in shapes else "no codebook"
     first = shapes.get("post_quant_conv.weight") or shapes.get("decoder.conv_in.weight")
     channels = first[1] if first is not None and len(first) > 1 else 0
-    return kind, f"latents of {channels} channels", f"{2 ** (_levels(shapes) - 1)} pixels a latent"
+    factor = 2 ** (_levels(shapes) - 1)
+    return kind, f"latents of {channels} channels", f"{factor} pixels per latent"
 
 
 def _levels(names: Iterable[str] | Mapping[str, object]) -> int:
-    """Resolutions of a decoder."""
+    """The number of resolutions of a decoder."""
     return 1 + max((int(found[1]) for found in map(_UP.match, names) if found), default=0)

@@ -167,7 +167,7 @@ def test_a_zip_of_something_else(tmp_path: Path) -> None:
     path = tmp_path / "x.ckpt"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "hello")
-    assert "not one that torch wrote" in complaint(path)
+    assert "not a torch checkpoint" in complaint(path)
 
 
 def test_no_torch_is_needed() -> None:

@@ -112,12 +112,12 @@ def test_what_does_not_fit_is_told(tmp_path: Path) -> None:
     model = ours()
     with pytest.raises(CheckpointError, match="latents of 16 channels, and the model has latents"):
         sources(ours(z_channels=16).state_dict(), model, tmp_path)
-    with pytest.raises(CheckpointError, match="8 pixels a latent, and the model has 4 pixels"):
+    with pytest.raises(CheckpointError, match="8 pixels per latent, and the model has 4 pixels"):
         sources(ours(ch_mult=[1, 2, 2, 2]).state_dict(), model, tmp_path)
     vq = VQModelInterface({**DDCONFIG, "double_z": False}, 4, 8)
     with pytest.raises(CheckpointError, match="has a codebook, and the model has no codebook"):
         sources(vq.state_dict(), model, tmp_path)
-    with pytest.raises(CheckpointError, match="holds no autoencoder"):
+    with pytest.raises(CheckpointError, match="contains no known autoencoder"):
         sources({"model.diffusion_model.out.2.bias": torch.zeros(4)}, model, tmp_path)
     incomplete = dict(model.state_dict())
     del incomplete["encoder.mid.attn_1.q.weight"]
