@@ -1,4 +1,4 @@
-"""Memory of the CPU's tensors: found before they come, and kept or given back when they go."""
+"""Memory of CPU tensors: reserved in advance, and retained or returned after use."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Of glibc's malloc.h: options, how many pieces it maps unless told otherwise, and the largest size
-# below which it can be told not to.
+# From glibc's malloc.h: options, the default limit of mapped blocks, and the largest possible
+# threshold for mapping them.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 _MAPPED = 65536
 _LARGE = 32 << 20
-# How much is found at a time: it ends soon when nobody waits for more.
+# The size reserved at a time, small enough to stop soon.
 _PIECE = 128 << 20
-# Images of more pixels than this leave gaps between their features that cost more than they save.
+# Above this many pixels, fragmentation costs more memory than retaining it saves time.
 _KEPT_PIXELS = 768**2
-# The C library, once `keep_freed` has changed its ways, as it does for the whole process.
+# The C library, once `keep_freed` has configured it for the whole process.
 _keeping: list[ctypes.CDLL] = []
 
 
 def keep_freed() -> bool:
-    """Let memory that tensors have left stay with the process, for those to come.
+    """Retain the memory of freed tensors in the process for new ones.
 
-    glibc gives large pieces back at once, and the kernel clears every page of a new one, for each
-    feature map again. Where the C library is another nothing is done, and the result is false.
+    glibc returns large blocks at once, and the kernel clears every page of a new block, again for
+    each feature map. With another C library, nothing happens and the result is false.
     """
     try:
         library = ctypes.CDLL(None)
@@ -41,10 +41,10 @@ def keep_freed() -> bool:
 
 @contextmanager
 def found_ahead(count: int) -> Iterator[None]:
-    """While this lasts, let the kernel find memory for `count` bytes of tensors to come.
+    """In this context, have the kernel reserve `count` bytes for later tensors, in a thread.
 
-    Clearing its pages takes a second for 4 GB: time of a core that has nothing else to do while
-    torch is imported, instead of time of both cores later. What is found is kept (`keep_freed`).
+    Clearing the pages takes a second for 4 GB: on a core that is idle while torch is imported,
+    instead of on both cores later. The memory is retained (`keep_freed`).
     """
     if count < _PIECE or not keep_freed():
         yield
@@ -53,7 +53,7 @@ def found_ahead(count: int) -> Iterator[None]:
     library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     library.free.restype, library.free.argtypes = None, [ctypes.c_void_p]
     start = library.malloc(count)
-    if start is None:  # whoever needs it will say so
+    if start is None:  # a later allocation will report it
         yield
         return
     enough = threading.Event()
@@ -76,7 +76,7 @@ def _find(start: int, count: int, enough: threading.Event) -> None:
 
 @contextmanager
 def given_back(pixels: int) -> Iterator[None]:
-    """While an autoencoder sees so many pixels: where they are many, nothing large is kept."""
+    """Return large blocks to the system while an autoencoder processes an image this large."""
     libraries = _keeping if pixels > _KEPT_PIXELS else []
     for library in libraries:
         library.mallopt(_M_MMAP_MAX, _MAPPED)

@@ -20,18 +20,18 @@ from ldm.errors import UsageError
 BACKENDS = ("auto", "sdpa", "xformers", "sliced", "math")
 # Queries per slice of the "sliced" kernel: bounds the score matrix to this many rows.
 SLICE_ROWS = 1024
-# The same of `_in_bf16`, and how many keys make it quicker than a fused kernel.
+# The same for `_in_bf16`, and the number of keys from which it beats a fused kernel.
 _BF16_ROWS = 512
 _BF16_KEYS = 1024
-# Tokens at once that a CPU widens: so what is eight times as wide stays in the cache.
+# Tokens per slice of a feed-forward on the CPU: the eight times wider result stays in the cache.
 _TOKENS = 1024
 
 
 @dataclass(frozen=True)
 class AttentionPolicy:
-    """Which kernel computes softmax(q k^T) v, and whether q and k are raised to float32 for it.
+    """The kernel for softmax(q k^T) v, and whether q and k are converted to float32 for it.
 
-    `rounded` lets the kernel of "auto" be one in bf16, where that is quicker.
+    `rounded` allows "auto" to use a bf16 kernel where that is faster.
     """
 
     backend: str = "auto"
@@ -51,15 +51,15 @@ def attention_backend(
 ) -> Iterator[None]:
     """Choose the attention kernel for the networks that run inside this context.
 
-    `upcast` is what `ATTN_PRECISION=fp32` asked of the original v2 code: scores in float32; it goes
-    before `rounded`, which is bf16 for what a CPU takes longest for.
+    `upcast` corresponds to `ATTN_PRECISION=fp32` in the original v2 code: scores in float32; it
+    overrides `rounded`, which allows bf16 for the slowest products on a CPU.
     Raises UsageError for an unknown kernel, or for xformers when it is not installed.
     """
     if backend not in BACKENDS:
         raise UsageError(f"attention {backend!r} is not known: choose one of {', '.join(BACKENDS)}")
     if backend == "xformers" and importlib.util.find_spec("xformers") is None:
         raise UsageError(
-            "attention 'xformers' was asked for and xformers is not installed: "
+            "--attention xformers: the package is not installed: "
             "pip install xformers, or use --attention sdpa"
         )
     token = _policy.set(AttentionPolicy(backend, upcast, rounded and not upcast))
@@ -98,8 +98,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 def _by_head(x: Tensor, heads: int) -> Tensor:
     """[B, N, heads*d] -> [B, N, heads, d].
 
-    Contiguous: fused kernels refuse a feature map's transpose, and torch would then fall back to
-    one that holds all N*M scores.
+    Contiguous: fused kernels reject a feature map's transpose, and torch would then fall back to
+    a kernel that stores all N*M scores.
     """
     return x.contiguous().view(*x.shape[:-1], heads, -1)
 
@@ -107,21 +107,21 @@ def _by_head(x: Tensor, heads: int) -> Tensor:
 def _in_bf16(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """q [B, heads, N, d], k and v [B, heads, M, d] -> [B, heads, N, d], bf16.
 
-    For CPUs: their fused kernel gains nothing from this precision, and its products are small. Here
-    some rows of scores at a time stay in the cache. Transposed, the last product is quicker.
+    For CPUs, whose fused kernel gains nothing from this precision, because its products are small.
+    Here a slice of the scores stays in the cache. The last product is faster transposed.
     """
     q = q * q.shape[-1] ** -0.5
     q, k, v = (x.to(torch.bfloat16, memory_format=torch.contiguous_format) for x in (q, k, v))
     out = torch.empty_like(q)
     room = q.new_empty((2, min(_BF16_ROWS, q.shape[2]), k.shape[2]))
     heads = ([head for image in x for head in image] for x in (q, k, v, out))
-    for rows, keys, values, found in zip(*heads, strict=True):
+    for queries, keys, values, results in zip(*heads, strict=True):
         columns = values.t().contiguous()
-        for some, place in zip(rows.split(_BF16_ROWS), found.split(_BF16_ROWS), strict=True):
-            scores, shares = room[:, : len(some)]
-            torch.mm(some, keys.t(), out=scores)
+        for rows, result in zip(queries.split(_BF16_ROWS), results.split(_BF16_ROWS), strict=True):
+            scores, shares = room[:, : len(rows)]
+            torch.mm(rows, keys.t(), out=scores)
             torch.softmax(scores, -1, out=shares)
-            place.copy_(torch.mm(columns, shares.t()).t())
+            result.copy_(torch.mm(columns, shares.t()).t())
     return out
 
 
@@ -134,7 +134,7 @@ def _xformers(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 
 class CrossAttention(nn.Module):
-    """Attention of tokens to a context, or to themselves when there is none.
+    """Attention of tokens to a context, or to themselves without one.
 
     x [B, N, query_dim], context [B, M, context_dim] -> [B, N, query_dim].
     """
@@ -170,7 +170,7 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """GEGLU of four times the width, and back. The middle entry keeps the originals' numbering."""
+    """GEGLU to four times the width, and back. The middle entry keeps the originals' numbering."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -187,7 +187,7 @@ class FeedForward(nn.Module):
 class BasicTransformerBlock(nn.Module):
     """Self attention, attention to the context, feed-forward; each pre-normed and residual.
 
-    With `disable_self_attn` the first attention looks at the context as well (x4 upscaler).
+    With `disable_self_attn`, the first attention attends to the context as well (x4 upscaler).
     """
 
     def __init__(

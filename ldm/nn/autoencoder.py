@@ -29,7 +29,7 @@ class DiagonalGaussian:
 
     @classmethod
     def from_moments(cls, moments: Tensor) -> DiagonalGaussian:
-        """Split [B, 2*embed_dim, h, w]; the log variance is kept within [-30, 20]."""
+        """Split [B, 2*embed_dim, h, w]; the log variance is clamped to [-30, 20]."""
         mean, logvar = moments.chunk(2, dim=1)
         return cls(mean, logvar.clamp(-30.0, 20.0))
 
@@ -51,7 +51,7 @@ def _norm(channels: int, groups: int) -> nn.GroupNorm:
 
 
 def _silu(norm: nn.Module, x: Tensor) -> Tensor:
-    """SiLU of what a norm gives, in the same memory where no gradient needs both."""
+    """SiLU of a norm's output, in place if no gradient needs both."""
     normed: Tensor = norm(x)
     return F.silu(normed, inplace=not normed.requires_grad)
 
@@ -126,14 +126,14 @@ class _Upsample(nn.Module):
 
 
 def upsample_in_phases(module: nn.Module) -> None:
-    """Let an autoencoder's decoder take the quicker way (`ldm.nn.upsampling`) from now on."""
+    """Switch an autoencoder's decoder to faster upsampling (`ldm.nn.upsampling`)."""
     for part in module.modules():
         if isinstance(part, _Upsample):
             part.in_phases = True
 
 
 class _Level(nn.Module):
-    """The blocks of one resolution, and the way to the next where there is one."""
+    """The blocks of one resolution, and the resize to the next, if any."""
 
     def __init__(self, channels: Sequence[int], attends: bool, dropout: float, groups: int) -> None:
         super().__init__()
@@ -261,15 +261,15 @@ class Decoder(nn.Module):
         return torch.tanh(h) if self.tanh_out else h
 
 
-# All that attend compute the same; the names differ by the kernel that the originals took for it.
+# All but "none" compute the same attention; the names select a kernel in the originals.
 _ATTENTIONS = ("vanilla", "vanilla-xformers", "memory-efficient-cross-attn", "none")
 
 
 def make_networks(ddconfig: Mapping[str, Any]) -> tuple[Encoder, Decoder]:
-    """Both halves of an autoencoder; raises ValueError for an attention that is not known.
+    """Both halves of an autoencoder; raises ValueError for an unknown attention type.
 
     `ddconfig` has the field names of the original YAMLs, and one of ours: `num_groups`, the groups
-    of every norm (32). With ch 32 that would be one channel a group, which wipes out flat colour.
+    of every norm (32). With ch 32, each group would be one channel, which erases flat colour.
     """
     names = ("ch", "ch_mult", "num_res_blocks", "attn_resolutions", "resolution", "z_channels")
     attention_type = ddconfig.get("attn_type", "vanilla")
@@ -290,7 +290,7 @@ def make_networks(ddconfig: Mapping[str, Any]) -> tuple[Encoder, Decoder]:
 
 
 class AutoencoderKL(nn.Module):
-    """Variational autoencoder. Images are [B,3,H,W] in [-1,1]; latents here are not yet scaled.
+    """Variational autoencoder. Images are [B,3,H,W] in [-1,1]; latents are not scaled here.
 
     `ddconfig` as in `make_networks`. H and W must be multiples of `factor`.
     """

@@ -1,7 +1,7 @@
 """The text transformer of latent diffusion's first text models, with the originals' key names.
 
-It shares no more than its vocabulary with BERT: CompVis `BERTEmbedder` was trained from nothing
-with the diffusion model. Source of the structure: CompVis `ldm/modules/x_transformer.py` (after
+It shares only its vocabulary with BERT: CompVis `BERTEmbedder` was trained from scratch with the
+diffusion model. Source of the structure: CompVis `ldm/modules/x_transformer.py` (after
 lucidrains/x-transformers).
 """
 
@@ -69,7 +69,7 @@ class _Positions(nn.Module):
 class TransformerWrapper(nn.Module):
     """Token ids [B,L], L up to `max_seq_len` -> hidden states [B,L,dim] after the final norm.
 
-    Every token sees every other, padding included. `to_logits` is in the checkpoints and unused.
+    Every token attends to every other, padding included. `to_logits` is in the checkpoints, unused.
     """
 
     def __init__(self, num_tokens: int, max_seq_len: int, dim: int, depth: int) -> None:

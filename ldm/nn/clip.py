@@ -82,8 +82,8 @@ class _Embeddings(nn.Module):
         super().__init__()
         self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        # Part of every released checkpoint, read by nothing.
-        # On the CPU: on meta, torch would import sympy for them.
+        # In every released checkpoint, but unused.
+        # On the CPU, because torch would import sympy for them on meta.
         positions = torch.arange(config.max_position_embeddings, device="cpu")
         self.register_buffer("position_ids", positions[None])
 
@@ -103,8 +103,8 @@ class _TextModel(nn.Module):
 class CLIPTextTransformer(nn.Module):
     """The text tower of v1. ids [B, L] -> hidden states [B, L, hidden_size].
 
-    `forward` gives the last layer after the final norm; `hidden_states` all layers before it,
-    the embeddings first.
+    `forward` returns the last layer after the final norm; `hidden_states` all layers before the
+    norm, starting with the embeddings.
     """
 
     def __init__(self, config: TextConfig) -> None:
@@ -179,7 +179,7 @@ class _Transformer(nn.Module):
 
 
 def _random(*shape: int, std: float) -> nn.Parameter:
-    """A parameter of normal numbers; `nn.init` is what `outline` leaves out."""
+    """A normally distributed parameter, by `nn.init`, which `outline` skips."""
     return nn.Parameter(nn.init.normal_(torch.empty(shape), std=std))
 
 
@@ -213,9 +213,9 @@ class OpenCLIPVisionTower(nn.Module):
 class OpenCLIP(nn.Module):
     """The parts of an open_clip model that a checkpoint holds.
 
-    `text_layers` and `vision` say which towers are there: v2 has the text tower only, Stable
-    unCLIP the vision tower (H), or both (L). What belongs to the text side but no forward here
-    reads (the projection) is kept, since the files have it.
+    `text_layers` and `vision` select the towers: v2 has only the text tower, Stable unCLIP the
+    vision tower (H) or both (L). The text projection, which no forward here uses, exists because
+    the files have it.
     """
 
     def __init__(self, config: OpenClipConfig, *, text_layers: bool, vision: bool) -> None:

@@ -1,4 +1,4 @@
-"""Sizes of CLIP towers: those of published models, and any in the field names of two libraries."""
+"""Sizes of CLIP towers: those of published models, and configs in the formats of two libraries."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _ACTIVATIONS = ("quick_gelu", "gelu")
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Sizes of a text tower by the field names of transformers' CLIPTextConfig, and its defaults.
+    """Sizes of a text tower, with the field names and defaults of transformers' CLIPTextConfig.
 
-    Its defaults matter: configs that transformers writes leave out what equals them.
+    The defaults matter, because transformers omits fields with default values from its configs.
     """
 
     vocab_size: int = 49408
@@ -124,7 +124,7 @@ class OpenClipConfig:
         return cls(embed_dim, text, vision, bool(values.get("quick_gelu", False)))
 
 
-# Names and sizes of open_clip's model_configs; OpenAI's own release has the sigmoid gelu.
+# Names and sizes from open_clip's model_configs; OpenAI's own release uses the sigmoid gelu.
 _VIT_L_14 = OpenClipConfig(
     768,
     OpenTextConfig(width=768, heads=12, layers=12),
@@ -156,7 +156,7 @@ def open_clip_config(arch: str, values: Mapping[str, Any] | None) -> OpenClipCon
 def _read(cls: type[C], values: Mapping[str, Any], inert: frozenset[str], where: str) -> C:
     """A dataclass of sizes from a section of a YAML; null stands for a field's default.
 
-    Raises ConfigError for an unknown field, naming its like, and for what is not a size.
+    Raises ConfigError for an unknown field, suggesting a similar one, and for an invalid size.
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where} must be a mapping of names to values, not {values!r}")

@@ -1,7 +1,7 @@
 """DPT-hybrid, the depth estimator of v2-midas checkpoints, under MiDaS's key names.
 
-Ranftl et al. 2021 (arXiv 2103.13413): a ResNet makes the patches of a vision transformer, and four
-feature maps, two of each, are fused from coarse to fine. Sources of the arithmetic: MiDaS
+Ranftl et al. 2021 (arXiv 2103.13413): a ResNet computes the patches of a vision transformer, and
+four feature maps, two from each, are fused from coarse to fine. Sources of the arithmetic: MiDaS
 `midas/{dpt_depth,vit,blocks}.py`; timm `vit_base_resnet50_384` for the two networks inside.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ldm.nn.attention import attention
 
-MULTIPLE = 32  # sides of an input: the coarsest feature map has one value for 32 pixels
+MULTIPLE = 32  # of an input's sides: the coarsest feature map has one value per 32 pixels
 _PATCH = 16
 
 
@@ -42,7 +42,7 @@ DPT_HYBRID = DPTSizes()
 
 
 def _same(x: Tensor, size: int, stride: int) -> Tensor:
-    """Pad as TensorFlow's SAME does: outputs of ceil(side / stride), the odd pixel at the end."""
+    """Pad like TensorFlow's SAME: outputs of ceil(side / stride), the odd pixel at the end."""
     missing = []
     for side in (x.shape[-1], x.shape[-2]):
         total = max((-(-side // stride) - 1) * stride + size - side, 0)
@@ -51,13 +51,13 @@ def _same(x: Tensor, size: int, stride: int) -> Tensor:
 
 
 class _StandardConv(nn.Conv2d):
-    """A convolution by weights of mean 0 and variance 1 for each output (arXiv 1903.10520)."""
+    """A convolution with weights of mean 0 and variance 1 per output (arXiv 1903.10520)."""
 
     def __init__(self, cin: int, cout: int, size: int, stride: int = 1) -> None:
         super().__init__(cin, cout, size, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight.float()  # 1e-8 is nothing in half precision
+        weight = self.weight.float()  # 1e-8 underflows in half precision
         variance, mean = torch.var_mean(weight, (1, 2, 3), correction=0, keepdim=True)
         weight = ((weight - mean) * torch.rsqrt(variance + 1e-8)).to(x.dtype)
         return F.conv2d(_same(x, self.kernel_size[0], self.stride[0]), weight, None, self.stride)
@@ -118,7 +118,7 @@ class _Backbone(nn.Module):
             width = channels
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        # The pool may be padded with zeros: nothing is below zero here.
+        # Padding the pool with zeros is safe, because no value is negative.
         x = F.max_pool2d(_same(F.relu(self.stem(x)), 3, 2), 3, 2)
         outputs = []
         for stage in self.stages:
@@ -181,7 +181,7 @@ class _VisionTransformer(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, sizes.grid**2 + 1, sizes.width))
         self.patch_embed = _PatchEmbed(sizes)
         self.blocks = nn.Sequential(*(_Block(sizes) for _ in range(sizes.layers)))
-        # Of the classifier it came from; depth is read off before them.
+        # Layers of the original classifier; depth uses earlier outputs.
         self.norm = nn.LayerNorm(sizes.width, eps=1e-6)
         self.head = nn.Linear(sizes.width, sizes.classes)
 
@@ -209,7 +209,7 @@ class _VisionTransformer(nn.Module):
 
 
 class _Readout(nn.Module):
-    """Tells each patch what the class token holds: tokens [B,1+N,D] -> [B,N,D]."""
+    """Merge the class token into each patch: tokens [B,1+N,D] -> [B,N,D]."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -229,7 +229,7 @@ class _Pretrained(nn.Module):
         super().__init__()
         width = sizes.width
         self.model = _VisionTransformer(sizes)
-        # Entries 1 and 2 of the originals transpose and unflatten; they hold nothing.
+        # Entries 1 and 2 of the originals transpose and unflatten, without parameters.
         nothing = (nn.Identity(), nn.Identity())
         self.act_postprocess3 = nn.Sequential(_Readout(width), *nothing, nn.Conv2d(width, width, 1))
         self.act_postprocess4 = nn.Sequential(
@@ -263,7 +263,7 @@ class _ResidualUnit(nn.Module):
 
 
 class _Fusion(nn.Module):
-    """Add a finer map to what came from below (nothing, for the coarsest), and double its size."""
+    """Add a finer map to the coarser result (none for the coarsest), and double its size."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -316,7 +316,7 @@ class DPTDepthModel(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images [B,3,H,W] in [-1,1], sides multiples of 32 -> inverse depth [B,H,W], >= 0.
 
-        Larger is nearer; scale and offset mean nothing. The weights were trained near 384x384.
+        Larger is nearer; scale and offset are arbitrary. The weights were trained near 384x384.
         Raises ValueError for other sides.
         """
         height, width = images.shape[-2:]
@@ -335,7 +335,7 @@ class MiDaSInference(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights, and so of the computation."""
+        """The dtype of the weights and of the computation."""
         return next(self.parameters()).dtype
 
     def forward(self, images: Tensor) -> Tensor:

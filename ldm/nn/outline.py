@@ -1,4 +1,4 @@
-"""Modules with names, shapes and types but without numbers, to be filled from a file."""
+"""Modules with names, shapes and types but without values, to be filled from a file."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch.overrides import TorchFunctionMode
 
 
 class _Unset(TorchFunctionMode):
-    """Initial values are not set.
+    """Skips the initialisation of parameters.
 
-    For tensors without numbers torch does that in Python, and imports its compiler first: half of
-    all that a process does from its start until a small model is there.
+    For tensors without values, torch runs it in Python and imports its compiler first, which is
+    half of the time from the start of a process until a small model is loaded.
     """
 
     def __torch_function__(
@@ -32,6 +32,6 @@ class _Unset(TorchFunctionMode):
 
 @contextmanager
 def outline() -> Iterator[None]:
-    """Modules made inside have tensors on the device `meta`: no memory, no values."""
+    """Create modules with tensors on the device `meta`: no memory, no values."""
     with torch.device("meta"), _Unset():
         yield

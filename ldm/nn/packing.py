@@ -1,8 +1,8 @@
-"""Layers whose weights lie as the CPU's kernels read them (oneDNN), instead of in their own order.
+"""Layers with weights packed in the memory layout of the CPU's kernels (oneDNN).
 
-A plain convolution or linear layer brings its weights into that order again at every call: at the
-lowest resolutions of a network, where weights are many and pixels few, that takes as long as the
-arithmetic. For sampling alone: a packed weight is no parameter, and is in no `state_dict`.
+A plain convolution or linear layer reorders its weights at every call; at the lowest resolutions of
+a network, with many weights and few pixels, that takes as long as the arithmetic. For sampling
+only: a packed weight is not a parameter, and not in the `state_dict`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 class PackedConv2d(nn.Module):
-    """A convolution [B,C,h,w] -> [B,C',h',w'], its result with the channels last in memory."""
+    """A convolution [B,C,h,w] -> [B,C',h',w'] with a channels-last result."""
 
     packed: Tensor
 
@@ -72,10 +72,10 @@ class PackedLinear(nn.Module):
 
 
 class PackedPointConv2d(PackedLinear):
-    """A convolution of single positions, 1x1, as what it is: [B,C,h,w] -> [B,C',h,w].
+    """A 1x1 convolution as a linear layer: [B,C,h,w] -> [B,C',h,w].
 
-    Packed as a convolution it would be in an order for large maps, and brought into another one
-    again for small ones at every call.
+    Packed as a convolution, it would have the layout for large maps, and be reordered at every call
+    for small ones.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class PackedUpsample(nn.Module):
 def packable(module: nn.Module) -> list[str]:
     """The names of the weights that `pack` packs.
 
-    Not those of layers that take a batch image by image (`ldm.nn.rows`): they are small.
+    Layers that process a batch image by image (`ldm.nn.rows`) are excluded: they are small.
     """
     return [
         f"{name}.weight"
@@ -112,10 +112,10 @@ def pack(
     packed: Callable[[str], None] = lambda name: None,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Put packed layers of a dtype in the place of a network's large ones, one by one.
+    """Replace a network's large layers one by one with packed layers of a dtype.
 
-    Their weights may be of another precision: of all that memory, one layer's is needed twice at a
-    time. `packed` is told the name of each weight that is not needed any more.
+    The weights may have another precision; only one layer at a time exists twice in memory.
+    `packed` is called with the name of each weight that is no longer needed.
     """
     names = packable(module)
     weights = (module.get_parameter(name) for name in names)

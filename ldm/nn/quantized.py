@@ -1,9 +1,9 @@
-"""Layers that multiply whole numbers of 8 bits (oneDNN): the network of `--precision int8`.
+"""Layers that multiply 8-bit integers (oneDNN): the network of `--precision int8`.
 
-Weights are int8 with a scale for each output channel, made once. What comes in is made uint8 at
-every call, with a scale of its own for each image (convolutions) or token (linear layers): so no
-image depends on what else is in its batch. Sums are exact, in 32 bits; what comes out is float32.
-The scheme: Jacob et al. 2018 (arXiv 1712.05877), symmetric, with scales found as the data comes.
+Weights are quantized once to int8, with a scale per output channel. Inputs are quantized to uint8
+at every call, with a scale per image (convolutions) or token (linear layers), so that no image
+depends on the rest of its batch. Sums are exact, in 32 bits; outputs are float32. The scheme is
+Jacob et al. 2018 (arXiv 1712.05877), symmetric, with dynamic scales.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from torch import Tensor, nn
 
 from ldm.nn.rows import PointConv2d
 
-# Smaller weights are not worth their rounding: the first and the last convolution are such.
+# Smaller weights are not worth rounding, for example the first and the last convolution.
 _LEAST = 1 << 14
-# What stands for 0 among the numbers from 0 to 255, and the largest distance from it.
+# The zero point among the numbers from 0 to 255, and the largest distance from it.
 _ZERO = 128
 _MOST = 127
 _TINY = torch.finfo(torch.float32).tiny
 
 
 def can_quantize() -> bool:
-    """Whether this build of torch has the layers."""
+    """Whether this build of torch has 8-bit layers."""
     return (
         torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and hasattr(torch.ops.onednn, "qconv2d_pointwise")
@@ -33,7 +33,7 @@ def can_quantize() -> bool:
 
 
 class Int8Conv2d(nn.Module):
-    """A convolution [B,C,h,w] -> [B,C',h',w'], float32, its result with the channels last."""
+    """A convolution [B,C,h,w] -> [B,C',h',w'], float32, with a channels-last result."""
 
     weight: Tensor
     scales: Tensor
@@ -53,7 +53,7 @@ class Int8Conv2d(nn.Module):
         self.register_buffer("zeros", torch.zeros(len(scales), dtype=torch.int64), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        # The order in memory, so that an image is one run of numbers.
+        # In memory order, so that each image is contiguous.
         images = x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).flatten(1)
         scale = _scale(images)[:, :, None, None]
         out: Tensor = torch.ops.onednn.qconv2d_pointwise(
@@ -89,7 +89,7 @@ class Int8Linear(nn.Module):
 
 
 def _rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A weight [N,...] as whole numbers and the scale [N] of each output channel."""
+    """Quantize a weight [N,...] to integers, with a scale [N] per output channel."""
     weight = weight.float()
     scales = weight.flatten(1).abs().amax(1).clamp_(min=_TINY).div_(_MOST)
     whole = weight / scales.view(-1, *[1] * (weight.dim() - 1))
@@ -97,13 +97,13 @@ def _rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _scale(x: Tensor) -> Tensor:
-    """Of each row of x [...,D] what one whole number stands for, [...,1]."""
+    """The scale of each row of x [...,D]: the value of one integer step, [...,1]."""
     largest = torch.maximum(x.amax(-1, keepdim=True), x.amin(-1, keepdim=True).neg_())
     return largest.clamp_(min=_TINY * _MOST).div_(_MOST)
 
 
 def _whole(x: Tensor, scale: Tensor) -> Tensor:
-    """x / scale as whole numbers from 1 to 255; the half makes cutting off rounding."""
+    """x / scale as integers from 1 to 255; adding a half turns truncation into rounding."""
     return torch.addcmul(x.new_tensor(_ZERO + 0.5), x, scale.reciprocal()).to(torch.uint8)
 
 
@@ -112,7 +112,7 @@ def _restored(out: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def quantizable(module: nn.Module) -> list[str]:
-    """The names of the weights that `quantize` makes whole numbers."""
+    """The names of the weights that `quantize` quantizes."""
     return [
         f"{name}.weight"
         for name, layer in module.named_modules()
@@ -122,10 +122,10 @@ def quantizable(module: nn.Module) -> list[str]:
 
 @torch.inference_mode()
 def quantize(module: nn.Module, quantized: Callable[[str], None] = lambda name: None) -> None:
-    """Put 8-bit layers in the place of a network's large ones, one by one.
+    """Replace a network's large layers one by one with 8-bit layers.
 
-    Their weights may be of any precision. `quantized` is told the name of each weight that is not
-    needed any more.
+    The weights may have any precision. `quantized` is called with the name of each weight that is
+    no longer needed.
     """
     for name in quantizable(module):
         place = name.removesuffix(".weight")

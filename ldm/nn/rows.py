@@ -1,9 +1,9 @@
-"""Layers that are rounded by how many rows a batch has, and how that is kept from images.
+"""Layers whose rounding depends on the number of rows in a batch, and how images avoid that.
 
-A library takes another kernel for a product of few rows than for one of many, and its last bits are
-others. So that an image does not depend on its neighbours in a batch, the layers here can take one
-image after the other. They are the small ones; the large ones are the same at every size from two
-rows on, where that was looked at: `ldm.engine.engine` looks each time.
+A library uses different kernels for products of few and of many rows, with different last bits. So
+that an image does not depend on its neighbours in a batch, the layers here can process one image at
+a time. They are the small ones; where it was checked, the large ones give the same bits at every
+size from two rows on, and `ldm.engine.engine` checks each time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _images: contextvars.ContextVar[int] = contextvars.ContextVar("images", default=
 
 @contextlib.contextmanager
 def image_by_image(images: int) -> Iterator[None]:
-    """Let batches [B,...] go through the layers below in so many parts of B / images rows."""
+    """Have the layers below process batches [B,...] in `images` parts of B / images rows."""
     token = _images.set(images)
     try:
         yield
@@ -30,14 +30,14 @@ def image_by_image(images: int) -> Iterator[None]:
 
 
 class VectorLinear(nn.Linear):
-    """A linear layer for what an image is told as one vector [B,C]: time, class, pooled text."""
+    """A linear layer for conditioning vectors [B,C] of images: time, class, pooled text."""
 
     def forward(self, input: Tensor) -> Tensor:
         return _parted(input, lambda part: F.linear(part, self.weight, self.bias))
 
 
 class PointConv2d(nn.Conv2d):
-    """A convolution of single positions, 1x1, over [B,C,h,w]."""
+    """A 1x1 convolution over [B,C,h,w]."""
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__(channels, out_channels, 1)

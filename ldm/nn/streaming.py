@@ -1,4 +1,4 @@
-"""A network whose layers come to the device one after another, each while it computes."""
+"""Stream a network's layers to the device, each only while it computes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _Tensors = dict[str, Any]
 
 
 class Streamed:
-    """Brings the parts of a module to a device when they are called, and lets go of them after.
+    """Copies the parts of a module to a device when they are called, and frees them afterwards.
 
-    A part is what holds layers in a list (the blocks of a UNet), or any other child. Their weights
-    stay where they are; the copies on the device live for one call. The time that a copy takes is
-    paid at every call.
+    The parts are the entries of module lists (the blocks of a UNet), and all other children. The
+    weights stay in place; the copies on the device live for one call, so every call pays for the
+    copying.
     """
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
@@ -27,7 +27,7 @@ class Streamed:
             self.hooks.append(part.register_forward_hook(self._drop, always_call=True))
 
     def end(self) -> None:
-        """Let the module be as it was."""
+        """Restore the module."""
         for hook in self.hooks:
             hook.remove()
 

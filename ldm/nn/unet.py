@@ -1,4 +1,4 @@
-"""The denoising UNet of latent diffusion, v1 and v2 dialects, with the originals' key names.
+"""The denoising UNet of latent diffusion, in v1 and v2 variants, with the originals' key names.
 
 Source of the structure: CompVis and Stability-AI `ldm/modules/diffusionmodules/openaimodel.py`.
 """
@@ -32,11 +32,11 @@ class TimestepEmbedSequential(nn.Sequential):
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """What a network is like, by the names of the original YAMLs.
+    """The settings of a network, with the names of the original YAMLs.
 
-    A list has an entry for each level; -1 is a number of heads that is not given. `num_groups` is
-    ours, for narrow networks: a group of one or two channels normalises away what is added to a
-    channel. Raises ValueError for what contradicts itself.
+    Lists have one entry per level; -1 means that a number of heads is not given. `num_groups` is
+    ours, for narrow networks: a group of one or two channels would normalise away the embedding
+    added to it. Raises ValueError for contradictory settings.
     """
 
     in_channels: int
@@ -71,7 +71,7 @@ class UNetConfig:
 
     @property
     def emb_channels(self) -> int:
-        """Width of the embedding of time."""
+        """Width of the time embedding."""
         return 4 * self.model_channels
 
     @property
@@ -105,7 +105,7 @@ class UNetConfig:
 
 
 class _Parts:
-    """Makes the blocks of a network, all with the same settings."""
+    """Builds the blocks of a network, all with the same settings."""
 
     def __init__(self, config: UNetConfig) -> None:
         self.config = config
@@ -139,7 +139,7 @@ class _Parts:
         return self._attention(ch, level, bool(no_self and no_self[level]), upward)
 
     def middle(self, ch: int) -> nn.Module:
-        """The attention between the ways down and up."""
+        """The attention between the downward and upward paths."""
         return self._attention(ch, -1, self.config.disable_middle_self_attn, False)
 
     def _attention(self, ch: int, level: int, no_self: bool, upward: bool) -> nn.Module:
@@ -226,7 +226,7 @@ class UNetModel(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype that the weights are held in."""
+        """The dtype of the weights."""
         return next(self.parameters()).dtype
 
     def forward(

@@ -1,8 +1,8 @@
-"""Repetition of pixels and a 3x3 convolution after it, in one, with fewer products.
+"""Nearest-neighbour upsampling fused with the 3x3 convolution after it, with fewer products.
 
-Around each of the four pixels that one becomes lie but 2x2 different ones, which the 3x3 weights
-see once, twice or four times. Four convolutions of 2x2 with sums of those weights, one for each of
-the four, are 16 products where there were 36, and the repeated map is never made. For the CPU.
+Each pixel becomes four, and the 3x3 neighbourhood of each of the four has only 2x2 distinct pixels,
+seen by one, two or four weights. Four 2x2 convolutions with sums of those weights need 16 products
+instead of 36, and the repeated map is never stored. For the CPU.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# For the even and the odd rows of the result: which rows of a 3x3 kernel fall on the upper and on
-# the lower one of two rows of the map. The same of columns.
+# For the even and the odd rows of the result: the rows of a 3x3 kernel that fall on the upper and
+# on the lower of two rows of the map. The same for columns.
 _SUMS = (((1.0, 0.0, 0.0), (0.0, 1.0, 1.0)), ((1.0, 1.0, 0.0), (0.0, 0.0, 1.0)))
 PHASES = tuple((row, column) for row in (0, 1) for column in (0, 1))
 
@@ -28,9 +28,9 @@ def phase_kernels(weight: Tensor) -> list[Tensor]:
 
 
 def in_phases(x: Tensor, convolutions: list[Callable[[Tensor], Tensor]]) -> Tensor:
-    """[B,C,h,w] -> [B,C',2h,2w], as repetition and a 3x3 convolution with padding 1 would be.
+    """[B,C,h,w] -> [B,C',2h,2w], like repetition and a 3x3 convolution with padding 1.
 
-    `convolutions` are those of `PHASES`, with kernels of 2x2 and padding 1: [B,C',h+1,w+1].
+    `convolutions` are those of `PHASES`, with 2x2 kernels and padding 1: [B,C',h+1,w+1].
     """
     height, width = x.shape[-2:]
     out: Tensor | None = None

@@ -22,7 +22,7 @@ _ROWS = 4096
 
 @dataclass(frozen=True)
 class Unquantised:
-    """What the encoder gives, [B, embed_dim, h, w]: a posterior that has a single point."""
+    """The encoder's output, [B, embed_dim, h, w]: a posterior with a single point."""
 
     mean: Tensor
 
@@ -35,14 +35,14 @@ class Unquantised:
 
 
 class VectorQuantizer(nn.Module):
-    """A codebook of `n_embed` vectors, whose nearest one takes the place of a latent's."""
+    """A codebook of `n_embed` vectors; the nearest one replaces a latent's vector."""
 
     def __init__(self, n_embed: int, embed_dim: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(n_embed, embed_dim)
 
     def indices(self, z: Tensor) -> Tensor:
-        """[B,embed_dim,h,w] -> numbers of the nearest vectors, [B,h,w], found in float32."""
+        """[B,embed_dim,h,w] -> indices of the nearest vectors, [B,h,w], computed in float32."""
         rows = z.float().permute(0, 2, 3, 1).flatten(0, 2)
         codes = self.embedding.weight.float()
         # |z - e|^2 without |z|^2, which is the same for every e.
@@ -60,10 +60,10 @@ class VectorQuantizer(nn.Module):
 
 
 class VQModelInterface(nn.Module):
-    """Autoencoder with a codebook, as diffusion models use it: quantised only when decoded.
+    """Autoencoder with a codebook, as diffusion models use it: quantised only when decoding.
 
     `ddconfig` as in `make_networks`, with double_z false. Images are [B,3,H,W] in [-1,1]; latents
-    here are not yet scaled. H and W must be multiples of `factor`.
+    are not scaled here. H and W must be multiples of `factor`.
     """
 
     def __init__(self, ddconfig: Mapping[str, Any], embed_dim: int, n_embed: int) -> None:
@@ -88,5 +88,5 @@ class VQModelInterface(nn.Module):
         return out
 
     def moments(self, images: Tensor) -> Tensor:
-        """What only a KL autoencoder has; raises UsageError."""
+        """Raises UsageError: only a KL autoencoder has moments."""
         raise UsageError("an autoencoder with a codebook has no moments: train on a KL autoencoder")
