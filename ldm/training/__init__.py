@@ -1,3 +1,3 @@
-"""Making models: data, losses and the training loop."""
+"""Training models: data, losses and the training loop."""
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Images of captioned scenes, drawn on the fly: the training data of the bundled model.
+"""Images of captioned scenes, rendered on the fly: the training data of the bundled model.
 
-The font is needed only to draw. No torch.
+Only rendering needs the font. No torch.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Pixels = NDArray[np.uint8]
 
 
 class GlyphSheet:
-    """The font's glyphs as RGBA images, trimmed, and scaled copies of them, drawn once each.
+    """The font's glyphs as trimmed RGBA images, and scaled copies of them, each rendered once.
 
-    Raises UsageError if the font is not there or is not the bitmap font expected.
+    Raises UsageError if the font is missing or is not the expected bitmap font.
     """
 
     def __init__(self, font: Path | str = FONT) -> None:
@@ -43,7 +43,7 @@ class GlyphSheet:
         self._scaled: dict[tuple[str, int], Pixels] = {}
 
     def full(self, glyph: Glyph) -> Image.Image:
-        """The glyph at the font's own size, trimmed to what is not transparent."""
+        """The glyph at the font's own size, trimmed to its visible part."""
         if glyph.char not in self._full:
             image = Image.new("RGBA", (160, 160))
             ImageDraw.Draw(image).text((8, 8), glyph.char, font=self._font, embedded_color=True)
@@ -66,7 +66,7 @@ class GlyphSheet:
 
 
 def box(placed: Placed, sheet: GlyphSheet, size: int = CANVAS) -> tuple[int, int, Pixels]:
-    """Where a glyph's image goes on a canvas of `size` pixels: (left, top, RGBA [h, w, 4])."""
+    """A glyph on a canvas of `size` pixels: (left, top, RGBA [h, w, 4])."""
     side = round(placed.size * size / CANVAS)
     rgba = sheet.rgba(placed.glyph, side)
     left = round(placed.x * size / CANVAS) + (side - rgba.shape[1]) // 2
@@ -75,7 +75,7 @@ def box(placed: Placed, sheet: GlyphSheet, size: int = CANVAS) -> tuple[int, int
 
 
 def composite(canvas: Pixels, left: int, top: int, rgba: Pixels) -> None:
-    """Draw an RGBA image over a part of the canvas [H, W, 3], in place."""
+    """Composite an RGBA image over a part of the canvas [H, W, 3], in place."""
     height, width = rgba.shape[:2]
     under = canvas[top : top + height, left : left + width]
     alpha = rgba[..., 3:].astype(np.uint32)
@@ -84,7 +84,7 @@ def composite(canvas: Pixels, left: int, top: int, rgba: Pixels) -> None:
 
 
 def render(what: Scene, sheet: GlyphSheet, size: int = CANVAS) -> Pixels:
-    """Draw a scene: uint8 [size, size, 3]."""
+    """Render a scene: uint8 [size, size, 3]."""
     canvas = np.empty((size, size, 3), dtype=np.uint8)
     canvas[...] = what.background.rgb
     for placed in what.glyphs:
@@ -93,7 +93,7 @@ def render(what: Scene, sheet: GlyphSheet, size: int = CANVAS) -> Pixels:
 
 
 def layers(what: Scene, sheet: GlyphSheet, size: int = CANVAS) -> NDArray[np.uint8]:
-    """Which glyph shows where: [size, size], 0 the background, then 1, 2 from back to front."""
+    """The glyph visible at each pixel: [size, size], 0 the background, then 1, 2 back to front."""
     plane = np.zeros((size, size), dtype=np.uint8)
     for number, placed in enumerate(what.glyphs, start=1):
         left, top, rgba = box(placed, sheet, size)
@@ -116,11 +116,11 @@ class Scenes:
         spread: float = 1.0,
     ) -> None:
         if size < 16:
-            raise UsageError(f"data: size {size} is too small to draw on; use 64 or more")
+            raise UsageError(f"data: size {size} is too small; use 64 or more")
         if not 0 <= two_glyphs <= 1:
-            raise UsageError(f"data: two_glyphs {two_glyphs} is no share between 0 and 1")
+            raise UsageError(f"data: two_glyphs must be 0 to 1, not {two_glyphs}")
         if not 0 <= spread <= 1:
-            raise UsageError(f"data: spread {spread} is no share between 0 and 1")
+            raise UsageError(f"data: spread must be 0 to 1, not {spread}")
         self.sheet = GlyphSheet(font)
         self.size = size
         self.seed = seed
@@ -130,7 +130,7 @@ class Scenes:
         self.spread = spread
 
     def scene(self, index: int) -> Scene:
-        """The scene of that number."""
+        """The scene of a number."""
         return scene(self.seed, index, self.split, self.two_glyphs, self.glyphs, self.spread)
 
     def __getitem__(self, index: int) -> tuple[Pixels, str]:
@@ -138,7 +138,7 @@ class Scenes:
         return render(what, self.sheet, self.size), what.caption
 
     def vocabulary(self) -> Iterator[str]:
-        """Captions with every word that these can have."""
+        """Captions that contain every possible word."""
         return all_captions_vocabulary(self.glyphs)
 
     def batch(self, start: int, n: int) -> tuple[Pixels, list[str]]:
@@ -151,22 +151,22 @@ class Scenes:
         return images, captions
 
     def layers(self, start: int, n: int) -> NDArray[np.uint8]:
-        """Which glyph shows where in scenes start .. start + n - 1: uint8 [n, size, size]."""
+        """The glyph at each pixel of scenes start .. start + n - 1: uint8 [n, size, size]."""
         scenes = (self.scene(start + row) for row in range(n))
         return np.stack([layers(what, self.sheet, self.size) for what in scenes])
 
     def layouts(self, start: int, n: int, cells: int) -> NDArray[np.int64]:
-        """What covers each cell of scenes start .. start + n - 1, by `kinds`: [n, cells, cells]."""
+        """The kind of glyph in each cell of scenes start .. start + n - 1: [n, cells, cells]."""
         return np.stack([glyph_layout(self.scene(start + row), cells) for row in range(n)])
 
     @property
     def kinds(self) -> int:
-        """What a cell can be covered with: a glyph, by its number, or at last nothing."""
+        """The number of kinds of a cell: one per glyph, and the last for none."""
         return len(GLYPHS) + 1
 
 
 def named_glyphs(names: Sequence[str] | None) -> tuple[Glyph, ...]:
-    """Glyphs by name, or all; raises UsageError for a name that is not known, or only one glyph."""
+    """Glyphs by name, or all; raises UsageError for an unknown name, or fewer than two glyphs."""
     if names is None:
         return GLYPHS
     by_name = {glyph.name: glyph for glyph in GLYPHS}

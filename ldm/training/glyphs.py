@@ -1,7 +1,7 @@
-"""The images and the colours that the bundled model knows, by the words a person would type.
+"""The glyphs and colours that the bundled model knows, with the words that people would type.
 
-Every glyph is one character of the Noto Color Emoji font; names are the Unicode short names cut to
-their common words. The list avoids glyphs that are hard to tell apart at fifty pixels.
+Every glyph is a character of the Noto Color Emoji font; names are shortened from the Unicode short
+names. The list avoids glyphs that are hard to distinguish at fifty pixels.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Glyph:
-    """One image: the font's character and the words for it.
+    """One glyph: the font's character and the words for it.
 
     `article` None means "a" or "an" by the first letter, "" means none (plural and mass nouns).
-    `colour` is an adjective that is true of the image and said in some captions.
+    `colour` is an adjective that describes the glyph in some captions.
     """
 
     char: str
@@ -29,7 +29,7 @@ class Glyph:
 
 @dataclass(frozen=True)
 class Background:
-    """A flat colour, 0..255, and its words; the first name is the usual one."""
+    """A flat colour, 0..255, with its usual name and synonyms."""
 
     name: str
     rgb: tuple[int, int, int]
@@ -174,9 +174,9 @@ def _rank(text: str) -> int:
 
 @cache
 def backgrounds_of(glyph: Glyph, split: Split) -> tuple[Background, ...]:
-    """The backgrounds a glyph may stand on: eight in training, the other two in the test split.
+    """The backgrounds of a glyph: eight in the training split, the other two in the test split.
 
-    Decided by a hash of the two names, so that editing the list moves no other combination.
+    A hash of the two names decides, so that editing the list moves no other combination.
     """
     ranked = sorted(BACKGROUNDS, key=lambda b: _rank(f"{glyph.name}/{b.name}"))
     return tuple(ranked[:2] if split == "test" else ranked[2:])
@@ -184,6 +184,6 @@ def backgrounds_of(glyph: Glyph, split: Split) -> tuple[Background, ...]:
 
 @cache
 def pair_split(one: Glyph, other: Glyph) -> Split:
-    """The split that an unordered pair of glyphs belongs to: a tenth of them is held out."""
+    """The split of an unordered pair of glyphs: a tenth of the pairs is held out."""
     first, second = sorted((one.name, other.name))
     return "test" if _rank(f"{first}+{second}") % 10 == 0 else "train"

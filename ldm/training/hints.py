@@ -1,7 +1,7 @@
-"""What a network in training is shown beside the noisy latent, made from the scene itself.
+"""Hints: a network's additional inputs in training, computed from the scene.
 
-A mask and the image without what is under it, the depth of things, or the image made small:
-the same that `ldm.engine.tasks` shows the network of an inpainter, a depth model, an upscaler.
+A mask and the masked image, the depth of the glyphs, or the downscaled image: the same inputs that
+`ldm.engine.tasks` prepares for an inpainting model, a depth model or an upscaler.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from ldm.training.stages import to_tensor
 
 ImageArrays = NDArray[np.uint8]
 Encode = Callable[[Tensor], Tensor]
-_MARGIN = 6  # pixels at most by which a mask is larger than the thing under it
+_MARGIN = 6  # the most pixels that a mask extends beyond its glyph, on each side
 
 
 class Hint(Protocol):
     """One kind of hint."""
 
     def keep(self, images: ImageArrays, layers: ImageArrays, first: int, encode: Encode) -> Kept:
-        """What is computed once for scenes first, first + 1, ...: tensors [B,...] by name.
+        """The tensors [B,...] to compute once for scenes first, first + 1, ..., by name.
 
         images uint8 [B,H,W,3]; layers uint8 [B,H,W], 0 background, then back to front; `encode`
-        gives the moments [B,2C,h,w] of images [B,3,H,W] in [-1,1].
+        returns the moments [B,2C,h,w] of images [B,3,H,W] in [-1,1].
         """
         ...
 
     def show(self, kept: Kept, cond: Conditioning, generator: torch.Generator) -> Conditioning:
-        """The condition of a step, with the hint of its scenes; random parts are drawn again."""
+        """The condition of a step, with the hint of its scenes; random parts are drawn anew."""
         ...
 
 
@@ -49,7 +49,7 @@ Kept = dict[str, Tensor]
 
 
 class MaskHint:
-    """A box around one of the things, and the image with grey in it (Stable Diffusion's way)."""
+    """A box around one of the glyphs, and the image with grey inside, as in Stable Diffusion."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -68,7 +68,7 @@ class MaskHint:
 
 
 class DepthHint:
-    """How near things are: the later drawn, the nearer."""
+    """The depth of the glyphs, of which the front ones are nearer."""
 
     def __init__(self, model: Model) -> None:
         self.factor = model.factor
@@ -83,7 +83,7 @@ class DepthHint:
 
 
 class SmallHint:
-    """The image at the latent's size, with noise of a level that the network is told."""
+    """The image at the latent's size, with noise of a level that the network gets as input."""
 
     def __init__(self, model: Model) -> None:
         self.noising, self.factor = model.low_scale_model, model.factor
@@ -107,9 +107,9 @@ class SmallHint:
 
 
 def find_hint(model: Model) -> Hint | None:
-    """The hint that a model's network takes, None for one that is told by text alone.
+    """The hint for a model's network, or None if it is conditioned on text alone.
 
-    Raises ConfigError for a number of input channels that none of them explains.
+    Raises ConfigError for a number of input channels that fits no hint.
     """
     more = model.network.in_channels - model.latent_channels
     if not more:
@@ -121,16 +121,16 @@ def find_hint(model: Model) -> Hint | None:
     if more == 1:
         return DepthHint(model)
     raise ConfigError(
-        f"unet_config.params.in_channels: {more} channels beside the latent's are no mask with its "
-        "image, no depth and no small image"
+        f"unet_config.params.in_channels: {more} channels besides the latent's fit neither a mask "
+        "with its image, nor a depth map, nor a small image"
     )
 
 
 def hole(layers: NDArray[np.uint8], index: int) -> NDArray[np.float32]:
-    """A box [H,W] of ones around one of the things of a scene, a little larger than it."""
+    """A box [H,W] of ones around one of the glyphs of a scene, slightly larger than it."""
     rng = np.random.default_rng((index, 77))
-    thing = rng.integers(1, int(layers.max()) + 1) if layers.max() else 0
-    rows, columns = np.nonzero(layers == thing)
+    glyph = rng.integers(1, int(layers.max()) + 1) if layers.max() else 0
+    rows, columns = np.nonzero(layers == glyph)
     mask = np.zeros(layers.shape, np.float32)
     top, left, bottom, right = rng.integers(1, _MARGIN + 1, size=4)
     mask[

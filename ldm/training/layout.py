@@ -1,8 +1,8 @@
-"""A question beside the image, for a network in training: what is to be where?
+"""An auxiliary loss for a network in training: predict the layout of the image.
 
-The loss of the image alone hardly tells a network that the words for a thing belong to a place:
-it learns to draw a mixture of all that is named, everywhere. Asked for the kind of thing in every
-cell, of the features in which it has just attended to the text, it soon finds out.
+From the image loss alone, a network hardly learns that the words for an object belong to a place;
+it generates a mixture of all named objects everywhere. Predicting the kind of object in every cell,
+from the features that have just attended to the text, teaches it soon.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from ldm.nn.unet import UNetModel
 
 
 class LayoutLoss(nn.Module):
-    """Cross entropy of the kind of thing in each cell, told by a network's own features.
+    """Cross entropy of the kind of object in each cell, predicted from a network's own features.
 
-    They are those of the last place where the network attends to the text. Raises ConfigError for a
-    network that never does.
+    The features are those of the last attention to the text. Raises ConfigError for a network
+    without any.
     """
 
     def __init__(self, network: UNetModel, kinds: int) -> None:
         super().__init__()
         asked = [m for m in network.output_blocks.modules() if isinstance(m, SpatialTransformer)]
         if not asked:
-            raise ConfigError("train.layout_weight: the network attends to no text; leave it out")
+            raise ConfigError("train.layout_weight: the network does not attend to text; omit it")
         self.seen: Tensor | None = None
         asked[-1].register_forward_hook(self._see)
         self.head = nn.Conv2d(asked[-1].norm.num_channels, kinds, 1)
@@ -35,7 +35,7 @@ class LayoutLoss(nn.Module):
         self.seen = features
 
     def forward(self, layout: Tensor) -> Tensor:
-        """layout [B,h,w], as fine as the features that the network has just had, or finer."""
+        """layout [B,h,w], at the resolution of the network's latest features, or a finer one."""
         assert self.seen is not None
         logits, self.seen = self.head(self.seen), None
         step = layout.shape[-1] // logits.shape[-1]

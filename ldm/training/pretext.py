@@ -1,8 +1,8 @@
-"""A text conditioner's first lessons: what captions say, before there are images to go by.
+"""Pretraining of a text conditioner on the meaning of captions, without images.
 
-Learnt together from nothing, a network finds no sense in the text for thousands of steps. So the
-conditioner first learns to tell a scene's facts from its caption, and to tell every place of the
-image that asks what to show there; that takes minutes. The heads are thrown away.
+If both are trained together from scratch, the network ignores the text for thousands of steps. So
+the conditioner first learns to predict a scene's facts from its caption, and the glyph at every
+place of the image; that takes minutes. The heads are discarded.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from ldm.training.scenes import FACT_SIZES, Scene, facts, glyph_layout
 
 BATCH = 128
 LEARNING_RATE = 1e-3
-CELLS = 8  # places along a side: as many as where the bundled network attends to the text
+CELLS = 8  # per side, as many as where the bundled network attends to the text
 HEADS = 4
 
 
 class LayoutHead(nn.Module):
-    """Tells which glyph covers each cell of a scene, by attention from the cell to the text.
+    """Predicts the glyph that covers each cell of a scene, by attention from the cell to the text.
 
-    A network asks the text in this way; told so beforehand, a thing's words know where it goes.
+    A network attends to the text in the same way, so the words for a glyph learn its place.
     """
 
     def __init__(self, width: int) -> None:
@@ -44,10 +44,10 @@ class LayoutHead(nn.Module):
 
 
 def teach(embedder: TextEmbedder, scene: Callable[[int], Scene], steps: int, seed: int) -> float:
-    """Train a conditioner to tell the facts of scenes 0, 1, 2, ... from their captions.
+    """Train a conditioner to predict the facts of scenes 0, 1, 2, ... from their captions.
 
-    Gives the last loss, in nats summed over the facts and the layout. A caption may leave facts
-    out, so that it does not go to zero.
+    Returns the last loss, in nats summed over the facts and the layout. Captions may omit facts, so
+    it does not reach zero.
     """
     from tqdm import trange
 
@@ -55,8 +55,8 @@ def teach(embedder: TextEmbedder, scene: Callable[[int], Scene], steps: int, see
     width = embedder.encode([""])[0].shape[-1]
     heads = nn.ModuleList(nn.Linear(width, size) for size in FACT_SIZES)
     layout_head = LayoutHead(width)
-    taught = nn.ModuleList([heads, layout_head]).to(next(embedder.parameters()).device)
-    weights = [*embedder.parameters(), *taught.parameters()]
+    all_heads = nn.ModuleList([heads, layout_head]).to(next(embedder.parameters()).device)
+    weights = [*embedder.parameters(), *all_heads.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=LEARNING_RATE, weight_decay=1e-3)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
     loss = torch.zeros(())
@@ -73,20 +73,20 @@ def teach(embedder: TextEmbedder, scene: Callable[[int], Scene], steps: int, see
 
 
 def _fact_loss(heads: nn.ModuleList, hidden: Tensor, scenes: Sequence[Scene]) -> Tensor:
-    """Cross entropy of the facts as told by the mean of all places, and by the last one.
+    """Cross entropy of the facts as predicted from the mean of all positions, and from the last.
 
     The mean is what attention sees before it has learnt where to look.
     """
     targets = torch.tensor([facts(what) for what in scenes], device=hidden.device)
     loss = hidden.new_zeros(())
     for column, head in enumerate(heads):
-        for seen in (hidden.mean(dim=1), hidden[:, -1]):
-            loss = loss + F.cross_entropy(head(seen), targets[:, column]) / 2
+        for summary in (hidden.mean(dim=1), hidden[:, -1]):
+            loss = loss + F.cross_entropy(head(summary), targets[:, column]) / 2
     return loss
 
 
 def _layout_loss(head: LayoutHead, hidden: Tensor, scenes: Sequence[Scene]) -> Tensor:
-    """Cross entropy of what each cell shows, in the mean over cells."""
+    """Cross entropy of the glyph in each cell, averaged over cells."""
     layouts = np.stack([glyph_layout(what, CELLS) for what in scenes])
     targets = torch.from_numpy(layouts).flatten(1).to(hidden.device)
     return F.cross_entropy(head(hidden).transpose(1, 2), targets)

@@ -1,4 +1,4 @@
-"""The `train` section of a YAML: how long, how fast, from where, to where."""
+"""The `train` section of a YAML: the settings of a training run."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Plan:
     autoencoder: str | None = None  # weights of the first stage
     text_steps: int = 0  # diffusion: steps that teach the text conditioner alone, before the rest
     crop: int | None = None  # autoencoder: side of the training crops, in pixels
-    mse_weight: float = 0.0  # autoencoder: squares beside the L1 loss, for colours far off
-    kl_weight: float = 1e-6  # autoencoder: per value of the image, as the original loss has it
+    mse_weight: float = 0.0  # autoencoder: squared error besides the L1 loss, for large errors
+    kl_weight: float = 1e-6  # autoencoder: per value of the image, as in the original loss
     scenes: int = 20000  # diffusion: images encoded beforehand
     noise_bias: float = 1.0  # diffusion: density of t rises as t**(noise_bias - 1); words act late
-    layout_weight: float = 0.0  # diffusion: of saying what is where (`ldm.training.layout`)
-    drop_vector: float = 0.0  # diffusion: share without the pooled text, left to the words
+    layout_weight: float = 0.0  # diffusion: weight of the layout loss (`ldm.training.layout`)
+    drop_vector: float = 0.0  # diffusion: share trained without the pooled text
     drop_caption: float = 0.1  # diffusion: share trained without text, for guidance
     sample_every: int = 500
     save_every: int = 500
@@ -45,7 +45,7 @@ class Plan:
         """Read the section; an unknown, missing or ill-typed field is a ConfigError naming it."""
         section = config.tree.get("train")
         if not isinstance(section, dict):
-            raise ConfigError(f"{config.source}: a train section is needed to train")
+            raise ConfigError(f"{config.source}: training needs a train section")
         kinds = get_type_hints(cls)
         for name, value in section.items():
             if name not in kinds:

@@ -1,7 +1,7 @@
-"""Scenes of emoji and sentences that are true of them: what the bundled model is taught.
+"""Scenes of emoji and captions that describe them: the training data of the bundled model.
 
-A scene is one or two emoji on a flat background and a caption. It depends on (seed, index, split)
-alone; `ldm.data` draws it. No torch.
+A scene is one or two emoji on a flat background and a caption. It depends only on (seed, index,
+split); `ldm.training.data` renders it. No torch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ldm.training.glyphs import (
 CANVAS = 128
 _MARGIN = 2
 _GAP = 4
-_APART = 12  # pixels at most between the middles of two glyphs that stand in a line
+_APART = 12  # pixels at most between the centres of two glyphs across their line
 _SIZES_ONE = range(72, 105, 4)  # steps of four pixels keep the cache of scaled glyphs small
 _SIZES_TWO = range(48, 61, 4)
 
@@ -37,7 +37,7 @@ Axis = Literal["horizontal", "vertical"]
 
 @dataclass(frozen=True)
 class Placed:
-    """A glyph fitted into the square of `size` pixels whose top left corner is (x, y)."""
+    """A glyph fitted into a square of `size` pixels with its top left corner at (x, y)."""
 
     glyph: Glyph
     x: int
@@ -51,7 +51,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is to be drawn, back to front, in pixels of a 128x128 canvas, and the words for it."""
+    """The glyphs from back to front, in pixels of a 128x128 canvas, and their caption."""
 
     glyphs: tuple[Placed, ...]
     background: Background
@@ -82,7 +82,7 @@ _TWO_ENDS = (
     (" on {b}", 5),
     ("", 1),
 )
-# Side by side, in the order of the words: what is not said is left to no chance.
+# Side by side, in the order of the words, so that the layout is never ambiguous.
 _TWO = (
     ("{x} and {y}", 7),
     ("{n} and {m}", 3),
@@ -109,7 +109,7 @@ _ROWS = ("top", "", "bottom")
 
 
 def with_article(glyph: Glyph, noun: str) -> str:
-    """The noun phrase with its article, by the phrase's first letter unless the glyph knows."""
+    """The noun phrase with its article, by its first letter unless the glyph specifies one."""
     if glyph.article == "":
         return noun
     if glyph.article is not None and noun.split()[0] in glyph.name.split():
@@ -142,7 +142,7 @@ def _noun(rng: random.Random, placed: Placed, size_words: bool) -> str:
 
 
 def place_words(placed: Placed) -> str:
-    """Where a lone glyph stands ("in the top left"), or "" if no word is clearly true."""
+    """Describe the position of a lone glyph ("in the top left"), or "" if it is ambiguous."""
     x, y = placed.centre
 
     def third(centre: float) -> int | None:
@@ -179,18 +179,18 @@ def _scene_one(rng: random.Random, split: Split, among: Sequence[Glyph], spread:
 
 
 def _near(middle: float, drawn: float, spread: float) -> int:
-    """A number drawn around a middle, as near to it as `spread` says: 0 is there, 1 as drawn."""
+    """Move a drawn number towards the middle: `spread` 0 gives the middle, 1 the number itself."""
     return round(middle + spread * (drawn - middle))
 
 
 def _size(rng: random.Random, sizes: range, spread: float) -> int:
-    """One of some sizes."""
+    """Draw one of several sizes."""
     last = len(sizes) - 1
     return sizes[_near(last / 2, rng.randint(0, last), spread)]
 
 
 def _central(rng: random.Random, size: int, spread: float) -> int:
-    """Where a lone glyph begins along one side: anywhere, the middle most often."""
+    """Draw the start of a lone glyph along one side: anywhere, but most often in the middle."""
     last = CANVAS - _MARGIN - size
     drawn = (rng.randint(_MARGIN, last) + rng.randint(_MARGIN, last)) / 2
     return _near((_MARGIN + last) / 2, drawn, spread)
@@ -204,7 +204,7 @@ def _pair(rng: random.Random, split: Split, among: Sequence[Glyph]) -> tuple[Gly
 
 
 def _along(rng: random.Random, first: int, second: int, spread: float) -> tuple[int, int]:
-    """Starts of two lengths on the canvas, the first before the second, with a gap between."""
+    """Draw the starts of two spans on the canvas, the first before the second, with a gap."""
     spare = CANVAS - 2 * _MARGIN - _GAP - first - second
     before, after = sorted((rng.randint(0, spare), rng.randint(0, spare)))
     before, after = (
@@ -214,7 +214,7 @@ def _along(rng: random.Random, first: int, second: int, spread: float) -> tuple[
 
 
 def _across(rng: random.Random, first: int, second: int, spread: float) -> tuple[int, int]:
-    """Starts of two lengths whose centres lie at most _APART pixels apart."""
+    """Draw the starts of two spans with centres at most _APART pixels apart."""
     half = (max(first, second) + _APART) / 2
     centre = rng.uniform(_MARGIN + half, CANVAS - _MARGIN - half)
     shift = spread * rng.uniform(-_APART / 2, _APART / 2)
@@ -225,7 +225,7 @@ def _across(rng: random.Random, first: int, second: int, spread: float) -> tuple
 def _corners(
     rng: random.Random, axis: Axis, sizes: tuple[int, int], spread: float
 ) -> list[tuple[int, int]]:
-    """Corners for two squares, the first left of or above the second."""
+    """Draw the corners of two squares, the first left of or above the second."""
     along, across = _along(rng, *sizes, spread), _across(rng, *sizes, spread)
     sides = (along, across) if axis == "horizontal" else (across, along)
     return list(zip(*sides, strict=True))
@@ -247,7 +247,7 @@ def _scene_two(rng: random.Random, split: Split, among: Sequence[Glyph], spread:
         Placed(glyph, x, y, size)
         for glyph, (x, y), size in zip(glyphs, corners, sizes, strict=True)
     )
-    swap = related and rng.random() < 0.5  # speak of the second one first
+    swap = related and rng.random() < 0.5  # mention the second one first
     spoken = placed[::-1] if swap else placed
     nouns = [_noun(rng, p, size_words=False) for p in spoken]
     relations = (_INVERSE if swap else _RELATIONS)[axis]
@@ -273,10 +273,10 @@ def scene(
     among: Sequence[Glyph] = GLYPHS,
     spread: float = 1.0,
 ) -> Scene:
-    """The scene of that number; `two_glyphs` is the share of scenes with two of `among`.
+    """The scene of a number; `two_glyphs` is the share of scenes with two of `among`.
 
-    `spread` is how much place and size vary: 1 all they can, 0 not at all, which is for lessons.
-    A test scene shows a glyph on a background, or a pair of glyphs, that training never shows.
+    `spread` is the variation of position and size, from 0 (none) to 1 (full). A test scene shows a
+    glyph on a background, or a pair of glyphs, that training never shows.
     """
     if split not in get_args(Split):
         raise UsageError(f"data: split {split!r} is not one of train, test")
@@ -285,7 +285,7 @@ def scene(
     return draw(rng, split, among, spread)
 
 
-# What a scene's caption can tell: its glyphs back to front (the second or none), background, axis.
+# Numbers of values of a scene's facts: glyphs back to front (the second or none), background, axis.
 FACT_SIZES = (len(GLYPHS), len(GLYPHS) + 1, len(BACKGROUNDS), len(get_args(Axis)) + 1)
 
 
@@ -301,7 +301,7 @@ def facts(what: Scene) -> tuple[int, int, int, int]:
 
 
 def glyph_layout(what: Scene, cells: int) -> NDArray[np.int64]:
-    """Which of GLYPHS covers each cell: [cells, cells], rows from the top; len(GLYPHS) is none."""
+    """The index in GLYPHS for each cell: [cells, cells], rows from the top; len(GLYPHS) is none."""
     middles = (np.arange(cells) + 0.5) * (CANVAS / cells)
     layout = np.full((cells, cells), len(GLYPHS), dtype=np.int64)
     for placed in what.glyphs:
@@ -313,7 +313,7 @@ def glyph_layout(what: Scene, cells: int) -> NDArray[np.int64]:
 
 
 def all_captions_vocabulary(among: Sequence[Glyph] = GLYPHS) -> Iterator[str]:
-    """Captions that between them hold every word the data can say, in no more than needed."""
+    """A small set of captions that together contain every word of the data."""
     for background in BACKGROUNDS:
         for word in (background.name, *background.synonyms):
             yield f"{_a(word)} background"

@@ -1,6 +1,6 @@
-"""What `ldm train` can train: an autoencoder, or a diffusion model with its text conditioner.
+"""The stages of `ldm train`: an autoencoder, or a diffusion model with its text conditioner.
 
-A stage says where the batches come from and what the loss is; the loop is in `ldm.training.train`.
+A stage defines the batches and the loss; the loop is in `ldm.training.train`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ldm.training.recipe import Plan
 from ldm.training.scenes import Scene
 
 Batch = dict[str, Any]
-# Where a v1 text encoder has its rows, beside the list of kept tokens.
+# The embedding table of a v1 text encoder; its rows belong to the list of kept tokens.
 _TABLE = "transformer.text_model.embeddings.token_embedding.weight"
 
 
@@ -31,11 +31,11 @@ class Data(Protocol):
     """Numbered images with captions."""
 
     def scene(self, index: int) -> Scene:
-        """What image `index` shows."""
+        """The scene of image `index`."""
         ...
 
     def vocabulary(self) -> Iterable[str]:
-        """Captions that between them have every word that there is."""
+        """Captions that together contain every word."""
         ...
 
     def batch(self, start: int, n: int) -> tuple[NDArray[np.uint8], list[str]]:
@@ -43,25 +43,25 @@ class Data(Protocol):
         ...
 
     def layers(self, start: int, n: int) -> NDArray[np.uint8]:
-        """What shows where in them, uint8 [n,H,W]: 0 the background, then things back to front."""
+        """The object visible at each pixel, uint8 [n,H,W]: 0 the background, then back to front."""
         ...
 
     def layouts(self, start: int, n: int, cells: int) -> NDArray[np.int64]:
-        """Which kind of thing covers each cell of them, [n,cells,cells] below `kinds`."""
+        """The kind of object in each cell, [n,cells,cells], below `kinds`."""
         ...
 
     @property
     def kinds(self) -> int:
-        """How many kinds of things there are, nothing among them."""
+        """The number of kinds of objects, including none."""
         ...
 
 
 class Stage(Protocol):
-    """What is trained: a module whose forward gives the loss, and where its batches come from."""
+    """A training stage: a module whose forward returns the loss, and the source of its batches."""
 
     @property
     def module(self) -> nn.Module:
-        """Its forward takes a batch and gives (loss, figures to log)."""
+        """The module to train; its forward takes a batch and returns (loss, figures to log)."""
         ...
 
     def batch(self, step: int) -> Batch:
@@ -69,7 +69,7 @@ class Stage(Protocol):
         ...
 
     def sample(self, module: Any, step: int) -> NDArray[np.uint8]:
-        """Images in a row of rows, [R, C, H, W, 3]."""
+        """Sample images in rows, [R, C, H, W, 3]."""
         ...
 
     def weights(self, module: Any) -> dict[str, Tensor]:
@@ -77,16 +77,16 @@ class Stage(Protocol):
         ...
 
     def compile(self, model: Callable[..., Any]) -> Callable[..., Any]:
-        """The step, compiled where that pays."""
+        """Compile the step, or the part of it that benefits."""
         ...
 
     def finish(self) -> None:
-        """Write what is needed beside the weights."""
+        """Write the files needed besides the weights."""
         ...
 
 
 def step_generator(seed: int, step: int, purpose: int) -> torch.Generator:
-    """The numbers of one step, whatever ran before it."""
+    """The random generator of one step, independent of earlier steps."""
     key = np.random.SeedSequence((seed, purpose, step)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(key >> 1))
 
@@ -103,7 +103,7 @@ def to_image_arrays(images: Tensor) -> NDArray[np.uint8]:
 
 
 class AutoencoderLoss(nn.Module):
-    """L1 distance, weighted squares and KL term, in one forward (compiled as one where asked)."""
+    """L1 distance, weighted squared error and KL term in one forward, which may be compiled."""
 
     autoencoder: AutoencoderKL
 
@@ -132,7 +132,7 @@ class AutoencoderStage:
         autoencoder = build_autoencoder(config)
         if plan.init is not None:
             load_weights(autoencoder, plan.init)
-        else:  # begin with little noise in the latents, or thousands of steps pass in finding out
+        else:  # start with little noise in the latents; learning that would take thousands of steps
             with torch.no_grad():
                 for values in autoencoder.quant_conv.parameters():
                     values[autoencoder.embed_dim :] = -6.0 if values.dim() == 1 else 0.0
@@ -175,9 +175,9 @@ class AutoencoderStage:
 
 
 def _same_tokens(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A file's table of kept tokens as one for the module's tokens; new ones keep the module's.
+    """Convert a file's table of kept tokens to the module's tokens; new ones keep its own rows.
 
-    So a model can be trained on from one whose captions had other words.
+    This allows training to continue from a model whose captions used other words.
     """
     own = dict(module.named_buffers()) | dict(module.named_parameters())
     found: dict[str, Tensor] = {}
@@ -201,14 +201,14 @@ _LABEL = "model.diffusion_model.label_emb."
 
 
 def _grown(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of a network that was shown less, for one that is shown more."""
+    """Adapt the tensors of a network with fewer inputs to one with more."""
     own = module.state_dict()
     found = {key: values for key, values in tensors.items() if not key.startswith(_LABEL)}
     for key, values in own.items():
         if key.startswith(_LABEL):
             same = key in tensors and tensors[key].shape == values.shape
             found[key] = tensors[key] if same else values
-        elif is_scheduled(key):  # the YAML's, which may be another
+        elif is_scheduled(key):  # use the YAML's, which may differ
             found[key] = values
     first = tensors.get(_FIRST)
     if first is not None and _FIRST in own and first.shape[1] < own[_FIRST].shape[1]:
@@ -220,8 +220,8 @@ def _grown(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor
 def load_weights(module: nn.Module, path: str, *, grown: bool = False) -> None:
     """Assign a safetensors file to a module, strictly; raises ConfigError naming the file.
 
-    With `grown` the module may have more than the file: input channels of the network's first
-    convolution, which begin as zeros, and another embedding of labels, which begins again.
+    With `grown`, the module may have more than the file: more input channels of the network's first
+    convolution, which start at zero, and a different label embedding, which starts fresh.
     """
     from safetensors.torch import load_file
 
@@ -242,12 +242,12 @@ def load_weights(module: nn.Module, path: str, *, grown: bool = False) -> None:
 
 
 def device() -> torch.device:
-    """Where to train."""
+    """The device to train on."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def hardware_bf16() -> bool:
-    """Whether bfloat16 products run in hardware here; emulated they are slower than float32."""
+    """Whether bfloat16 products run in hardware here; if emulated, they are slower than float32."""
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return _cpu_flag("avx512_bf16")

@@ -1,8 +1,8 @@
-"""`ldm train`: the loop that both stages of `ldm.training.stages` go through.
+"""`ldm train`: the training loop of both stages (`ldm.training.stages`, `ldm.training.trainer`).
 
 The YAML is the originals' dialect (`model`, `data`) with a `train` section, whose fields are those
-of `ldm.training.recipe.Plan`. The loop is Accelerate's: precision, clipping, saved and restored
-state. Data and noise of a step depend on the seed and the step's number alone, so that a resumed
+of `ldm.training.recipe.Plan`. Accelerate handles precision, clipping, and saving and restoring the
+state. The data and noise of a step depend only on the seed and the step's number, so that a resumed
 run continues exactly.
 """
 
@@ -33,7 +33,7 @@ from ldm.training.trainer import DiffusionStage
 
 
 def learning_rate_factor(plan: Plan, step: int) -> float:
-    """Share of the full learning rate at a step: linear warm-up, then constant or half a cosine."""
+    """The learning rate factor at a step: linear warm-up, then constant or a half cosine."""
     if step < plan.warmup_steps:
         return (step + 1) / plan.warmup_steps
     if plan.schedule == "constant":
@@ -60,7 +60,7 @@ class Ema:
 
 
 def prefetch(stage: Stage, steps: range) -> Iterator[tuple[int, Batch]]:
-    """The batches of these steps, each drawn while the one before it is trained on."""
+    """The batches of these steps, each prepared during the step before it."""
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(stage.batch, steps.start)
         for step in steps:
@@ -71,7 +71,7 @@ def prefetch(stage: Stage, steps: range) -> Iterator[tuple[int, Batch]]:
 
 
 def save_weights(weights: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write float16 safetensors, whole or not at all; vectors and integers keep their dtype."""
+    """Write float16 safetensors, all or nothing; vectors and integers keep their dtype."""
     from safetensors.torch import save_file
 
     halves = {
@@ -96,7 +96,7 @@ def save_sheet(rows: NDArray[np.uint8], path: Path) -> None:
 
 
 class Trainer:
-    """A stage with its optimiser, its averaged copy and where they are kept."""
+    """A stage with its optimiser, its averaged copy and their output folder."""
 
     def __init__(self, stage: Stage, plan: Plan) -> None:
         from accelerate import Accelerator
@@ -127,7 +127,7 @@ class Trainer:
         self.forward = stage.compile(model) if plan.compile else model
 
     def step(self, batch: Batch) -> dict[str, float]:
-        """One step of gradient descent; gives the figures to log."""
+        """Run one step of gradient descent; returns the figures to log."""
         place = self.accelerator.device
         inputs = {k: v.to(place) if isinstance(v, Tensor) else v for k, v in batch.items()}
         loss, figures = self.forward(**inputs)
@@ -140,7 +140,7 @@ class Trainer:
         return {"loss": loss.detach(), **figures}
 
     def save(self, step: int) -> None:
-        """Save the whole run beside the old state, then put it in its place; and the weights."""
+        """Save the state beside the old one, then replace that; also save the weights."""
         partial, old = self.state.with_suffix(".partial"), self.state.with_suffix(".old")
         shutil.rmtree(partial, ignore_errors=True)
         self.accelerator.save_state(str(partial))
@@ -155,7 +155,7 @@ class Trainer:
         save_weights(weights, self.outdir / "model.safetensors", metadata)
 
     def restore(self) -> int:
-        """Load the newest whole state; gives the number of steps done."""
+        """Load the newest complete state; returns the number of completed steps."""
         for place in (self.state, self.state.with_suffix(".old")):
             if (place / "step.json").is_file():
                 self.accelerator.load_state(str(place))
@@ -164,7 +164,7 @@ class Trainer:
         raise ConfigError(f"{self.state}: nothing to resume from; run without --resume first")
 
     def sample(self, step: int) -> None:
-        """Write a sheet of what the averaged copy can do."""
+        """Write a sheet of samples from the averaged copy."""
         with torch.no_grad():
             rows = self.stage.sample(self.ema.average.module, step)
         save_sheet(rows, self.outdir / f"samples-{step:06d}.png")
@@ -176,7 +176,7 @@ def fit(stage: Stage, plan: Plan, *, resume: bool) -> Path:
 
     state = Path(plan.outdir) / "state"
     if not resume and state.exists():
-        raise ConfigError(f"{state}: an earlier run is here; give --resume, or another outdir")
+        raise ConfigError(f"{state}: from an earlier run; give --resume, or another outdir")
     trainer = Trainer(stage, plan)
     start = trainer.restore() if resume else 0
     trainer.outdir.mkdir(parents=True, exist_ok=True)
@@ -206,7 +206,7 @@ def fit(stage: Stage, plan: Plan, *, resume: bool) -> Path:
 
 
 def run(config: Path, *, resume: bool = False, overrides: Sequence[str] = ()) -> Path:
-    """Train what a YAML describes; gives the path of the weights."""
+    """Train the model that a YAML describes; returns the path of the weights."""
     if importlib.util.find_spec("accelerate") is None:
         raise ConfigError("training needs accelerate: pip install 'ldm-cli[train]'")
     tree = override(read_config(config), overrides)

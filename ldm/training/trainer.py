@@ -1,7 +1,7 @@
-"""Training a latent diffusion model: latents encoded beforehand, through the network.
+"""Training a latent diffusion model on latents that are encoded in advance.
 
-A model may be shown more than the noisy latent (`ldm.training.hints`): a mask, depths, a small
-image.
+A model may have more inputs than the noisy latent (`ldm.training.hints`): a mask, a depth map, a
+small image.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ from ldm.training.stages import (
     to_tensor,
 )
 
-_PROBES = 1_000_000_000  # no step comes so far
+_PROBES = 1_000_000_000  # beyond the scenes of any step
 
 
 class DiffusionLoss(nn.Module):
-    """Mean squared error of what the network must put out for the sampler's denoiser to be right.
+    """Mean squared error of the network's output, with a target that makes the denoiser exact.
 
     denoised = c_skip * x + c_out * network(c_in * x), so the target is (z - c_skip * x) / c_out.
-    With `layout`, that much (`weight`) of its loss is added.
+    With `layout`, its loss is added with a `weight`.
     """
 
     network: UNetModel
@@ -79,7 +79,7 @@ class DiffusionLoss(nn.Module):
         context, _ = self.conditioner.encode(captions)
         if vector is None:
             vector = pooled_state(self.conditioner, context)
-            if vector is not None and pooled is not None:  # in which rows it is shown
+            if vector is not None and pooled is not None:  # the rows that get it
                 vector = vector * pooled[:, None]
         sigma = self.schedule.sigma(t).to(z)
         axes = (-1, 1, 1, 1)
@@ -90,12 +90,12 @@ class DiffusionLoss(nn.Module):
         loss = F.mse_loss(output, (z - c_skip * x) / c_out)
         if self.layout is None or layout is None:
             return loss, {}
-        asked = self.layout(layout)
-        return loss + self.layout_weight * asked, {"layout": asked.detach()}
+        layout_loss = self.layout(layout)
+        return loss + self.layout_weight * layout_loss, {"layout": layout_loss.detach()}
 
 
 class DiffusionStage:
-    """Latents encoded beforehand, with their captions, through the network and the conditioner."""
+    """Trains the network, and perhaps its conditioner, on encoded latents and their captions."""
 
     def __init__(self, config: Config, plan: Plan, data: Data) -> None:
         from ldm.models.registry import build
@@ -120,7 +120,7 @@ class DiffusionStage:
         self.model.first_stage_model.requires_grad_(False).eval()
         trained = config.tree["model"]["params"].get("cond_stage_trainable", False)
         if not trained and self.model.cond_stage_model is not None:
-            # Trained along, it forgets which glyph is meant long before the network could use it.
+            # If trained too, it forgets the glyphs long before the network can use them.
             self.model.cond_stage_model.requires_grad_(False)
         self.kept, self.captions = self._encode(data)
         self.moments = self.kept.pop("moments")
@@ -139,7 +139,7 @@ class DiffusionStage:
         return LayoutLoss(self.model.network, data.kinds) if self.plan.layout_weight else None
 
     def _probe(self, data: Data) -> tuple[list[str], Kept]:
-        """Captions that the images of progress are made from, and their hints."""
+        """The captions of the sample images, and their hints."""
         captions = [data.scene(_PROBES + row).caption for row in range(16)]
         if self.hint is None:
             return captions, {}
@@ -149,12 +149,12 @@ class DiffusionStage:
     def _moments(self, images: Tensor) -> Tensor:
         """Images [B,3,H,W] in [-1,1] -> moments [B,2*C,h,w], float16 on the CPU."""
         encoder = self.model.first_stage_model.to(device())
-        there = images.to(device(), memory_format=torch.channels_last)
+        inputs = images.to(device(), memory_format=torch.channels_last)
         with torch.no_grad(), torch.autocast(device().type, torch.bfloat16, hardware_bf16()):
-            return encoder.moments(there).half().cpu()
+            return encoder.moments(inputs).half().cpu()
 
     def _encode(self, data: Data) -> tuple[Kept, list[str]]:
-        """Moments [N, 2*C, h, w] float16, hints and captions of the first N scenes, in a file."""
+        """Moments [N, 2*C, h, w] float16, hints and captions of the first N scenes, cached."""
         from safetensors.torch import load_file, save_file
         from tqdm import trange
 
@@ -183,7 +183,7 @@ class DiffusionStage:
         return kept, captions
 
     def _times(self, size: int, generator: torch.Generator) -> Tensor:
-        """Time steps [size], more of the noisy ones where `noise_bias` is over 1."""
+        """Draw time steps [size], more of the noisy ones if `noise_bias` is over 1."""
         u = torch.rand(size, generator=generator) ** (1 / self.plan.noise_bias)
         total = len(self.model.schedule)
         return (u * total).long().clamp(max=total - 1)
@@ -213,12 +213,12 @@ class DiffusionStage:
         }
 
     def _pooled(self, size: int, generator: torch.Generator) -> Batch:
-        """Which rows of a step are shown the pooled text, where some are not."""
+        """The rows of a step that get the pooled text, if some do not."""
         share = self.plan.drop_vector
         return {"pooled": torch.rand(size, generator=generator) >= share} if share else {}
 
     def _shown(self, kept: Kept, generator: torch.Generator) -> Batch:
-        """What a step's network is shown, by the loss's parameter."""
+        """The network's additional inputs in a step, by parameter of the loss."""
         if self.hint is None:
             return {}
         cond = self.hint.show(kept, Conditioning(), generator)
@@ -251,20 +251,20 @@ class DiffusionStage:
         return dict(self.shown.state_dict())
 
     def finish(self) -> None:
-        """Write the YAML that the weights are read with."""
+        """Write the YAML for the weights."""
         from omegaconf import OmegaConf
 
         model = self.config.tree["model"]
         params = {**model["params"], "scale_factor": self.model.scale_factor}
         tree = {"model": {**model, "params": params}}
-        for section in ("sampling", "data"):  # how to use it, and what it has seen
+        for section in ("sampling", "data"):  # its defaults and its training data
             if section in self.config.tree:
                 tree[section] = self.config.tree[section]
         OmegaConf.save(OmegaConf.create(tree), Path(self.plan.outdir) / "model.yaml")
 
 
 def zero_last_layers(network: UNetModel) -> None:
-    """Start every residual branch, and the output, from nothing, as the originals did."""
+    """Zero the last layer of every residual branch and of the output, as the originals did."""
     last: list[nn.Module] = [network.out[-1]]
     for module in network.modules():
         if isinstance(module, ResBlock):
@@ -277,10 +277,10 @@ def zero_last_layers(network: UNetModel) -> None:
 
 
 def start_text(model: Model, source: str, captions: Iterable[str]) -> None:
-    """Start a text conditioner of v1's kind from nothing.
+    """Initialise a v1 text conditioner for training from scratch.
 
-    Words begin larger than places, which matter less; a cut embedding table is told which tokens
-    the captions use.
+    Token embeddings start larger than position embeddings, which matter less; a reduced embedding
+    table gets the tokens of the captions.
     """
     embedder = model.cond_stage_model
     if not isinstance(embedder, FrozenCLIPEmbedder):

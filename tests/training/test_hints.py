@@ -92,7 +92,7 @@ def test_a_model_that_is_shown_more_grows_from_one_that_is_not(
 def test_a_number_of_channels_that_nothing_explains() -> None:
     tree = config("depth")
     tree.tree["model"]["params"]["unet_config"]["params"]["in_channels"] = 6
-    with torch.device("meta"), pytest.raises(ConfigError, match="2 channels beside the latent's"):
+    with torch.device("meta"), pytest.raises(ConfigError, match="2 channels besides the latent's"):
         find_hint(build(tree))
 
 

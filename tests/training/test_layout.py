@@ -96,5 +96,5 @@ def test_a_network_that_sees_no_text_is_refused() -> None:
                 num_heads=1,
             )
         )
-    with pytest.raises(ConfigError, match=r"layout_weight: the network attends to no text"):
+    with pytest.raises(ConfigError, match=r"layout_weight: the network does not attend to text"):
         LayoutLoss(network, 3)
