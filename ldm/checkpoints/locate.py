@@ -168,10 +168,10 @@ def _matches(folder: Path, name: str) -> list[Path]:
     *parents, last = Path(name).parts
     for suffix in SUFFIXES:
         tail = (*parents, f"{last}{suffix}")
-        found = [path for path in _checkpoints(folder) if path.parts[-len(tail) :] == tail]
-        direct = [path for path in found if path == folder.joinpath(*tail)]
-        if found:
-            return direct or found
+        matches = [path for path in _checkpoints(folder) if path.parts[-len(tail) :] == tail]
+        direct = [path for path in matches if path == folder.joinpath(*tail)]
+        if matches:
+            return direct or matches
     return []
 
 

@@ -197,7 +197,7 @@ def _placed(
     area = None if mask is None else hard_mask(wanted.apply(mask))
     if area is not None:  # the masked area may have been cropped away
         width, height = wanted.canvas
-        check_mask(area, f"{job.mask or job.init_img} made {width}x{height}")
+        check_mask(area, f"{job.mask or job.init_img} at {width}x{height}")
     return Sources(
         canvas=canvas.canvas,
         size=wanted.canvas,

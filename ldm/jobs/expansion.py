@@ -152,15 +152,15 @@ class _Parser:
         if self.depth > MAX_DEPTH:
             raise self.fault("braces are nested too deeply", start)
         self.at += 1
-        made = Choice(())
+        choice = Choice(())
         if match := _AMOUNT.match(self.text, self.at):
             least = self.amount(match[2] or "1")
             most = None if match[1] else self.amount(match[3]) if match[3] else least
-            made = Choice((), least, most, listed=True)
+            choice = Choice((), least, most, listed=True)
             self.at = match.end()
             end = self.text.find("$$", self.at)
             if end >= 0 and not set(self.text[self.at : end]) & set("{}|\\"):
-                made = replace(made, separator=self.text[self.at : end])
+                choice = replace(choice, separator=self.text[self.at : end])
                 self.at = end + 2
         options = [self.option()]
         while self.text.startswith("|", self.at):
@@ -172,7 +172,7 @@ class _Parser:
         self.depth -= 1
         if not any(weight for weight, _ in options):
             raise self.fault("every weight of the choice is 0", start)
-        return replace(made, options=tuple(options))
+        return replace(choice, options=tuple(options))
 
     def amount(self, digits: str) -> int:
         """Parse the number of options to draw."""
@@ -270,13 +270,13 @@ class _Expansion:
 
     def listed(self, choice: Choice, place: Place) -> list[tuple[float, Parts]]:
         """The options, with each lone wildcard replaced by all its lines."""
-        found: list[tuple[float, Parts]] = []
+        options: list[tuple[float, Parts]] = []
         for weight, option in choice.options:
             if len(option) == 1 and isinstance(option[0], Wildcard):
-                found += [(weight * w, line) for w, line in self.lines(option[0].name, place)]
+                options += [(weight * w, line) for w, line in self.lines(option[0].name, place)]
             else:
-                found.append((weight, option))
-        return found
+                options.append((weight, option))
+        return options
 
     def lines(self, name: str, place: Place) -> list[tuple[float, Parts]]:
         """The lines of a wildcard, each with its weight."""
@@ -317,7 +317,7 @@ def _read(file: Path, changed: int) -> list[tuple[float, Parts]]:
     except UnicodeDecodeError:
         raise JobError(f"wildcard {file}: not UTF-8 text") from None
     lines = [line.strip() for line in re.split(r"\r\n|\r|\n", text)]
-    found = []
+    weighted = []
     for line in lines:
         if not line or line.startswith("#"):
             continue
@@ -326,10 +326,10 @@ def _read(file: Path, changed: int) -> list[tuple[float, Parts]]:
             parts = _parse(line[match.end() :] if match else line)
         except JobError as error:
             raise JobError(f"wildcard {file}: {error}") from None
-        found.append((float(match[1]) if match else 1.0, parts))
-    if not any(weight for weight, _ in found):
+        weighted.append((float(match[1]) if match else 1.0, parts))
+    if not any(weight for weight, _ in weighted):
         raise JobError(f"wildcard {file}: it has no line to draw")
-    return found
+    return weighted
 
 
 def _find(name: str) -> Path:

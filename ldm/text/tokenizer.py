@@ -117,8 +117,8 @@ class ClipTokenizer(Tokenizer):
 
     def split(self, text: str) -> Tokens:
         text = whole(_repaired(text))
-        found = self._backend.encode(text, add_special_tokens=False)
-        return Tokens(text, found.ids, found.offsets, word_numbers(found))
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        return Tokens(text, encoding.ids, encoding.offsets, word_numbers(encoding))
 
 
 class OpenClipTokenizer(Tokenizer):
@@ -140,16 +140,16 @@ class OpenClipTokenizer(Tokenizer):
     def split(self, text: str) -> Tokens:
         cleaned, lowered, places = self._clean(text)
         matches = list(self._words.finditer(lowered))
-        found = self._backend.encode(
+        encoding = self._backend.encode(
             [match.group() for match in matches], is_pretokenized=True, add_special_tokens=False
         )
-        words = word_numbers(found)
+        words = word_numbers(encoding)
         starts = [matches[word].start() for word in words]
         spans = [
             (places[start + low], places[start + high])
-            for start, (low, high) in zip(starts, found.offsets, strict=True)
+            for start, (low, high) in zip(starts, encoding.offsets, strict=True)
         ]
-        return Tokens(cleaned, found.ids, spans, words)
+        return Tokens(cleaned, encoding.ids, spans, words)
 
     @staticmethod
     def _clean(text: str) -> tuple[str, str, list[int]]:
@@ -182,7 +182,7 @@ def whole(text: str) -> str:
 
 
 def _repaired(text: str) -> str:
-    """A text as ftfy repairs it; plain ASCII is as it is, and spares the import."""
+    """Repair a text with ftfy; plain ASCII needs no repair, which spares the import."""
     if text.isascii() and "&" not in text and (text.isprintable() or not text):
         return text
     import ftfy
@@ -190,9 +190,9 @@ def _repaired(text: str) -> str:
     return ftfy.fix_text(text)
 
 
-def word_numbers(found: Encoding) -> list[int]:
+def word_numbers(encoding: Encoding) -> list[int]:
     """The index of each token's word; -1 for tokens that a post-processor adds."""
-    return [-1 if word is None else word for word in found.word_ids]
+    return [-1 if word is None else word for word in encoding.word_ids]
 
 
 def vocabulary_file() -> Path:

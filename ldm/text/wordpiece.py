@@ -41,8 +41,8 @@ class BertTokenizer(Tokenizer):
 
     def split(self, text: str) -> Tokens:
         text = whole(text)
-        found = self._backend.encode(text, add_special_tokens=False)
-        return Tokens(text, found.ids, found.offsets, word_numbers(found))
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        return Tokens(text, encoding.ids, encoding.offsets, word_numbers(encoding))
 
     def unknown_words(self, text: str) -> list[str]:
         """The words of a text with a character outside the vocabulary."""

@@ -180,7 +180,7 @@ def _same_tokens(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, 
     This allows training to continue from a model whose captions used other words.
     """
     own = dict(module.named_buffers()) | dict(module.named_parameters())
-    found: dict[str, Tensor] = {}
+    tables: dict[str, Tensor] = {}
     for key in tensors:
         if not key.endswith("kept_tokens") or key not in own:
             continue
@@ -192,8 +192,8 @@ def _same_tokens(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, 
         for row, token in enumerate(own[key].tolist()):
             if token in row_of:
                 rows[row] = tensors[table][row_of[token]]
-        found |= {key: own[key], table: rows}
-    return found
+        tables |= {key: own[key], table: rows}
+    return tables
 
 
 _FIRST = "model.diffusion_model.input_blocks.0.0.weight"
@@ -203,18 +203,18 @@ _LABEL = "model.diffusion_model.label_emb."
 def _grown(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Adapt the tensors of a network with fewer inputs to one with more."""
     own = module.state_dict()
-    found = {key: values for key, values in tensors.items() if not key.startswith(_LABEL)}
+    adapted = {key: values for key, values in tensors.items() if not key.startswith(_LABEL)}
     for key, values in own.items():
         if key.startswith(_LABEL):
             same = key in tensors and tensors[key].shape == values.shape
-            found[key] = tensors[key] if same else values
+            adapted[key] = tensors[key] if same else values
         elif is_scheduled(key):  # use the YAML's, which may differ
-            found[key] = values
+            adapted[key] = values
     first = tensors.get(_FIRST)
     if first is not None and _FIRST in own and first.shape[1] < own[_FIRST].shape[1]:
-        found[_FIRST] = torch.zeros_like(own[_FIRST])
-        found[_FIRST][:, : first.shape[1]] = first
-    return found
+        adapted[_FIRST] = torch.zeros_like(own[_FIRST])
+        adapted[_FIRST][:, : first.shape[1]] = first
+    return adapted
 
 
 def load_weights(module: nn.Module, path: str, *, grown: bool = False) -> None:

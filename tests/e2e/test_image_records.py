@@ -169,7 +169,7 @@ REFUSALS: list[tuple[list[str], str]] = [
     ([*INP, "--mask", "black.png", "--mask-invert"], "covers the whole"),
     (
         [*INP, "--mask", "edge.png", "--fit", "crop", "--W", "8", "--H", "13"],
-        "edge.png made 8x13: the mask is empty",
+        "edge.png at 8x13: the mask is empty",
     ),
     ([*INP, "--mask", "cut.png"], "cut.png: the image is damaged"),
     ([*INP, "--mask", "mask.png", "--outpaint", "1,1,1,1"], "--mask and --outpaint"),

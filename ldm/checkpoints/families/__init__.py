@@ -18,12 +18,12 @@ FAMILIES: dict[str, Family] = {
 
 def candidates(shapes: Shapes) -> list[Family]:
     """The families whose fingerprint matches a header; of twins only the first."""
-    found = [family for family in FAMILIES.values() if family.matches(shapes)]
-    names = {family.name for family in found}
+    fitting = [family for family in FAMILIES.values() if family.matches(shapes)]
+    names = {family.name for family in fitting}
     order = list(FAMILIES)
     return [
         family
-        for family in found
+        for family in fitting
         if family.twin not in names or order.index(family.name) < order.index(str(family.twin))
     ]
 
@@ -33,11 +33,11 @@ def detect(header: Header) -> Family:
 
     Of a pair of twins, it returns the first: the header cannot distinguish them; the caller must.
     """
-    found = candidates(header.shapes)
-    if len(found) == 1:
-        return found[0]
-    if found:
-        titles = " and ".join(family.title for family in found)
+    fitting = candidates(header.shapes)
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        titles = " and ".join(family.title for family in fitting)
         raise CheckpointError(f"{header.path}: fits {titles}; choose one with --config")
     if all(key in header.shapes for key in latent_diffusion.AUTOENCODER_KEYS):
         raise CheckpointError(

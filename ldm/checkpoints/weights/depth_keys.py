@@ -13,8 +13,8 @@ from collections.abc import Collection, Iterable, Mapping
 # The possible prefixes of the network's names, and a name present in every file of each kind.
 _CHECKPOINT = "depth_model.model."
 _PREFIXES = ("", _CHECKPOINT)
-_SIGN = "pretrained.model.cls_token"
-_TRANSFORMERS_SIGN = "dpt.embeddings.cls_token"
+_MARKER = "pretrained.model.cls_token"
+_TRANSFORMERS_MARKER = "dpt.embeddings.cls_token"
 
 # Not used for depth: the classifier's last norm and head, and the unit that would add a finer map
 # to the coarsest one.
@@ -101,16 +101,18 @@ def depth_sources(keys: Iterable[str], names: Collection[str]) -> dict[str, tupl
     `keys` are those of `DPTDepthModel`, `names` the file's. Empty for any other file.
     """
     for prefix in _PREFIXES:
-        if prefix + _SIGN in names:
+        if prefix + _MARKER in names:
             return {key: (prefix + key,) for key in keys}
-    if _TRANSFORMERS_SIGN in names:
+    if _TRANSFORMERS_MARKER in names:
         return {key: transformers_names(key) for key in keys}
     return {}
 
 
 def is_depth_model(names: Collection[str]) -> bool:
     """True for the names of a published DPT-hybrid file."""
-    return any(sign in names for sign in (*(p + _SIGN for p in _PREFIXES), _TRANSFORMERS_SIGN))
+    return any(
+        marker in names for marker in (*(p + _MARKER for p in _PREFIXES), _TRANSFORMERS_MARKER)
+    )
 
 
 def left_over(names: Collection[str], sources: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
