@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ldm.errors import JobError
-from ldm.workers.crew import Hand, deaf
+from ldm.workers.crew import Hand
+from ldm.workers.process import without_interrupts
 from ldm.workers.worker import Worker
 
 
@@ -92,7 +93,7 @@ def connect(address: str | None, count: int | None) -> Any:
     if address == "local":
         options |= {"num_cpus": max(count or 1, os.cpu_count() or 1), "include_dashboard": False}
     try:
-        with deaf():
+        with without_interrupts():
             ray.init(address=address, **options)
     except Exception as error:  # noqa: BLE001  (Ray raises nothing more exact)
         reason = str(error).split("\n")[0]

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, replace
-from multiprocessing import get_context
 from typing import Protocol
 
 from ldm.engine.cancel import Cancel
@@ -24,7 +21,8 @@ from ldm.engine.plan import Plan
 from ldm.errors import LdmError
 from ldm.jobs.outputs import OutputPlan
 from ldm.workers.pool import Batch, Engines, Outcome, import_engine, model_key
-from ldm.workers.worker import VARIABLES, Order, Reply, begin, work
+from ldm.workers.process import Processes
+from ldm.workers.worker import VARIABLES, Order, Reply
 
 TRIES = 3
 _AHEAD = 3  # so many times as many bundles as there are workers may wait for those before them
@@ -289,62 +287,6 @@ class Crew(Engines):
         at = self.hands.index(hand)
         self.hands[at] = self.site.hire(at)
         self._send(self.hands[at], None)
-
-
-# --- processes of this machine --------------------------------------------------------------------
-
-
-class Process:
-    """A process of this machine, which ends with this one."""
-
-    died = (BrokenExecutor,)
-
-    def __init__(self, index: int) -> None:
-        context = get_context("spawn")
-        end, self.leash = context.Pipe(duplex=False)
-        self.pool = ProcessPoolExecutor(1, context, begin, (index, end))
-
-    def submit(self, order: bytes) -> Future[bytes]:
-        """Give an order; the process is started with the first."""
-        with deaf():
-            return self.pool.submit(work, order)
-
-    def stop(self) -> None:
-        """End it at once."""
-        self.pool.shutdown(wait=False, cancel_futures=True)
-        self.leash.close()
-
-
-@dataclass(frozen=True)
-class Processes:
-    """So many processes of this machine."""
-
-    count: int
-    here = True
-
-    def open(self, device: str) -> int:
-        """How many they are."""
-        return self.count
-
-    def hire(self, index: int) -> Hand:
-        """A new one, which takes the GPU of this index."""
-        return Process(index)
-
-    def close(self) -> None:
-        """Nothing is left."""
-
-
-@contextmanager
-def deaf() -> Iterator[None]:
-    """Processes that are started here do not hear Ctrl-C, from their very beginning."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def crew_of(outputs: OutputPlan, report: OnEvent, cancel: Cancel) -> Crew:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from ldm.engine.events import Event, RunWarning
@@ -137,22 +138,38 @@ def _room(engine: Engine, plan: Plan) -> int:
 
 # --- a process of this machine --------------------------------------------------------------------
 
-_own: list[Worker] = []
+
+def serve(index: int, pipe: Connection) -> None:
+    """Answer the orders of the driver in this process, which ends when the driver does.
+
+    A reply is sent pickled as ("reply", bytes), an unexpected exception as ("error", exception).
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver handles it
+    orders: SimpleQueue[bytes] = SimpleQueue()
+    threading.Thread(target=_receive, args=(pipe, orders), daemon=True).start()
+    worker = Worker(index)
+    while True:
+        order = orders.get()
+        try:
+            answer = pickle.dumps(("reply", worker.draw(order)))
+        except Exception as error:  # noqa: BLE001 (the driver raises it)
+            answer = _pickled_error(error)
+        try:
+            pipe.send_bytes(answer)
+        except OSError:  # the driver has ended
+            os._exit(1)
 
 
-def begin(index: int, leash: Connection) -> None:
-    """Get a new process ready; it ends at once where the other end of `leash` is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the driver's business
-    threading.Thread(target=_wait, args=(leash,), daemon=True).start()
-    _own[:] = [Worker(index)]
-
-
-def work(order: bytes) -> bytes:
-    """The reply of this process to an order."""
-    return _own[0].draw(order)
-
-
-def _wait(leash: Connection) -> None:
+def _receive(pipe: Connection, orders: SimpleQueue[bytes]) -> None:
+    """Take in orders, also while one is being carried out, to notice the end of the driver."""
     with suppress(EOFError, OSError):
-        leash.recv_bytes()
+        while True:
+            orders.put(pipe.recv_bytes())
     os._exit(1)
+
+
+def _pickled_error(error: Exception) -> bytes:
+    try:
+        return pickle.dumps(("error", error))
+    except (pickle.PicklingError, TypeError, AttributeError):
+        return pickle.dumps(("error", RuntimeError(f"{type(error).__name__}: {error}")))

@@ -12,7 +12,7 @@ from ldm.cli.app import run
 from ldm.cli.shell import read_line
 from ldm.errors import LdmError
 from ldm.images.texts import read_record
-from ldm.workers.crew import Process
+from ldm.workers.process import Process
 from tests.tiny_runs import QUICK, SAMPLES, jobs_of
 from tests.tiny_runs import home as home
 
@@ -124,7 +124,7 @@ def test_workers_stay_for_the_next_line(
             ended.append(self)
             super().stop()
 
-    monkeypatch.setattr("ldm.workers.crew.Process", Noted)
+    monkeypatch.setattr("ldm.workers.process.Process", Noted)
     lines = ["a --seed 1 --n_iter 2", "b --seed 2", "c --seed 3 --workers 1", "d --workers 2"]
     assert type_in(monkeypatch, "\n".join(lines[:2]), "--workers", "2") == 0
     assert (hired, len(ended)) == ([0, 1], 2)
