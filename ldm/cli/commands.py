@@ -131,7 +131,7 @@ def _info_of_image(path: Path, *, as_json: bool) -> int:
         typer.echo(json.dumps(content))
         return 0
     if parameters is None and record is None:
-        typer.echo(f"{path}: nothing is written in it about how it was made")
+        typer.echo(f"{path}: contains no information about how it was made")
     if parameters is not None:
         typer.echo(parameters)
     if record is not None:

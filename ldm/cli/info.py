@@ -88,7 +88,7 @@ def format_description(description: Description) -> str:
     ]
     rows += [(f"  {part}", _millions(count)) for part, count in d.parts.items()]
     if d.fit is not None:
-        rows.append(("keys", "all there, none unknown" if d.fit.good else explain(d.fit)))
+        rows.append(("keys", "complete, no unknown keys" if d.fit.good else explain(d.fit)))
     if d.unused:
         rows.append(("unused", f"{d.unused} tensors that sampling does not need"))
     if d.ema:

@@ -109,7 +109,7 @@ def choose_device(name: str) -> torch.device:
         if device.index is not None and device.index >= count:
             raise JobError(f"--device {name}: this machine has cuda:0 to cuda:{count - 1}")
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise JobError("--device mps: not an Apple GPU that torch can use; use --device auto")
+        raise JobError("--device mps: torch finds no Apple GPU here; use --device auto")
     return device
 
 

@@ -322,7 +322,7 @@ def check_autoencoder(name: str, config: Config) -> None:
     header = _header_of("--vae", name)
     if "decoder.conv_in.weight" not in autoencoder_keys(header.tensors):
         raise CheckpointError(
-            f"--vae {name}: holds no autoencoder; give the file of one, or of a whole model"
+            f"--vae {name}: contains no autoencoder; give the file of one, or of a whole model"
         )
     shapes = expected_shapes(config)
     own = {k.removeprefix(FIRST_STAGE): s for k, s in shapes.items() if k.startswith(FIRST_STAGE)}
@@ -333,7 +333,7 @@ def check_depth_model(name: str) -> None:
     """Raise CheckpointError where a file holds no depth network."""
     if not is_depth_model(_header_of("--depth-model", name).tensors):
         raise CheckpointError(
-            f"--depth-model {name}: holds no DPT-hybrid; give dpt_hybrid-midas-501f0c75.pt, "
+            f"--depth-model {name}: contains no DPT-hybrid; give dpt_hybrid-midas-501f0c75.pt, "
             "the weights of Intel/dpt-hybrid-midas, or a v2-midas checkpoint"
         )
 

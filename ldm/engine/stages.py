@@ -216,7 +216,7 @@ class Stages:
             if result is not None:
                 return result[0]
             if rounded and not again and precise is not None:
-                text = f"the {name} gave values that are not finite; trying again in float32"
+                text = f"the {name} returned NaN or infinity; trying again in float32"
                 report(RunWarning(text))
         raise NonFiniteError(name, ADVICE[name])
 

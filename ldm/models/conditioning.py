@@ -275,7 +275,7 @@ class BERTEmbedder(nn.Module):
         Raises UsageError where texts are not what the model is told.
         """
         if not self.use_tokenizer:
-            raise UsageError("this model is told what to draw by token ids, not by texts")
+            raise UsageError("this model is conditioned on token ids, not on text")
         path = find_vocabulary(self.folder, self.bert_vocab)
         tokenizer = bert_tokenizer(path)
         if tokenizer.size != self.vocab_size:
@@ -298,7 +298,7 @@ class BERTEmbedder(nn.Module):
     def hidden(self, rows: Sequence[Sequence[int]], clip_skip: int | None = None) -> Tensor:
         """Token ids [N][L] -> hidden states [N,L,n_embed]; raises JobError for a `clip_skip`."""
         if clip_skip is not None:
-            raise JobError("--clip-skip: this model's text encoder is not CLIP's; leave it out")
+            raise JobError("--clip-skip: this model's text encoder is not CLIP; omit it")
         out: Tensor = self(torch.tensor(rows, device=self.transformer.norm.weight.device))
         return out
 

@@ -69,10 +69,12 @@ def depth_from_map(
     finite.
     """
     if values.ndim != 2 or 0 in values.shape:
-        raise ImageError(f"{source}: is no depth map: {list(values.shape)} is not [height, width]")
+        raise ImageError(
+            f"{source}: is not a depth map: {list(values.shape)} is not [height, width]"
+        )
     depth = torch.from_numpy(values.astype(np.float32))[None, None]
     if not depth.isfinite().all():
-        raise ImageError(f"{source}: holds values that are not finite; fill the holes in it")
+        raise ImageError(f"{source}: contains NaN or infinity; fill its holes")
     _check_not_flat(depth.amin(), depth.amax(), source)
     size = network_size(*values.shape)
     if size[0] * size[1] < values.size:
@@ -104,7 +106,7 @@ def depth_image(
     ImageError as `depth_concat` does, and ValueError for other bits.
     """
     if bits not in (8, 16):
-        raise ValueError(f"an image of depth has 8 or 16 bits, not {bits}")
+        raise ValueError(f"a depth image has 8 or 16 bits, not {bits}")
     plane = depth.float().squeeze(0).cpu()
     least, greatest = plane.amin(), plane.amax()
     _check_not_flat(least, greatest, source)
@@ -134,7 +136,7 @@ def load_depth_model(
     sources = depth_sources(expected, header.tensors)
     if not sources:
         raise CheckpointError(
-            f"{path}: holds no DPT-hybrid depth model; give dpt_hybrid-midas-501f0c75.pt, "
+            f"{path}: contains no DPT-hybrid depth model; give dpt_hybrid-midas-501f0c75.pt, "
             "the weights of Intel/dpt-hybrid-midas, or a v2-midas checkpoint"
         )
     fit = _fit(header, expected, sources)

@@ -47,7 +47,7 @@ class SpatialRescaler(nn.Module):
 
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, list[str]]:
         """Raises UsageError: a text says nothing here."""
-        raise UsageError("this model is told what to draw by a map, not by texts")
+        raise UsageError("this model is conditioned on a map, not on text")
 
     def unknown_words(self, text: str) -> list[str]:
         """Always []."""

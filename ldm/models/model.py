@@ -189,7 +189,7 @@ class Model(nn.Module):
             hidden, pooled, cut = encode(embedder, texts, wording, beside, memory)
             return Conditioning(crossattn=hidden, vector=pooled), cut
         if wording.clip_skip is not None:
-            raise JobError("--clip-skip: this model has no text encoder of CLIP's; leave it out")
+            raise JobError("--clip-skip: this model has no CLIP text encoder; omit it")
         if embedder is None:
             return Conditioning(), [""] * len(texts)
         hidden, cut = embedder.encode(texts)

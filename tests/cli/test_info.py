@@ -54,7 +54,7 @@ def test_v1_in_words(tmp_path: Path) -> None:
     assert "859.52 M" in text  # the network
     assert "123.06 M" in text  # the text encoder
     assert "83.65 M" in text  # the autoencoder
-    assert "all there, none unknown" in text
+    assert "complete, no unknown keys" in text
 
 
 def test_v2_leaves_the_prediction_open(tmp_path: Path) -> None:

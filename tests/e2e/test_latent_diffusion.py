@@ -231,7 +231,7 @@ def test_a_vocabulary_of_another_model(bert: Path) -> None:
 
 def test_a_model_told_by_tokens_takes_no_texts() -> None:
     model = make(bert_tree(use_tokenizer=False))
-    with pytest.raises(UsageError, match="not by texts"):
+    with pytest.raises(UsageError, match="not on text"):
         model.condition(["a cat"])
     embedder = model.cond_stage_model
     assert isinstance(embedder, BERTEmbedder)
@@ -256,7 +256,7 @@ def test_a_map_becomes_few_channels_of_a_latent_s_size() -> None:
 
 
 def test_a_map_is_no_text() -> None:
-    with pytest.raises(UsageError, match="by a map"):
+    with pytest.raises(UsageError, match="on a map"):
         SpatialRescaler().encode(["a"])
     with pytest.raises(ConfigError, match="must be nearest"):
         SpatialRescaler(method="cubic")

@@ -157,8 +157,8 @@ def test_a_large_map_is_averaged_not_sampled() -> None:
     [
         (np.full((8, 8), 7, np.uint8), "is the same everywhere"),
         (np.full((8, 8), 700.0) + RAMP[:8, :8] * 1e-6, "is the same everywhere"),
-        (np.where(RAMP == 8, np.nan, RAMP), "not finite"),
-        (np.where(RAMP == 8, -np.inf, RAMP), "not finite"),
+        (np.where(RAMP == 8, np.nan, RAMP), "NaN or infinity"),
+        (np.where(RAMP == 8, -np.inf, RAMP), "NaN or infinity"),
         (RAMP[None], r"\[1, 20, 30\] is not \[height, width\]"),
         (RAMP[:, :0], r"\[20, 0\] is not"),
     ],
@@ -257,7 +257,7 @@ OUT = "scratch.output_conv.4.weight"
         (changed(other_names, more=torch.zeros(1)), "unexpected 1: more"),
         (changed(own_names, **{OUT: torch.zeros(2, 32, 1, 1)}), "misshapen 1: scratch.output_conv"),
         (changed(other_names, **{PROJ: torch.zeros(32, 31)}), "misshapen 1: dpt.encoder.layer.1"),
-        ({"betas": torch.zeros(3)}, "holds no DPT-hybrid depth model; give"),
+        ({"betas": torch.zeros(3)}, "contains no DPT-hybrid depth model; give"),
     ],
 )
 def test_a_file_that_does_not_fit(state: dict[str, Tensor], message: str, tmp_path: Path) -> None:

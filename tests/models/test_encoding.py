@@ -259,7 +259,7 @@ def test_models_without_a_text_encoder_read_nothing() -> None:
     assert model.condition(["7"], WEIGHTS)[0].crossattn is not None
     for embedder in (model.cond_stage_model, None):
         model.cond_stage_model = embedder
-        with pytest.raises(JobError, match="no text encoder"):
+        with pytest.raises(JobError, match="no CLIP text encoder"):
             model.condition([""], Wording("weights", 2))
 
 
