@@ -67,7 +67,9 @@ class Engine:
         """The batches of all jobs, encoded; in a stream each waits until the last is sampled."""
         for job in jobs:
             padded = not inpaints_without_text(job, self.model)
-            sources = read_sources(job, self.model.multiple, padded=padded)
+            sources = read_sources(
+                job, self.model.multiple, padded=padded, factor=self.model.factor
+            )
             hashes = digests(job)
             draws: Draws | None = None
             for batch in job.batches():

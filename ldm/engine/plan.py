@@ -12,31 +12,33 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ldm.checkpoints.components import AUTOENCODER, files_of, lacking, without
-from ldm.checkpoints.config import Config, resource
+from ldm.checkpoints.config import resource
 from ldm.checkpoints.families import FAMILIES
 from ldm.checkpoints.families.choice import NOTHING, Choice, with_prediction
 from ldm.checkpoints.locate import (
-    FITTING,
-    able_models,
     chosen,
     find_checkpoint,
     find_config,
-    header_of,
 )
-from ldm.checkpoints.weights.depth_keys import is_depth_model
 from ldm.checkpoints.weights.header import Header
-from ldm.checkpoints.weights.vae_keys import FIRST_STAGE, autoencoder_keys, autoencoder_sources
+from ldm.engine.fit import (
+    check_components,
+    check_model,
+    check_parts,
+    check_task,
+    model_section,
+    most_noise,
+    whole_number,
+    with_sizes,
+)
 from ldm.errors import CheckpointError, JobError
 from ldm.jobs.fields import ETA_SAMPLERS, IMAGE_TASKS, PROMPTED
 from ldm.jobs.files import read_text
-from ldm.jobs.hires import hires_size
 from ldm.jobs.imagenet import CLASSES, class_number
 from ldm.jobs.job import Defaults, Job
 from ldm.jobs.legacy import SCRIPT_CHECKPOINTS, SCRIPT_DEFAULTS
 from ldm.jobs.prompts import hints
 from ldm.jobs.sampler_names import with_our_names
-from ldm.models.inventory import expected_shapes
 
 
 @dataclass(frozen=True)
@@ -88,10 +90,10 @@ def make_plan(given: Mapping[str, Any], *, script: bool = False) -> Plan:
     _check_vocabulary(header, choice)
     plan = Plan(asked, asked, {}, header, config, choice, (*notes, *config_notes))
     plan = resolve(plan, choice.family.defaults, given, script=script)
-    check_model(plan.job, choice)
+    plan = replace(plan, notes=(*plan.notes, *check_model(plan.job, choice, script=script)))
     check_components(plan.job, header, choice)
     check_parts(plan.job, choice)
-    plan = replace(plan, job=_with_sizes(plan.job, choice))
+    plan = replace(plan, job=with_sizes(plan.job, choice))
     if plan.job.eta and plan.job.sampler not in ETA_SAMPLERS:
         note = f"--eta is ignored: {plan.job.sampler} draws no noise"
         plan = replace(plan, notes=(*plan.notes, note))
@@ -161,7 +163,7 @@ def script_defaults(task: str, choice: Choice) -> Mapping[str, Any]:
 
 def _is_v2(choice: Choice) -> bool:
     """Version 2 has the text encoder of OpenCLIP, whatever its size."""
-    return "OpenCLIP" in str(_part(choice.config, "cond_stage_config").get("target", ""))
+    return "OpenCLIP" in str(model_section(choice.config, "cond_stage_config").get("target", ""))
 
 
 def _for_task(defaults: Defaults, asked: Job, choice: Choice) -> Defaults:
@@ -188,7 +190,9 @@ def _check_subject(asked: Job, choice: Choice) -> None:
         if not target.endswith("ClassEmbedder"):
             _check_told_nothing(asked)
             return
-        table = _number(_part(choice.config, "cond_stage_config", "params"), "n_classes", CLASSES)
+        table = whole_number(
+            model_section(choice.config, "cond_stage_config", "params"), "n_classes", CLASSES
+        )
         wrong = [name for name in asked.classes if not int(name) < table]
         if wrong:
             raise JobError(f"--class {wrong[0]}: this model has the classes 0 to {table - 1}")
@@ -202,7 +206,7 @@ def _check_subject(asked: Job, choice: Choice) -> None:
 
 def _conditioner(choice: Choice) -> str:
     """The target of a model's conditioner, or the word that stands for one."""
-    told = _part(choice.config).get("cond_stage_config")
+    told = model_section(choice.config).get("cond_stage_config")
     return str(told.get("target") if isinstance(told, dict) else told)
 
 
@@ -224,8 +228,8 @@ def _check_told_nothing(asked: Job) -> None:
 
 def _check_vocabulary(header: Header, choice: Choice) -> None:
     """Raise CheckpointError where a model's text encoder lacks its vocabulary."""
-    told = _part(choice.config, "cond_stage_config")
-    params = _part(choice.config, "cond_stage_config", "params")
+    told = model_section(choice.config, "cond_stage_config")
+    params = model_section(choice.config, "cond_stage_config", "params")
     if str(told.get("target")).endswith("BERTEmbedder") and params.get("use_tokenizer", True):
         from ldm.text.wordpiece import find_vocabulary
 
@@ -259,143 +263,3 @@ def _short(name: str | None) -> str | None:
     if home == Path(home.anchor) or not Path(name).is_relative_to(home):
         return name
     return f"~/{Path(name).relative_to(home).as_posix()}"
-
-
-# --- fit ------------------------------------------------------------------------------------------
-
-
-def check_task(task: str, choice: Choice) -> None:
-    """Raise JobError where the model cannot do the task."""
-    family = choice.family
-    if family.task not in FITTING.get(task, (task,)):
-        raise JobError(
-            f"{family.title} is a model for {family.task}, not for {task}; "
-            f"use another --model{able_models(task)}"
-        )
-
-
-def check_model(job: Job, choice: Choice) -> None:
-    """Raise JobError where the model cannot do the size, or --C or --f contradict it."""
-    factor, multiple = size_rule(choice.config)
-    sides = () if job.task in IMAGE_TASKS else (("--width", job.width), ("--height", job.height))
-    for flag, value in sides:
-        if value is not None and value % multiple:
-            near = max(multiple, round(value / multiple) * multiple)
-            raise JobError(f"{flag} must be a multiple of {multiple} here, not {value}; try {near}")
-    if job.factor not in (None, factor):
-        raise JobError(f"--f {job.factor}: this model has {factor} pixels per latent position")
-    channels = _part(choice.config, "first_stage_config", "params").get("embed_dim")
-    if job.channels is not None and job.channels != channels:
-        raise JobError(f"--C {job.channels}: this model's latents have {channels} channels")
-
-
-def check_components(job: Job, header: Header, choice: Choice) -> None:
-    """Raise CheckpointError where the checkpoint has no autoencoder and none is given."""
-    needed = [AUTOENCODER.prefix] if _part(choice.config, "first_stage_config") else []
-    part = lacking(header.tensors, without(needed, files_of(job)))
-    if part is not None:
-        raise CheckpointError(f"{header.path}: {part}")
-
-
-def check_parts(job: Job, choice: Choice) -> None:
-    """Raise JobError where the model lacks a part that the job needs, CheckpointError where a part
-    that is given is none."""
-    most = most_noise(job.task, choice.config)
-    if (job.noise_level or 0) > most:
-        told = f"must be 0 to {most} for this model" if most else "is not supported by this model"
-        raise JobError(f"--noise-level {told}, not {job.noise_level}")
-    if job.task == "depth2img" and job.depth is None and job.depth_model is None:
-        target = str(_part(choice.config, "depth_stage_config").get("target", ""))
-        if target in ("", NOTHING):
-            raise JobError(
-                "this model has no depth network: give a depth map with --depth, "
-                "or a network to estimate it with --depth-model"
-            )
-    if job.vae is not None:
-        check_autoencoder(job.vae, choice.config)
-    if job.depth_model is not None:
-        check_depth_model(job.depth_model)
-
-
-def check_autoencoder(name: str, config: Config) -> None:
-    """Raise CheckpointError where a file holds no autoencoder for the model of a YAML."""
-    header = _header_of("--vae", name)
-    if "decoder.conv_in.weight" not in autoencoder_keys(header.tensors):
-        raise CheckpointError(
-            f"--vae {name}: contains no autoencoder; give the file of one, or of a whole model"
-        )
-    shapes = expected_shapes(config)
-    own = {k.removeprefix(FIRST_STAGE): s for k, s in shapes.items() if k.startswith(FIRST_STAGE)}
-    autoencoder_sources(header, own)
-
-
-def check_depth_model(name: str) -> None:
-    """Raise CheckpointError where a file holds no depth network."""
-    if not is_depth_model(_header_of("--depth-model", name).tensors):
-        raise CheckpointError(
-            f"--depth-model {name}: contains no DPT-hybrid; give dpt_hybrid-midas-501f0c75.pt, "
-            "the weights of Intel/dpt-hybrid-midas, or a v2-midas checkpoint"
-        )
-
-
-def _header_of(flag: str, name: str) -> Header:
-    if not Path(name).is_file():
-        raise CheckpointError(f"{flag} {name}: no such file; check the path")
-    return header_of(Path(name))
-
-
-def most_noise(task: str, config: Config) -> int:
-    """The highest noise level that a model takes; 0 where it takes none."""
-    section = {"upscale": "low_scale_config", "variations": "noise_aug_config"}.get(task, "")
-    params = _part(config, section, "params")
-    steps = _number(_part(config, section, "params", "noise_schedule_config"), "timesteps", 1000)
-    known = _number(_part(config, "unet_config", "params"), "num_classes", steps)
-    most = _number(params, "max_noise_level", steps - 1)
-    return min(steps - 1, known - 1, most) if params else 0
-
-
-def _with_sizes(job: Job, choice: Choice) -> Job:
-    """The job with the size of its image, whose files are read and tried, and that of hires fix."""
-    multiple = size_rule(choice.config)[1]
-    if job.task in IMAGE_TASKS or job.images:
-        from ldm.images.sources import read_sources  # numpy, which a wrong flag need not wait for
-
-        width, height = read_sources(job, multiple).size
-        job = replace(job, width=width, height=height)
-    if job.hires is None:
-        return job
-    assert job.width is not None
-    assert job.height is not None
-    width, height = hires_size(job.hires, (job.width, job.height), multiple)
-    return replace(job, hires=f"{width}x{height}")
-
-
-def size_rule(config: Config) -> tuple[int, int]:
-    """Pixels per latent position of a YAML's autoencoder, and what sides must be a multiple of.
-
-    The network halves its input once per level but the last.
-    """
-    ddconfig = _part(config, "first_stage_config", "params", "ddconfig")
-    network = _part(config, "unet_config", "params")
-    factor = 2 ** (_levels(ddconfig, "ch_mult") - 1)
-    return factor, factor * 2 ** (_levels(network, "channel_mult") - 1)
-
-
-def _part(config: Config, *keys: str) -> dict[str, Any]:
-    """A section below model.params; what is missing or malformed is left to the registry to say."""
-    tree: Any = config.tree
-    for key in ("model", "params", *keys):
-        tree = tree.get(key) if isinstance(tree, dict) else None
-    return tree if isinstance(tree, dict) else {}
-
-
-def _number(params: dict[str, Any], name: str, default: int) -> int:
-    """A whole number of a section; what is malformed is left to the registry, too."""
-    value = params.get(name)
-    return value if isinstance(value, int) else default
-
-
-def _levels(params: dict[str, Any], name: str) -> int:
-    """How many levels a list of multipliers gives a network; 4 where there is none."""
-    value = params.get(name)
-    return len(value) if isinstance(value, list) and value else 4

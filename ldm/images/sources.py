@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import get_args
@@ -75,17 +75,18 @@ class Sources:
         return image
 
 
-def read_sources(job: Job, multiple: int, *, padded: bool = True) -> Sources:
+def read_sources(job: Job, multiple: int, *, padded: bool = True, factor: int = 1) -> Sources:
     """Read a job's files for a model whose images have sides that are multiples of `multiple`.
 
     With `padded`, sides are also multiples of 64 and at least 128, as in the Stable Diffusion
-    demos. Raises ImageError and JobError for files that are missing, broken or do not match.
+    demos. An image that is made of no other has a canvas of multiples of `factor` pixels, which is
+    cropped. Raises ImageError and JobError for files that are missing, broken or do not match.
     """
     if job.task == "variations":
         images = tuple(read_image(name).flattened() for name in job.images)
-        return Sources(_size_of(job), _size_of(job), images=images)
+        return replace(_blank(job, factor), images=images)
     if job.task not in IMAGE_TASKS:
-        return Sources(_size_of(job), _size_of(job))
+        return _blank(job, factor)
     assert job.init_img is not None
     given = read_image(job.init_img)
     if job.task == "upscale":
@@ -133,6 +134,14 @@ def check_unchanged(recorded: Mapping[str, str], image: str) -> None:
                 f"{name}: has changed since {image} was made from it (its hash was {before}, now "
                 f"{now}); restore the old file, or start again from the new one"
             )
+
+
+def _blank(job: Job, factor: int) -> Sources:
+    """The size of an image that is made of no other, and the canvas to generate."""
+    size = _size_of(job)
+    placement = pad_to_multiple(size, factor)
+    is_whole = placement.canvas == size
+    return Sources(placement.canvas, size, placement=None if is_whole else placement)
 
 
 def _size_of(job: Job) -> Size:

@@ -44,8 +44,15 @@ class Downsample(nn.Module):
         return out
 
 
+Size = tuple[int, int]
+
+
 class Upsample(nn.Module):
-    """Double height and width by repetition, then convolve if asked. [B,C,h,w] -> [B,C',2h,2w]."""
+    """Double height and width by repetition, then convolve if asked. [B,C,h,w] -> [B,C',2h,2w].
+
+    With a `size` (height, width) of about the double, the result has that one: an odd side of a
+    map was rounded when it was halved (as in diffusers and ComfyUI).
+    """
 
     def __init__(self, channels: int, use_conv: bool, out_channels: int | None = None) -> None:
         super().__init__()
@@ -53,9 +60,17 @@ class Upsample(nn.Module):
             nn.Conv2d(channels, out_channels or channels, 3, padding=1) if use_conv else None
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.interpolate(x, scale_factor=2, mode="nearest")
+    def forward(self, x: Tensor, size: Size | None = None) -> Tensor:
+        if is_double(x, size):
+            x = F.interpolate(x, scale_factor=2, mode="nearest")
+        else:
+            x = F.interpolate(x, size=size, mode="nearest")
         return x if self.conv is None else self.conv(x)
+
+
+def is_double(x: Tensor, size: Size | None) -> bool:
+    """Whether a size is twice that of a map [B,C,h,w], or not given."""
+    return size is None or size == (2 * x.shape[-2], 2 * x.shape[-1])
 
 
 class ResBlock(nn.Module):
@@ -100,12 +115,13 @@ class ResBlock(nn.Module):
             nn.Identity() if out_channels == channels else PointConv2d(channels, out_channels)
         )
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, size: Size | None = None) -> Tensor:
         if self.resize is None:
             h = self.in_layers(x)
         else:
-            h = self.in_layers[2](self.resize(self.in_layers[:2](x)))
-            x = self.resize(x)
+            sized = (size,) if isinstance(self.resize, Upsample) else ()
+            h = self.in_layers[2](self.resize(self.in_layers[:2](x), *sized))
+            x = self.resize(x, *sized)
         emb = self.emb_layers(emb)[:, :, None, None]
         if self.use_scale_shift_norm:
             scale, shift = emb.chunk(2, dim=1)

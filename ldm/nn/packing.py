@@ -12,8 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ldm.nn.layers import Upsample
-from ldm.nn.upsampling import in_phases, phase_kernels
+from ldm.nn.layers import Upsample, is_double
+from ldm.nn.upsampling import in_phases, in_phases_of_size, phase_kernels
 
 # Smaller weights are not worth a copy.
 _LEAST = 1 << 14
@@ -83,15 +83,21 @@ class PackedPointConv2d(PackedLinear):
 
 
 class PackedUpsample(nn.Module):
-    """Repetition and a 3x3 convolution, [B,C,h,w] -> [B,C',2h,2w], see `ldm.nn.upsampling`."""
+    """Repetition and a 3x3 convolution, [B,C,h,w] -> [B,C',2h,2w], see `ldm.nn.upsampling`.
+
+    With a `size` (height, width) the sides may be one less.
+    """
 
     def __init__(self, layer: nn.Conv2d, weight: Tensor) -> None:
         super().__init__()
+        self.bias = layer.bias
         kernels = phase_kernels(weight)
         self.phases = nn.ModuleList(PackedConv2d(layer, kernel) for kernel in kernels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return in_phases(x, list(self.phases))
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        if size is None or is_double(x, size):
+            return in_phases(x, list(self.phases))
+        return in_phases_of_size(x, list(self.phases), self.bias, size)
 
 
 def packable(module: nn.Module) -> list[str]:

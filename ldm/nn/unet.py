@@ -13,16 +13,28 @@ from torch import Tensor, nn
 
 from ldm.nn.attention import SpatialTransformer
 from ldm.nn.layers import AttentionBlock, Downsample, ResBlock, Upsample, timestep_embedding
+from ldm.nn.packing import PackedUpsample
 from ldm.nn.rows import VectorLinear
 
 
 class TimestepEmbedSequential(nn.Sequential):
-    """A sequence whose members each take what they need of (x, time embedding, context)."""
+    """A sequence whose members each take what they need of (x, time embedding, context, size).
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    `size` (height, width) is that of the map which the result is joined with.
+    """
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Tensor,
+        emb: Tensor,
+        context: Tensor | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> Tensor:
         for layer in self:
             if isinstance(layer, ResBlock):
-                x = layer(x, emb)
+                x = layer(x, emb, size)
+            elif isinstance(layer, Upsample | PackedUpsample):
+                x = layer(x, size)
             elif isinstance(layer, SpatialTransformer):
                 x = layer(x, context)
             else:
@@ -171,8 +183,7 @@ class UNetModel(nn.Module):
 
     `forward(x [B,in_channels,h,w], timesteps [B], context [B,L,context_dim]?, y?)
     -> [B,out_channels,h,w]`; y is [B] integers (`num_classes` an integer), [B,1] floats
-    ("continuous") or [B,adm_in_channels] ("sequential"). h and w must be multiples of
-    2**(levels - 1).
+    ("continuous") or [B,adm_in_channels] ("sequential").
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -244,9 +255,14 @@ class UNetModel(nn.Module):
             skips.append(h)
         h = self.middle_block(h, emb, context)
         for module in self.output_blocks:
-            h = module(torch.cat([h, skips.pop()], dim=1), emb, context)
+            joined = torch.cat([h, skips.pop()], dim=1)
+            h = module(joined, emb, context, _size(skips[-1]) if skips else None)
         out: Tensor = self.out(h)
         return out
+
+
+def _size(x: Tensor) -> tuple[int, int]:
+    return x.shape[-2], x.shape[-1]
 
 
 def _label_embedding(config: UNetConfig) -> nn.Module:

@@ -44,3 +44,31 @@ def in_phases(x: Tensor, convolutions: list[Callable[[Tensor], Tensor]]) -> Tens
         out[..., row::2, column::2] = part
     assert out is not None
     return out
+
+
+def in_phases_of_size(
+    x: Tensor,
+    convolutions: list[Callable[[Tensor], Tensor]],
+    bias: Tensor | None,
+    size: tuple[int, int],
+) -> Tensor:
+    """The same for a `size` whose sides are twice those of x, or one less.
+
+    Then the last row (column) of the repeated map is cut off before the convolution, which sees
+    zeros in its place. What it would add to the row (column) before it is subtracted here. `bias`
+    [C'] is that of the convolutions.
+    """
+    height, width = x.shape[-2:]
+    offset = 0 if bias is None else bias[:, None]
+    out = in_phases(x, convolutions)
+    is_odd = [2 * side - own for side, own in zip((height, width), size, strict=True)]
+    if is_odd[0]:
+        parts = [convolutions[2 + c](x[..., -1:, :])[..., 0, c : c + width] for c in (0, 1)]
+        out[..., -2, :] -= torch.stack(parts, dim=-1).flatten(-2) - offset
+    if is_odd[1]:
+        parts = [convolutions[2 * r + 1](x[..., -1:])[..., r : r + height, 0] for r in (0, 1)]
+        out[..., -2] -= torch.stack(parts, dim=-1).flatten(-2) - offset
+    if all(is_odd):  # what the corner adds was subtracted twice
+        corner = convolutions[3](x[..., -1:, -1:])[..., 0, 0]
+        out[..., -2, -2] += corner - (0 if bias is None else bias)
+    return out[..., : size[0], : size[1]]

@@ -61,7 +61,7 @@ sys.exit(code)
         (["txt2img"], 2),
         (["txt2img", "--promt", "x"], 2),
         (["txt2img", "--prompt", "x", "--steps", "many"], 2),
-        (["txt2img", "--prompt", "x", "--model", "tiny", "--H", "12"], 2),
+        (["txt2img", "--prompt", "x", "--model", "tiny", "--H", "0"], 2),
         (["txt2img", "--prompt", "x", "--model", "nowhere"], 2),
         (["txt2img", "--prompt", "x", "--model", "tiny", "--outdir", "models/sub/tiny.ckpt"], 2),
         (["info", "nowhere.png"], 2),
@@ -112,7 +112,7 @@ def test_a_full_size_file_is_described_without_torch(home: Path) -> None:
         (["--prompt", "x", "--steps", "-1"], "--steps must be 1 to 1000, not -1"),
         (["--prompt", "x", "--steps", "1.5"], "--steps must be a whole number, not '1.5'"),
         (["--prompt", "x", "--scale", "big"], "--scale must be a number, not 'big'"),
-        (["--prompt", "x", "--W", "100"], "--width must be a multiple of 8 here, not 100; try 96"),
+        (["--prompt", "x", "--W", "0"], "--width must be 1 or more, not 0"),
         (["--prompt", "x", "--C", "16"], "--C 16: this model's latents have 4 channels"),
         (["--prompt", "x", "--f", "4"], "--f 4: this model has 8 pixels"),
         (["--prompt", "x", "--plms", "--dpm"], "give one"),
@@ -153,7 +153,7 @@ def test_a_truncated_or_foreign_checkpoint_is_refused(
 
 
 def test_debug_shows_the_traceback(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert run(["txt2img", "--prompt", "x", "--model", "tiny", "--W", "9", "--debug"]) == 2
+    assert run(["txt2img", "--prompt", "x", "--model", "tiny", "--W", "0", "--debug"]) == 2
     error = capfd.readouterr().err
     assert "Traceback" in error
     assert error.splitlines()[-1].startswith("ldm: error: --width")
@@ -254,8 +254,10 @@ def test_the_family_decides_what_is_not_given(home: Path) -> None:
         other = fake_full_size(home / f"{model}.safetensors", model)
         with pytest.raises(LdmError, match=f"is a model for {task}, not for txt2img"):
             make_plan({"prompt": "x", "model": str(other)})
+    odd = {"prompt": "x", "model": str(path), "prediction": "v", "width": 520}
+    assert make_plan(odd).job.width == 520
     with pytest.raises(LdmError, match="multiple of 64"):
-        make_plan({"prompt": "x", "model": str(path), "prediction": "v", "width": 520})
+        make_plan(odd, script=True)
 
 
 def test_models_are_found_by_name(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

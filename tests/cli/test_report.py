@@ -77,7 +77,7 @@ def test_both_streams_at_once(home: Path, capfd: pytest.CaptureFixture[str]) -> 
 def test_what_fails_and_what_was_there_is_counted(
     home: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (home / "a.txt").write_text("a\nb --w 17\nc\n")
+    (home / "a.txt").write_text("a\nb --w 0\nc\n")
     words = ["--from-file", "a.txt", "--keep-going", "--seed", "1", "--progress", "jsonl"]
     assert draw(*words) == 3
     assert kinds(events(capfd))[0] == "error"

@@ -84,7 +84,7 @@ def test_a_class_by_name_and_by_number(home: Path, capfd: pytest.CaptureFixture[
         (["-m", "classes"], "--class is missing"),
         (["-m", "classes", "--class", "21"], "--class 21: this model has the classes 0 to 20"),
         (["-m", "classes", "--class", "goldn fish"], "did you mean goldfish?"),
-        (["-m", "classes", "--class", "tench", "--W", "30"], "multiple of 4"),
+        (["-m", "classes", "--class", "tench", "--W", "0"], "--width must be 1 or more"),
     ],
 )
 def test_what_is_wrong_is_said_before_weights_are_read(

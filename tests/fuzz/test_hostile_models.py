@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ldm.checkpoints.config import Config, read_config
-from ldm.engine.plan import size_rule
+from ldm.engine.fit import size_rule
 from ldm.models.inventory import shapes_of
 from tests.fuzz.damage import damaged_json, with_an_odd_value
 from tests.fuzz.watch import watched

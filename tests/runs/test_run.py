@@ -140,14 +140,14 @@ def test_names(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_bad_rows(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    (home / "a.csv").write_text("prompt,steps,width\na,1,\nb,many,\nc,2,17\nd,2,\n")
+    (home / "a.csv").write_text("prompt,steps,width\na,1,\nb,many,\nc,2,0\nd,2,\n")
     assert draw("--from-file", "a.csv") == 2
     assert "a.csv, line 3, column 2: steps must be a whole number" in capfd.readouterr().err
     assert not (home / "outputs").exists()
     assert draw("--from-file", "a.csv", "--keep-going") == 3
     told = capfd.readouterr()
     assert len(told.out.splitlines()) == 3  # two images and their grid
-    assert "a.csv, line 4: --width must be a multiple of" in told.err
+    assert "a.csv, line 4: --width must be 1 or more" in told.err
 
 
 def test_a_drawn_seed_is_that_of_the_resumed_run(

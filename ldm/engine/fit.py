@@ -1,0 +1,177 @@
+"""Whether a checkpoint can do a job: its task, size, parts and noise levels; without torch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ldm.checkpoints.components import AUTOENCODER, files_of, lacking, without
+from ldm.checkpoints.config import Config
+from ldm.checkpoints.families.choice import NOTHING, Choice
+from ldm.checkpoints.locate import (
+    FITTING,
+    able_models,
+    header_of,
+)
+from ldm.checkpoints.weights.depth_keys import is_depth_model
+from ldm.checkpoints.weights.header import Header
+from ldm.checkpoints.weights.vae_keys import FIRST_STAGE, autoencoder_keys, autoencoder_sources
+from ldm.errors import CheckpointError, ConfigError, JobError
+from ldm.jobs.fields import IMAGE_TASKS
+from ldm.jobs.hires import hires_size
+from ldm.jobs.job import Job
+from ldm.models.inventory import expected_shapes
+
+
+def check_task(task: str, choice: Choice) -> None:
+    """Raise JobError where the model cannot do the task, ConfigError where a YAML has no model."""
+    if not model_section(choice.config):
+        raise ConfigError(f"{choice.config.source}: has no section model.params; check --config")
+    family = choice.family
+    if family.task not in FITTING.get(task, (task,)):
+        raise JobError(
+            f"{family.title} is a model for {family.task}, not for {task}; "
+            f"use another --model{able_models(task)}"
+        )
+
+
+def check_model(job: Job, choice: Choice, *, script: bool = False) -> list[str]:
+    """Raise JobError where the model cannot do the size, or --C or --f contradict it.
+
+    Returns notes. A script of the originals takes only multiples of what the network halves.
+    """
+    factor, multiple = size_rule(choice.config)
+    step = multiple if script else factor if job.hires else 1
+    sides = () if job.task in IMAGE_TASKS else (("--width", job.width), ("--height", job.height))
+    notes = []
+    for flag, value in sides:
+        if value is not None and value % step:
+            near = max(step, round(value / step) * step)
+            raise JobError(f"{flag} must be a multiple of {step} here, not {value}; try {near}")
+    if any(value is not None and value % factor for _, value in sides):
+        width, height = (-(-(value or 0) // factor) * factor for _, value in sides)
+        notes.append(
+            f"{job.width}x{job.height} is generated as {width}x{height} and cropped: this model's "
+            f"sides are multiples of {factor}"
+        )
+    if job.factor not in (None, factor):
+        raise JobError(f"--f {job.factor}: this model has {factor} pixels per latent position")
+    channels = model_section(choice.config, "first_stage_config", "params").get("embed_dim")
+    if job.channels is not None and job.channels != channels:
+        raise JobError(f"--C {job.channels}: this model's latents have {channels} channels")
+    return notes
+
+
+def check_components(job: Job, header: Header, choice: Choice) -> None:
+    """Raise CheckpointError where the checkpoint has no autoencoder and none is given."""
+    needed = [AUTOENCODER.prefix] if model_section(choice.config, "first_stage_config") else []
+    part = lacking(header.tensors, without(needed, files_of(job)))
+    if part is not None:
+        raise CheckpointError(f"{header.path}: {part}")
+
+
+def check_parts(job: Job, choice: Choice) -> None:
+    """Raise JobError where the model lacks a part that the job needs, CheckpointError where a part
+    that is given is none."""
+    most = most_noise(job.task, choice.config)
+    if (job.noise_level or 0) > most:
+        told = f"must be 0 to {most} for this model" if most else "is not supported by this model"
+        raise JobError(f"--noise-level {told}, not {job.noise_level}")
+    if job.task == "depth2img" and job.depth is None and job.depth_model is None:
+        target = str(model_section(choice.config, "depth_stage_config").get("target", ""))
+        if target in ("", NOTHING):
+            raise JobError(
+                "this model has no depth network: give a depth map with --depth, "
+                "or a network to estimate it with --depth-model"
+            )
+    if job.vae is not None:
+        check_autoencoder(job.vae, choice.config)
+    if job.depth_model is not None:
+        check_depth_model(job.depth_model)
+
+
+def check_autoencoder(name: str, config: Config) -> None:
+    """Raise CheckpointError where a file holds no autoencoder for the model of a YAML."""
+    header = _header_of("--vae", name)
+    if "decoder.conv_in.weight" not in autoencoder_keys(header.tensors):
+        raise CheckpointError(
+            f"--vae {name}: contains no autoencoder; give the file of one, or of a whole model"
+        )
+    shapes = expected_shapes(config)
+    own = {k.removeprefix(FIRST_STAGE): s for k, s in shapes.items() if k.startswith(FIRST_STAGE)}
+    autoencoder_sources(header, own)
+
+
+def check_depth_model(name: str) -> None:
+    """Raise CheckpointError where a file holds no depth network."""
+    if not is_depth_model(_header_of("--depth-model", name).tensors):
+        raise CheckpointError(
+            f"--depth-model {name}: contains no DPT-hybrid; give dpt_hybrid-midas-501f0c75.pt, "
+            "the weights of Intel/dpt-hybrid-midas, or a v2-midas checkpoint"
+        )
+
+
+def _header_of(flag: str, name: str) -> Header:
+    if not Path(name).is_file():
+        raise CheckpointError(f"{flag} {name}: no such file; check the path")
+    return header_of(Path(name))
+
+
+def most_noise(task: str, config: Config) -> int:
+    """The highest noise level that a model takes; 0 where it takes none."""
+    section = {"upscale": "low_scale_config", "variations": "noise_aug_config"}.get(task, "")
+    params = model_section(config, section, "params")
+    steps = whole_number(
+        model_section(config, section, "params", "noise_schedule_config"), "timesteps", 1000
+    )
+    known = whole_number(model_section(config, "unet_config", "params"), "num_classes", steps)
+    most = whole_number(params, "max_noise_level", steps - 1)
+    return min(steps - 1, known - 1, most) if params else 0
+
+
+def with_sizes(job: Job, choice: Choice) -> Job:
+    """The job with the size of its image, whose files are read and tried, and that of hires fix."""
+    factor, multiple = size_rule(choice.config)
+    if job.task in IMAGE_TASKS or job.images:
+        from ldm.images.sources import read_sources  # numpy, which a wrong flag need not wait for
+
+        width, height = read_sources(job, multiple).size
+        job = replace(job, width=width, height=height)
+    if job.hires is None:
+        return job
+    assert job.width is not None
+    assert job.height is not None
+    width, height = hires_size(job.hires, (job.width, job.height), factor)
+    return replace(job, hires=f"{width}x{height}")
+
+
+def size_rule(config: Config) -> tuple[int, int]:
+    """Pixels per latent position of a YAML's autoencoder, and what sides must be a multiple of.
+
+    The network halves its input once per level but the last.
+    """
+    ddconfig = model_section(config, "first_stage_config", "params", "ddconfig")
+    network = model_section(config, "unet_config", "params")
+    factor = 2 ** (_levels(ddconfig, "ch_mult") - 1)
+    return factor, factor * 2 ** (_levels(network, "channel_mult") - 1)
+
+
+def model_section(config: Config, *keys: str) -> dict[str, Any]:
+    """A section below model.params; what is missing or malformed is left to the registry to say."""
+    tree: Any = config.tree
+    for key in ("model", "params", *keys):
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree if isinstance(tree, dict) else {}
+
+
+def whole_number(params: dict[str, Any], name: str, default: int) -> int:
+    """A whole number of a section; what is malformed is left to the registry, too."""
+    value = params.get(name)
+    return value if isinstance(value, int) else default
+
+
+def _levels(params: dict[str, Any], name: str) -> int:
+    """How many levels a list of multipliers gives a network; 4 where there is none."""
+    value = params.get(name)
+    return len(value) if isinstance(value, list) and value else 4
