@@ -254,6 +254,19 @@ def test_the_same_latents(pair: Pair, case: str) -> None:
     assert difference < TOLERANCE
 
 
+@pytest.mark.parametrize("size", [(7, 8), (8, 9), (5, 11)])
+@torch.inference_mode()
+def test_the_same_latents_of_odd_sizes(pair: Pair, size: tuple[int, int]) -> None:
+    """Maps that do not halve evenly; at 8 pixels per position, images of 56x64 and so on."""
+    name, grid, make, options = CASES["ddim"]
+    scheduler = make(**TRAINED, **options, prediction_type=pair.prediction_type)
+    scheduler.set_timesteps(STEPS)
+    sigmas = make_grid(grid, pair.ours.schedule, STEPS)
+    noise = torch.randn(len(PROMPTS), 4, *size, generator=torch.Generator().manual_seed(1))
+    theirs = their_latents(pair, scheduler, noise)
+    assert (our_latents(pair, name, sigmas, noise) - theirs).abs().max() < TOLERANCE
+
+
 @torch.inference_mode()
 def test_the_same_embedding(pair: Pair) -> None:
     cond, _ = pair.ours.condition(PROMPTS)
