@@ -126,7 +126,7 @@ def run(argv: Sequence[str], *, script: bool = False) -> int:
 
 
 def _close_output() -> None:
-    """Who read our output has gone; nothing more can be said to them, not even at exit."""
+    """The reader of our output has closed it; write nothing more, not even at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -196,7 +196,7 @@ def _command(
     options: Sequence[inspect.Parameter],
     arguments: Sequence[inspect.Parameter] = (),
 ) -> None:
-    """Enter a command whose options come from fields; `body` gets what was given, by field."""
+    """Register a command whose options come from fields; `body` gets the given values by field."""
 
     def callback(ctx: typer.Context, **values: Any) -> int:
         given = {key: value for key, value in values.items() if value not in (None, [], ())}
@@ -230,9 +230,9 @@ TASKS = {
 
 def _task(name: str) -> Callable[[dict[str, Any], bool], int]:
     def body(given: dict[str, Any], script: bool) -> int:
-        from ldm.cli.commands import draw
+        from ldm.cli.commands import generate
 
-        return draw(name, given, script=script)
+        return generate(name, given, script=script)
 
     body.__doc__ = TASKS[name]
     return body
@@ -240,9 +240,9 @@ def _task(name: str) -> Callable[[dict[str, Any], bool], int]:
 
 def _sample_diffusion(given: dict[str, Any], script: bool) -> int:
     """Generate images with an unconditional model; model.params.x=1 overrides its config."""
-    from ldm.cli.commands import draw_samples
+    from ldm.cli.commands import generate_samples
 
-    return draw_samples(given)
+    return generate_samples(given)
 
 
 def _rerun(given: dict[str, Any], script: bool) -> int:

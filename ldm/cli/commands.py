@@ -1,4 +1,4 @@
-"""What each command does, once its words are understood."""
+"""What each command does, once its command line is parsed."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ from ldm.runs.writer import Writer, written_fields
 from ldm.workers.pool import load_engine
 
 
-def draw(task: str, given: Mapping[str, Any], *, script: bool, notes: Sequence[str] = ()) -> int:
-    """Do a task as asked; `given` are fields of Job, OutputPlan and Legacy, `notes` to be told."""
+def generate(
+    task: str, given: Mapping[str, Any], *, script: bool, notes: Sequence[str] = ()
+) -> int:
+    """Run a task; `given` are fields of Job, OutputPlan and Legacy, `notes` are reported first."""
     fields, more = translate(given, script=script, task=task)
     fields.setdefault("outdir", default_outdir(task))
     outputs, fields = split(fields)
@@ -33,10 +35,10 @@ def draw(task: str, given: Mapping[str, Any], *, script: bool, notes: Sequence[s
     return run(task, fields, outputs, notes, reporter(outputs), script=script, indir=indir)
 
 
-def draw_samples(given: Mapping[str, Any]) -> int:
-    """Do what sample_diffusion.py did; `given` are its flags, and fields of Job and OutputPlan."""
+def generate_samples(given: Mapping[str, Any]) -> int:
+    """Run sample_diffusion.py; `given` are its flags, and fields of Job and OutputPlan."""
     fields, notes = sample_fields(given)
-    return draw("sample", fields, script=True, notes=notes)
+    return generate("sample", fields, script=True, notes=notes)
 
 
 def rerun(image: str, given: dict[str, Any]) -> int:
@@ -82,7 +84,7 @@ def _check_inputs(record: Record, changes: Mapping[str, Any], image: str) -> Non
 
 
 def info(file: str, *, as_json: bool) -> int:
-    """Print what an image or a checkpoint tells of itself."""
+    """Print how an image was made, or what a checkpoint is."""
     path = Path(file)
     try:
         with path.open("rb") as handle:

@@ -1,4 +1,4 @@
-"""What a checkpoint file is, told from its header alone and without torch."""
+"""What a checkpoint file is, from its header alone and without torch."""
 
 from __future__ import annotations
 

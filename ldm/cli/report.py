@@ -226,7 +226,7 @@ class JsonLines:
             self._end(event)
 
     def clear(self) -> None:
-        """Nothing stands in the way of a line."""
+        """Nothing to clear."""
 
     def _step(self, event: StepDone) -> None:
         left = self.pace.seconds_left(event.step / event.steps)

@@ -111,7 +111,7 @@ def _split(words: str) -> list[str]:
 
 
 def _lines() -> Iterator[str]:
-    """The lines of standard input; at a terminal each is asked for."""
+    """The lines of standard input; at a terminal, with a prompt for each."""
     if not sys.stdin.isatty():
         for content in sys.stdin.buffer:
             yield content.decode("utf-8", "replace")

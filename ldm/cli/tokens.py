@@ -1,4 +1,4 @@
-"""What a model's text encoder would read of a prompt; told without torch or weights."""
+"""How a model's text encoder reads a prompt, without torch or weights."""
 
 from __future__ import annotations
 

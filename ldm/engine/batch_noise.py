@@ -1,4 +1,4 @@
-"""The noise of a batch, in the order of the originals' draws."""
+"""The noise of a batch, drawn in the order of the originals."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Draws(Noise):
 
     @property
     def position(self) -> int:
-        """Tensors that a stream gave since the fixed code and the task's own draw."""
+        """The tensors drawn from a stream since the fixed code and the task's own draw."""
         if isinstance(self.source, ImageNoise):
             return 0
         return self.source.draws - (self.code is not None) - (self.first is not None)

@@ -111,7 +111,7 @@ def fit(one: Part, other: Part) -> bool:
 
 
 def kinds(problem: Problem) -> tuple[object, ...]:
-    """The shapes and types of what belongs to one row of a problem."""
+    """The shapes and types of the tensors of one row of a problem."""
     tensors = [problem.init]
     for side in (side for guide in problem.guides for side in guide.sides()):
         tensors += [side.crossattn, side.vector, side.concat, *side.controls]
@@ -146,7 +146,7 @@ def rows_of(problem: Problem, rows: slice) -> Problem:
 
 
 def noise_of(parts: Sequence[Part], draws: Sequence[Draws]) -> tuple[list[Tensor], Noise]:
-    """The noise that each part starts from, and what follows for all of them."""
+    """The noise that each part starts from, and the source of the noise after it."""
     starts, sources = [], []
     for part, source in zip(parts, draws, strict=True):
         total = part.job.n_samples

@@ -6,7 +6,7 @@ import threading
 
 
 class Cancelled(Exception):
-    """A run was asked to stop, and has."""
+    """The run stopped on request."""
 
 
 class Cancel:
@@ -21,7 +21,7 @@ class Cancel:
 
     @property
     def asked(self) -> bool:
-        """Whether to stop: nothing more is to be begun."""
+        """Whether a stop was requested; no new image should be started."""
         return self._after_images.is_set()
 
     def after_images(self) -> None:
@@ -34,11 +34,11 @@ class Cancel:
         self._at_once.set()
 
     def check(self) -> None:
-        """Raise Cancelled if a stop was asked for, of either kind."""
+        """Raise Cancelled if any stop was requested."""
         if self.asked:
             raise Cancelled
 
     def check_step(self) -> None:
-        """Raise Cancelled if a stop at once was asked for."""
+        """Raise Cancelled if an immediate stop was requested."""
         if self._at_once.is_set():
             raise Cancelled

@@ -47,7 +47,7 @@ class Policy:
 
     @property
     def home(self) -> torch.device:
-        """Where a model is loaded to: not the device where parts of it come to that one in turn."""
+        """Where a model is loaded: the CPU if its parts are moved to the device in turn."""
         return torch.device("cpu") if self.offload in ("parts", "layers") else self.device
 
     def arithmetic(self) -> AbstractContextManager[object]:
@@ -114,7 +114,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> tuple[str, tuple[str, ...]]:
-    """What a precision comes to on a device, and what to tell about it.
+    """The dtype of a precision on a device, and a note about it.
 
     `auto` is half precision on GPUs and full on the CPU, where half is slower than full. Raises
     JobError for int8 where it is not to be had.
@@ -149,7 +149,7 @@ def computes_in(precision: str) -> bool:
 
 
 def processor_flags() -> frozenset[str] | None:
-    """What an x86 processor says that it can do; None where it is not told."""
+    """The feature flags of an x86 processor; None if the system does not list them."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:

@@ -26,7 +26,7 @@ _AHEAD = 4
 
 
 class Engine:
-    """Runs jobs on one model that lies on the policy's device; `name` and `digest` are recorded.
+    """Runs jobs on one model on the policy's device; `name` and `digest` are recorded.
 
     Batches of several jobs are put together here; `Stages` computes an image, and `Fallbacks` knows
     what to try where that fails.

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Note:
-    """Something worth knowing: a value that was chosen, a flag that is ignored."""
+    """A note: a value that was chosen, a flag that is ignored."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class RunWarning:
-    """Something that may make an image another one than expected."""
+    """A warning: the image may differ from what was expected."""
 
     text: str
 
@@ -40,7 +40,7 @@ class JobFailed:
 
 @dataclass(frozen=True)
 class RunStarted:
-    """All jobs are planned; so many `images` come of them, existing ones included."""
+    """All jobs are planned; `images` counts their images, including existing ones."""
 
     images: int
     jobs: int
@@ -48,7 +48,7 @@ class RunStarted:
 
 @dataclass(frozen=True)
 class ModelLoaded:
-    """The model of `plan`, which has what loading found out, is ready on `device`."""
+    """The model of `plan`, updated by loading, is ready on `device`."""
 
     plan: Plan
     device: str
@@ -141,7 +141,7 @@ OnEvent: TypeAlias = Callable[[Event], None]
 
 
 def ignore(event: Event) -> None:
-    """A consumer that wants to know nothing."""
+    """A consumer that ignores all events."""
 
 
 def warn_once(report: OnEvent) -> OnEvent:

@@ -9,7 +9,7 @@ from ldm.engine.plan import Plan
 
 
 def summary(plan: Plan, device: str) -> str:
-    """One line: model, device, images and seed; `plan` has what loading found out."""
+    """One line: model, device, images and seed; `plan` is the one updated by loading."""
     job = plan.job
     scale = "" if job.scale == 1 else f", scale {job.scale:g}"
     width, height = job.image_size()

@@ -1,10 +1,10 @@
-"""What is tried when the memory or the numbers of a stage fail, in which order.
+"""What to try when a stage runs out of memory or returns NaN, in order.
 
     encode   whole, then with parts of the model moved to the main memory
     sample   together, then half as many images at once, then with parts moved
     decode   whole, then in tiles, then with parts moved
 
-What helped once is used for later jobs from the start.
+A fallback that helped once is used for later jobs from the start.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Fallbacks:
         report: OnEvent,
         start: Start | None = None,
     ) -> Problem:
-        """What to sample for one batch; `start` is what the pass before came to."""
+        """Encode one batch into a Problem; `start` is the result of the pass before."""
         while True:
             try:
                 tiling = self._tiling(batch)

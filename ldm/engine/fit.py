@@ -37,7 +37,7 @@ def check_task(task: str, choice: Choice) -> None:
 
 
 def check_model(job: Job, choice: Choice, *, script: bool = False) -> list[str]:
-    """Raise JobError where the model cannot do the size, or --C or --f contradict it.
+    """Raise JobError if the model cannot generate the size, or --C or --f contradict it.
 
     Returns notes. A script of the originals takes only multiples of what the network halves.
     """
@@ -131,7 +131,7 @@ def most_noise(task: str, config: Config) -> int:
 
 
 def with_sizes(job: Job, choice: Choice) -> Job:
-    """The job with the size of its image, whose files are read and tried, and that of hires fix."""
+    """The job with the size of its image, whose files are read and checked, and of hires fix."""
     factor, multiple = size_rule(choice.config)
     if job.task in IMAGE_TASKS or job.images:
         from ldm.images.sources import read_sources  # numpy, which a wrong flag need not wait for
@@ -147,7 +147,7 @@ def with_sizes(job: Job, choice: Choice) -> Job:
 
 
 def size_rule(config: Config) -> tuple[int, int]:
-    """Pixels per latent position of a YAML's autoencoder, and what sides must be a multiple of.
+    """Pixels per latent position of a YAML's autoencoder, and the multiple for even halving.
 
     The network halves its input once per level but the last.
     """
@@ -158,7 +158,7 @@ def size_rule(config: Config) -> tuple[int, int]:
 
 
 def model_section(config: Config, *keys: str) -> dict[str, Any]:
-    """A section below model.params; what is missing or malformed is left to the registry to say."""
+    """A section below model.params; the registry reports missing or malformed ones."""
     tree: Any = config.tree
     for key in ("model", "params", *keys):
         tree = tree.get(key) if isinstance(tree, dict) else None
@@ -166,7 +166,7 @@ def model_section(config: Config, *keys: str) -> dict[str, Any]:
 
 
 def whole_number(params: dict[str, Any], name: str, default: int) -> int:
-    """A whole number of a section; what is malformed is left to the registry, too."""
+    """A whole number of a section; the registry reports malformed ones."""
     value = params.get(name)
     return value if isinstance(value, int) else default
 

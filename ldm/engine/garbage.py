@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """While this lasts, Python does not look for objects that only each other know.
+    """Switch off Python's garbage collector for a while.
 
     An import makes hundreds of thousands of objects that stay; going through them again and again
     is a sixth of the time that torch takes. Those of the first import of torch are never looked at

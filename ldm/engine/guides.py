@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from ldm.jobs.job import Job
 from ldm.models.conditioning import Conditioning
-from ldm.models.encoding import Memory, Wording
+from ldm.models.encoding import Memory, PromptEncoding
 from ldm.models.model import Model
 from ldm.text.schedule import Part, Stretch, split_and, stretches
 
@@ -65,7 +65,7 @@ def guides_of(
     `before` are the steps of an earlier pass (see `ldm.text.schedule`).
     """
     assert job.scale is not None
-    wording = Wording(job.prompt_syntax, job.clip_skip)
+    encoding = PromptEncoding(job.prompt_syntax, job.clip_skip)
     changes = job.prompt_syntax == "a1111"
     prompts = [split_and(text) if changes else [Part(text)] for text in job.texts()]
     most = max(map(len, prompts))
@@ -93,17 +93,17 @@ def guides_of(
         seen.append((texts, negatives))
         conds = []
         for part in texts:
-            cond, tails = model.condition(part, wording, negatives, memory)
+            cond, tails = model.condition(part, encoding, negatives, memory)
             read |= {Read("prompt", *pair): None for pair in zip(part, tails, strict=True)}
             conds.append(cond)
         uncond = None
         if negatives:
-            uncond, tails = model.condition(negatives, wording, texts[0], memory)
+            uncond, tails = model.condition(negatives, encoding, texts[0], memory)
             read[Read("negative prompt", negatives[0], tails[0])] = None
         found.append(Guide(end, tuple(conds), weights, uncond))
     return tuple(found), list(read)
 
 
 def _at(line: Sequence[Stretch], step: int) -> str:
-    """What a prompt says at a step."""
+    """The text of a prompt at a step."""
     return next(x.text for x in line if step <= x.until)

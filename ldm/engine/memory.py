@@ -1,4 +1,4 @@
-"""When memory does not suffice: how that is told apart, and parts of a model put aside."""
+"""Out of memory: how to recognise it, and how to move parts of a model off the device."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free() -> None:
-    """Give back what is no longer used."""
+    """Release cached memory."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -70,7 +70,7 @@ class Offload:
         return True
 
     def use(self, model: nn.Module, stage: str) -> None:
-        """Have on the device what a stage needs, and nothing else."""
+        """Move to the device what a stage needs, and everything else off it."""
         if not self.active:
             return
         network, decoder = model.get_submodule("model"), model.get_submodule("first_stage_model")

@@ -82,7 +82,7 @@ def _hires(batch: Job, factor: int) -> Pass:
 
 
 def covering(source: Size, wanted: Size) -> tuple[Size, Size]:
-    """The size at which a source covers what is wanted, and the corner to crop from."""
+    """The size at which a source covers the wanted one, and the corner to crop from."""
     share = max(wanted[0] / source[0], wanted[1] / source[1])
     size = (max(wanted[0], round(source[0] * share)), max(wanted[1], round(source[1] * share)))
     return size, ((size[0] - wanted[0]) // 2, (size[1] - wanted[1]) // 2)

@@ -1,6 +1,6 @@
-"""From what was asked to what will be run: the files, the family, its defaults; without torch.
+"""From a request to a plan: the files, the family, its defaults; without torch.
 
-Everything that can be wrong with a request is found here, before weights are read.
+All errors of a request are found here, before weights are read.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Plan:
 
 
 def make_plan(given: Mapping[str, Any], *, script: bool = False) -> Plan:
-    """The plan for the fields that were given; raises UsageError for what cannot be done.
+    """Plan the given fields; raises UsageError for a request that cannot be fulfilled.
 
     `script` takes the defaults of the original scripts where nothing is given.
     """
@@ -133,7 +133,7 @@ def resolve(
     script: bool = False,
     draw_seed: Callable[[], int] = lambda: secrets.randbelow(2**32),
 ) -> Plan:
-    """The plan with its job filled up from a family's defaults; the seed is drawn only once."""
+    """Complete a plan's job with a family's defaults; the seed is drawn only once."""
     asked = plan.asked
     defaults = _for_task(defaults, asked, plan.choice)
     _check_subject(asked, plan.choice)
@@ -167,7 +167,7 @@ def _is_v2(choice: Choice) -> bool:
 
 
 def _for_task(defaults: Defaults, asked: Job, choice: Choice) -> Defaults:
-    """A family's defaults, with what the originals' program of a task had of its own."""
+    """A family's defaults, with those of the originals' script for the task."""
     task = asked.task
     if task == "img2img":
         return replace(defaults, strength=0.8 if _is_v2(choice) else 0.75)
@@ -182,13 +182,13 @@ def _for_task(defaults: Defaults, asked: Job, choice: Choice) -> Defaults:
 
 
 def _check_subject(asked: Job, choice: Choice) -> None:
-    """Raise JobError where it is not said what to draw, or cannot be said to this model."""
+    """Raise JobError if the prompt or class is missing, or the model does not take it."""
     target = _conditioner(choice)
     if asked.task == "sample":
         if target.endswith("ClassEmbedder") and not asked.classes:
             raise JobError("--class is missing: give the number or name of a class")
         if not target.endswith("ClassEmbedder"):
-            _check_told_nothing(asked)
+            _check_unconditional(asked)
             return
         table = whole_number(
             model_section(choice.config, "cond_stage_config", "params"), "n_classes", CLASSES
@@ -216,8 +216,8 @@ def _is_textless(choice: Choice) -> bool:
     return target.startswith("__") or target == NOTHING
 
 
-def _check_told_nothing(asked: Job) -> None:
-    """Raise JobError where a model that draws what it was trained on is told something."""
+def _check_unconditional(asked: Job) -> None:
+    """Raise JobError for options that an unconditional model does not take."""
     if asked.classes:
         raise JobError("--class: this model has no classes; omit --class")
     if asked.scale not in (None, 1):
@@ -248,7 +248,7 @@ def read_prompts(name: str, repeat: int) -> tuple[str, ...]:
 
 
 def _recorded(name: str | None, checkpoint: Path) -> str | None:
-    """What a record says of the checkpoint: the name or path as it was given."""
+    """The checkpoint in the record: the name or path as given."""
     if name is None:
         packaged = checkpoint.parent == resource("models")
         return checkpoint.stem if packaged else checkpoint.as_posix()
@@ -256,7 +256,7 @@ def _recorded(name: str | None, checkpoint: Path) -> str | None:
 
 
 def _short(name: str | None) -> str | None:
-    """A path that tells no one's home folder."""
+    """A path with ~ for the home folder, which keeps user names out of records."""
     if name is None or not Path(name).is_absolute():
         return name
     home = Path.home()

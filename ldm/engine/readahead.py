@@ -1,4 +1,4 @@
-"""Files that will be needed soon are brought into memory while something else is done."""
+"""Read files that will be needed soon into memory in the background."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _WINDOW = 1 << 19
 def read_ahead(path: Path) -> threading.Thread | None:
     """Let the system read a file into its cache, in the background; None where it cannot.
 
-    What is there already costs nothing. A file that is gone or unreadable is not this one's matter.
+    Cached files cost nothing. Missing and unreadable files are ignored here.
     """
     if not hasattr(os, "posix_fadvise"):
         return None

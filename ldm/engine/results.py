@@ -1,4 +1,4 @@
-"""What a run yields: one image and everything needed to make it again. No torch."""
+"""The result of a run: one image and everything needed to make it again. No torch."""
 
 from __future__ import annotations
 

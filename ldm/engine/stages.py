@@ -1,4 +1,4 @@
-"""The three stages of an image: encode what it is made from, sample its latent, decode it.
+"""The three stages of an image: encode the inputs, sample the latent, decode it.
 
 A stage runs under the policy of the device. Where its numbers are not finite in a lower precision,
 it runs once more in float32; where the memory does not suffice it raises OutOfMemory, and
@@ -55,7 +55,7 @@ class Stages:
         self.offload = Offload(policy.device, mode=policy.offload)
 
     def draws(self, batch: Job, sources: Sources) -> Draws:
-        """The noise of a batch, from its first draw on."""
+        """The noise source of a batch, at its first draw."""
         width, height = sources.canvas
         factor = self.model.factor
         shape = (self.model.latent_channels, height // factor, width // factor)
@@ -70,7 +70,7 @@ class Stages:
         report: OnEvent,
         start: Start | None = None,
     ) -> Problem:
-        """What to sample for one batch; `start` is what the pass before came to."""
+        """Encode one batch into a Problem; `start` is the result of the pass before."""
         first = None if draws.first is None else draws.first[: batch.n_samples]
         given = Given(self.model, sources, first, tiling, self.memory, start)
         model = self.model
@@ -257,7 +257,7 @@ class Stages:
 
 @contextmanager
 def _in_float32(module: nn.Module) -> Iterator[None]:
-    """A module in float32 for a while; half precision survives the way there and back."""
+    """Keep a module in float32 for a while; its half-precision weights come back unchanged."""
     dtype = next((p.dtype for p in module.parameters()), None)
     if dtype is None:
         yield

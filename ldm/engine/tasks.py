@@ -16,7 +16,7 @@ from ldm.jobs.fields import PARTIAL
 from ldm.jobs.job import Job
 from ldm.models.conditioning import Conditioning
 from ldm.models.depth import depth_concat, depth_from_map, estimate_depth
-from ldm.models.encoding import Memory, Wording
+from ldm.models.encoding import Memory, PromptEncoding
 from ldm.models.model import Model
 from ldm.nn.autoencoder import AutoencoderKL
 from ldm.sampling.samplers import Sampler, find_sampler
@@ -228,7 +228,7 @@ def _guided(job: Job, given: Given) -> Problem:
     guides, read = guides_of(
         job, model, memory, steps=sampler.calls * steps, before=sampler.calls * before
     )
-    warnings = _losses(read, Wording(job.prompt_syntax, job.clip_skip), model)
+    warnings = _losses(read, PromptEncoding(job.prompt_syntax, job.clip_skip), model)
     takes_eta = job.eta is not None and "eta" in sampler.options
     compat: Compat = "ldm" if job.schedule_compat == "ldm" else "exact"
     sigmas = make_grid(job.grid or sampler.grid, model.schedule, job.steps, compat)
@@ -342,7 +342,7 @@ def first_draw(job: Job, model: Model, sources: Sources) -> tuple[int, ...] | No
     return None
 
 
-def _losses(read: Sequence[Read], wording: Wording, model: Model) -> list[str]:
+def _losses(read: Sequence[Read], encoding: PromptEncoding, model: Model) -> list[str]:
     """A warning for each text that is too long, or has words that the model never learnt."""
     warnings = []
     for one in read:
@@ -350,7 +350,7 @@ def _losses(read: Sequence[Read], wording: Wording, model: Model) -> list[str]:
             warnings.append(
                 f"the {one.what} is too long for the model; cut off at the end: {one.cut!r}"
             )
-        text = wording.bare(one.text)
+        text = encoding.bare(one.text)
         unknown = model.cond_stage_model.unknown_words(text) if model.cond_stage_model else []
         if unknown:
             words = ", ".join(repr(word) for word in unknown)

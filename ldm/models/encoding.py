@@ -30,7 +30,7 @@ READERS = (FrozenCLIPEmbedder, FrozenOpenCLIPEmbedder, BERTEmbedder)
 
 
 @dataclass(frozen=True)
-class Wording:
+class PromptEncoding:
     """How prompts are meant: `syntax` is "weights" or "plain" (each character as it is, and what
     is too long cut off); `clip_skip` is the layer of the encoder to take, 1 the last."""
 
@@ -44,11 +44,11 @@ class Wording:
         return " ".join(piece.text for part in parse(text, self.syntax) for piece in part)
 
 
-PLAIN = Wording()
+PLAIN = PromptEncoding()
 _LEAST_RATIO = 0.01
 
 
-Key = tuple[str, int, Wording, torch.dtype]
+Key = tuple[str, int, PromptEncoding, torch.dtype]
 Told = tuple[Tensor, Tensor | None]
 
 
@@ -60,7 +60,7 @@ class Memory:
         self.kept: OrderedDict[Key, list[Told]] = OrderedDict()
 
     def recall(self, key: Key, make: Callable[[], list[Told]]) -> list[Told]:
-        """What was made for a key, or is made now."""
+        """The cached value of a key; makes it if it is missing."""
         if key not in self.kept:
             self.kept[key] = make()
         self.kept.move_to_end(key)
@@ -73,7 +73,7 @@ class Memory:
 def encode(
     embedder: Reader,
     texts: Sequence[str],
-    wording: Wording = PLAIN,
+    encoding: PromptEncoding = PLAIN,
     beside: Sequence[str] = (),
     memory: Memory | None = None,
 ) -> tuple[Tensor, Tensor | None, list[str]]:
@@ -87,20 +87,20 @@ def encode(
     are repeated to their least common multiple, which attention does not see: an image does not
     depend on its neighbours' prompts. The pooled state is that of the first chunk, unweighted.
     """
-    found = [_chunked(embedder, text, wording) for text in texts]
-    others = [_chunked(embedder, text, wording) for text in beside] or found
+    found = [_chunked(embedder, text, encoding) for text in texts]
+    others = [_chunked(embedder, text, encoding) for text in beside] or found
     counts = [max(len(a.chunks), len(b.chunks)) for a, b in zip(found, others, strict=True)]
     lengths = counts
-    if wording.syntax == "comfy":  # which repeats both sides instead of filling one up
+    if encoding.syntax == "comfy":  # which repeats both sides instead of filling one up
         counts = [len(one.chunks) for one in found]
         lengths = [*counts, *(len(one.chunks) for one in others)]
     if memory is None:
-        told = _told(embedder, found, counts, wording)
+        told = _told(embedder, found, counts, encoding)
     else:
         told, dtype = [], next(embedder.parameters()).dtype
         for text, one, count in zip(texts, found, counts, strict=True):
-            make = partial(_told, embedder, [one], [count], wording)
-            told += memory.recall((text, count, wording, dtype), make)
+            make = partial(_told, embedder, [one], [count], encoding)
+            told += memory.recall((text, count, encoding, dtype), make)
     common = math.lcm(*lengths)
     hidden = [states.repeat(common // n, 1) for (states, _), n in zip(told, counts, strict=True)]
     pooled = [vector for _, vector in told if vector is not None]
@@ -108,18 +108,18 @@ def encode(
 
 
 def _told(
-    embedder: Reader, found: Sequence[Chunked], counts: Sequence[int], wording: Wording
+    embedder: Reader, found: Sequence[Chunked], counts: Sequence[int], encoding: PromptEncoding
 ) -> list[Told]:
     """Hidden states [L,D] and pooled state [D], if any, of prompts in so many chunks each."""
     chunks: list[list[Token]] = []
     for one, count in zip(found, counts, strict=True):
         chunks += one.filled(count)
     ids, weights = rows(chunks, embedder.tokenizer, embedder.pad, embedder.max_length)
-    states = embedder.hidden(ids, wording.clip_skip)
+    states = embedder.hidden(ids, encoding.clip_skip)
     factors = torch.tensor(weights, device=states.device)
-    if wording.syntax == "comfy":
+    if encoding.syntax == "comfy":
         empty, _ = rows([[]], embedder.tokenizer, embedder.pad, embedder.max_length)
-        hidden = interpolated(states, embedder.hidden(empty, wording.clip_skip), factors)
+        hidden = interpolated(states, embedder.hidden(empty, encoding.clip_skip), factors)
     else:
         hidden = weighted(states, factors)
     pairs = zip(torch.split(states, list(counts)), torch.split(hidden, list(counts)), strict=True)
@@ -157,6 +157,6 @@ def interpolated(hidden: Tensor, empty: Tensor, weights: Tensor) -> Tensor:
     return torch.where((weights == 1)[..., None], hidden, changed)
 
 
-def _chunked(embedder: Reader, text: str, wording: Wording) -> Chunked:
+def _chunked(embedder: Reader, text: str, encoding: PromptEncoding) -> Chunked:
     room = embedder.max_length - 2
-    return chunked(text, embedder.tokenizer, room, wording.syntax)
+    return chunked(text, embedder.tokenizer, room, encoding.syntax)

@@ -20,7 +20,7 @@ from ldm.sampling.schedule import NoiseSchedule, augmentor_buffers
 
 
 class SpatialRescaler(nn.Module):
-    """The conditioner of models that are told by a map: resized, its channels mixed to few."""
+    """The conditioner of models that take a map: resizes it and mixes its channels."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class SpatialRescaler(nn.Module):
         return maps if self.channel_mapper is None else self.channel_mapper(maps)
 
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, list[str]]:
-        """Raises UsageError: a text says nothing here."""
+        """Raises UsageError: this model takes no text."""
         raise UsageError("this model is conditioned on a map, not on text")
 
     def unknown_words(self, text: str) -> list[str]:

@@ -26,7 +26,7 @@ def expected_shapes(config: Config) -> Shapes:
 
 
 def fingerprint(config: Config) -> str:
-    """A hash of what a YAML says of the model."""
+    """A hash of the model section of a YAML."""
     text = json.dumps(config.tree.get("model"), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -129,7 +129,7 @@ def load_model(
 
 
 def _settle_prediction(model: Model, choice: Choice) -> Choice:
-    """Tell a loaded model eps from v, by a measurement where nothing else says it."""
+    """Set a loaded model's prediction type, measured if nothing else determines it."""
     if not choice.prediction_why:
         choice = with_prediction(choice, *measure_prediction(model))
     model.prediction = Prediction(choice.family.prediction)
@@ -250,7 +250,7 @@ def swap_autoencoder(
     dtype: torch.dtype | None = None,
     device: torch.device | None = None,
 ) -> None:
-    """Give a model the autoencoder of another file, by default in the present precision and place.
+    """Load the autoencoder of another file into a model, in its precision and place by default.
 
     The file is of an autoencoder alone or of a whole model, in the originals' layout or that of
     diffusers (see `ldm.checkpoints.weights.vae_keys`). It must fit strictly. Raises CheckpointError

@@ -18,7 +18,7 @@ from ldm.models.conditioning import (
     FrozenCLIPEmbedder,
     FrozenOpenCLIPEmbedder,
 )
-from ldm.models.encoding import PLAIN, READERS, Memory, Wording, encode
+from ldm.models.encoding import PLAIN, READERS, Memory, PromptEncoding, encode
 from ldm.models.image_embedders import (
     CLIPEmbeddingNoiseAugmentation,
     FrozenOpenCLIPImageEmbedder,
@@ -142,7 +142,7 @@ class Model(nn.Module):
 
     @property
     def multiple(self) -> int:
-        """What the sides of an image must be a multiple of, in pixels.
+        """Pixels that the sides are a multiple of for the network to halve them evenly.
 
         The network halves its input once per level but the last.
         """
@@ -174,7 +174,7 @@ class Model(nn.Module):
     def condition(
         self,
         texts: Sequence[str],
-        wording: Wording = PLAIN,
+        encoding: PromptEncoding = PLAIN,
         beside: Sequence[str] = (),
         memory: Memory | None = None,
     ) -> tuple[Conditioning, list[str]]:
@@ -182,13 +182,13 @@ class Model(nn.Module):
 
         `beside` are the texts of the other side of the guidance, so that both have one L.
         `memory` keeps what texts came to. Raises JobError where the model has no such layer as
-        `wording` asks for.
+        `encoding` asks for.
         """
         embedder = self.cond_stage_model
         if isinstance(embedder, READERS):
-            hidden, pooled, cut = encode(embedder, texts, wording, beside, memory)
+            hidden, pooled, cut = encode(embedder, texts, encoding, beside, memory)
             return Conditioning(crossattn=hidden, vector=pooled), cut
-        if wording.clip_skip is not None:
+        if encoding.clip_skip is not None:
             raise JobError("--clip-skip: this model has no CLIP text encoder; omit it")
         if embedder is None:
             return Conditioning(), [""] * len(texts)

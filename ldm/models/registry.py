@@ -173,14 +173,14 @@ def _latent_model(section: Section, used: dict[str, Any]) -> Model:
 
 
 def _conditioner(section: Section) -> TextEmbedder | None:
-    """The embedder; none where there is no condition, or the autoencoder makes it."""
+    """The embedder; None if there is no condition or the autoencoder makes it."""
     if section.params.get("cond_stage_config") in (_UNCONDITIONAL, _FIRST_STAGE):
         return None
     return _optional(TEXT_EMBEDDERS, section.section("cond_stage_config"))
 
 
 def _conditioning_key(used: Mapping[str, Any]) -> str:
-    """How the condition enters; "none" for no condition. The originals' rule where nothing says."""
+    """How the condition enters; "none" for no condition. The originals' rule by default."""
     if used.get("cond_stage_config", _UNCONDITIONAL) == _UNCONDITIONAL:
         return "none"
     default = "concat" if used.get("concat_mode", True) else "crossattn"

@@ -1,4 +1,4 @@
-"""The targets that a YAML may name for a part of a model, and what each one's parameters mean.
+"""The targets that a YAML may name for a part of a model, and their parameters.
 
 A new part is a line in one of these tables; `ldm.models.registry` looks the names up.
 """

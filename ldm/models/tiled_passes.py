@@ -72,7 +72,7 @@ Keys = dict[AttnBlock, tuple[Tensor, Tensor]]
 
 
 def _normed(norm: nn.GroupNorm, x: Tensor, moments: Moments) -> Tensor:
-    """What the norm would give if these were the statistics of x."""
+    """Normalise x by the given statistics."""
     each = norm.num_channels // norm.num_groups
     deviation = (moments.variance + norm.eps).sqrt()
     scale = (1 / deviation).repeat_interleave(each).to(x.device, torch.float32)

@@ -1,4 +1,4 @@
-"""Images that exist already: found by their fingerprints, so that a resumed run skips them."""
+"""Images that exist already, located by their fingerprints; a resumed run skips them."""
 
 from __future__ import annotations
 

@@ -28,6 +28,6 @@ class Failures:
         self.add_text(text)
 
     def add_text(self, text: str, count: int = 1) -> None:
-        """Report a failure and count it as that of so many jobs."""
+        """Report a failure and count it for a number of jobs."""
         self.report(JobFailed(text))
         self.count += count

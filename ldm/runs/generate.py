@@ -47,7 +47,7 @@ class Entry:
 
 
 class Generation:
-    """Generates what does not exist of a planned run; making one checks that it can be written."""
+    """Generates the missing images of a planned run; the constructor checks the output files."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Generation:
         self.lost: set[int] = set()  # the numbers of jobs that failed
 
     def run(self) -> None:
-        """Generate everything that does not exist; whatever ends it, finished images are kept."""
+        """Generate all missing images; finished ones are kept whatever ends the run."""
         count, failures, status = self.planned.count, self.failures, "broken"
         self.report(RunStarted(count, len(self.planned.items)))
         try:
@@ -145,7 +145,7 @@ class Generation:
             index += batch.count()
 
     def _run_wave(self, wave: list[Entry]) -> None:
-        """Generate what does not exist of some batches of one model, and empty the list."""
+        """Generate the missing images of some batches of one model, and clear the list."""
         entries = [entry for entry in wave if entry.paths or entry.item.number not in self.lost]
         wave.clear()
         outcomes = self._outcomes([entry for entry in entries if not entry.paths])
@@ -171,7 +171,7 @@ class Generation:
         yield from self.engines.generated(plan, batches, self._listen, self.batch_size)
 
     def _listen(self, event: Event) -> None:
-        """Pass an event of the engine on, and stop between two steps where that was asked for."""
+        """Pass an event of the engine on, and stop between two steps if requested."""
         self.cancel.check_step()
         self.report(event)
 

@@ -1,4 +1,4 @@
-"""The record of what is done: a line for every finished image, in `manifest.jsonl` beside them.
+"""The record of finished images: a line for each, in `manifest.jsonl` beside them.
 
 An image is known by its fingerprint: a hash of what it is made from. A line is written in one
 piece, and reaches the disk, after its image has; of a line that was cut short nothing is read.
@@ -72,7 +72,7 @@ class Manifest:
 
     @classmethod
     def open(cls, folder: Path) -> Manifest:
-        """The manifest of a folder, which need not be there yet; raises JobError."""
+        """The manifest of a folder, which may not exist yet; raises JobError."""
         manifest = cls(folder)
         manifest._read()
         return manifest
@@ -106,7 +106,7 @@ class Manifest:
         return seed if type(seed) is int else None
 
     def complete(self, run: str) -> tuple[Path, ...]:
-        """The images of a run, in order, if all were made and are still there."""
+        """The images of a run, in order, if all were made and still exist."""
         self._read()
         names = self._runs.get(run, {}).get("complete")
         if not isinstance(names, list):
@@ -121,7 +121,7 @@ class Manifest:
         self._append({"run": run, "seed": seed})
 
     def note_complete(self, run: str, paths: Sequence[Path]) -> None:
-        """Note that all images of a run are there."""
+        """Note that all images of a run exist."""
         self._append({"run": run, "complete": [self._name(path) for path in paths]})
 
     # --- the file ---------------------------------------------------------------------------------

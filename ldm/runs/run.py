@@ -70,7 +70,7 @@ def _run(request: Request, notes: Sequence[str], report: OnEvent, cancel: Cancel
 
 
 def _explained(request: Request, planned: RunPlan, report: OnEvent) -> str:
-    """The values of the first job; the model is loaded only where its weights have to tell."""
+    """The values of the first job; the model is loaded only if its weights decide one."""
     plan = planned.items[0].plan
     if not plan.choice.prediction_why:
         _, plan = load_engine(plan, plan.given, report, script=request.script)

@@ -51,7 +51,7 @@ def sheet(images: Sequence[ImageArray], across: Sequence[str], down: Sequence[st
 
 
 def _cut(text: str, room: int, font: Any) -> str:
-    """A label that fits into so many pixels."""
+    """A label cut to a number of pixels."""
     line = " ".join(text.split())
     shown = line
     while shown and font.getlength(shown) > room:

@@ -1,7 +1,7 @@
 """Workers on the machines of a Ray cluster, or of one that is made here for the run.
 
 All machines must see the same files under the same names: the checkpoint and what jobs begin with
-are read by the workers. Ray finds the places for them; nothing else of it is needed.
+are read by the workers. Ray only places them.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class Actor:
 
     @property
     def died(self) -> tuple[type[Exception], ...]:
-        """What tells that it died, or its machine, or what it sent was lost on the way."""
-        told = self.ray.exceptions
-        lost = (told.WorkerCrashedError, told.ObjectLostError, told.OutOfMemoryError)
-        return (told.RayActorError, *lost)
+        """The errors that mean that it or its machine died, or that its reply was lost."""
+        errors = self.ray.exceptions
+        lost = (errors.WorkerCrashedError, errors.ObjectLostError, errors.OutOfMemoryError)
+        return (errors.RayActorError, *lost)
 
     def submit(self, order: bytes) -> Future[bytes]:
         """Give an order."""
-        future: Future[bytes] = self.actor.draw.remote(order).future()
+        future: Future[bytes] = self.actor.answer.remote(order).future()
         return future
 
     def stop(self) -> None:
@@ -48,7 +48,7 @@ class Actor:
 
 @dataclass
 class Cluster:
-    """A Ray cluster: so many workers, or one for each GPU, or for each machine without any."""
+    """A Ray cluster with `count` workers, or one for each GPU, or for each machine without any."""
 
     address: str | None
     count: int | None
@@ -78,7 +78,7 @@ class Cluster:
 def connect(address: str | None, count: int | None) -> Any:
     """The module `ray`, connected with the cluster of an address, or with a new one made here.
 
-    It says nothing by itself, and asks nobody outside. Raises JobError.
+    Ray prints nothing and contacts no other server. Raises JobError.
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     _knock(address)

@@ -1,4 +1,4 @@
-"""Many workers in place of one engine: batches are dealt out, what comes back is put in order.
+"""Many workers instead of one engine: distributes batches and orders the replies.
 
 The workers are processes of this machine, one for each GPU or so many as asked, or lie on a Ray
 cluster (`ldm.workers.cluster`). Only the driver, which is this process, writes files. A worker
@@ -33,7 +33,7 @@ class Hand(Protocol):
 
     @property
     def died(self) -> tuple[type[Exception], ...]:
-        """What its futures raise where it died."""
+        """The errors that its futures raise if it died."""
         ...
 
     def submit(self, order: bytes) -> Future[bytes]:
@@ -41,7 +41,7 @@ class Hand(Protocol):
         ...
 
     def stop(self) -> None:
-        """End it at once, whatever it does."""
+        """End it at once."""
         ...
 
 
@@ -54,9 +54,9 @@ class Site(Protocol):
         ...
 
     def open(self, device: str) -> int:
-        """How many workers there are to be, for a device; raises LdmError where there can be none.
+        """Return the number of workers for a device; raises LdmError if there can be none.
 
-        It may be asked again.
+        May be called again.
         """
         ...
 
@@ -65,7 +65,7 @@ class Site(Protocol):
         ...
 
     def close(self) -> None:
-        """Leave it; the workers are gone already."""
+        """Leave the site; its workers have ended."""
         ...
 
 
@@ -82,7 +82,7 @@ class Bundle:
 
 @dataclass
 class Crew(Engines):
-    """Workers that draw what an engine would, with the same bytes and in the same order."""
+    """Workers that generate the same bytes as one engine, in the same order."""
 
     site: Site = field(kw_only=True)
     cancel: Cancel = field(kw_only=True)
@@ -97,13 +97,13 @@ class Crew(Engines):
     in_vain: int = 0  # deaths since something was drawn
 
     def get_ready(self, plan: Plan) -> None:
-        """Import what this process needs, which loads no model."""
+        """Import what this process needs; it loads no model."""
         import_engine(plan)
 
     def prepare(self, plan: Plan) -> None:
-        """Have all workers load what a plan needs, and wait for the first that has.
+        """Let all workers load what a plan needs, and wait for the first.
 
-        Raises LdmError where none of them can.
+        Raises LdmError if none of them can.
         """
         if self.key == model_key(plan):
             assert self.settled is not None
@@ -174,7 +174,7 @@ class Crew(Engines):
 
     @property
     def spread(self) -> int:
-        """How many workers there are, as far as is known."""
+        """The known number of workers."""
         return max(1, len(self.hands))
 
     @property
@@ -185,7 +185,7 @@ class Crew(Engines):
     # --- the workers ------------------------------------------------------------------------------
 
     def _bundles(self, batches: Sequence[Batch], at_once: int | None) -> list[Bundle]:
-        """Batches in order, as many at a time as are well drawn at once, but some for everyone."""
+        """Bundle batches, in order, up to a good batch size, with some for every worker."""
         share = -(-sum(job.count() for _, job in batches) // len(self.hands))
         most = min(at_once or self.room, share)
         bundles: list[Bundle] = []
@@ -199,7 +199,7 @@ class Crew(Engines):
         return bundles
 
     def _give(self, delivered: int, at_once: int | None) -> None:
-        """Give who is idle something to do, but for what is too far ahead or need not be begun."""
+        """Give idle workers bundles that are not too far ahead, until a stop is requested."""
         while self.idle and self.queue:
             bundle = self.queue[0]
             if bundle.index > delivered + _AHEAD * len(self.hands):
@@ -221,7 +221,7 @@ class Crew(Engines):
         self.working[future] = (hand, bundle)
 
     def _listen(self, report: OnEvent, patience: float = 1.0) -> None:
-        """Take in replies that come, or after so many seconds none."""
+        """Process replies; waits for the first of them up to a number of seconds."""
         done, _ = wait(self.working, patience, FIRST_COMPLETED)
         for future in done:
             hand, bundle = self.working.pop(future)
@@ -251,7 +251,7 @@ class Crew(Engines):
             bundle.outcomes, self.in_vain = reply.outcomes, 0
 
     def _crowded(self) -> list[Note]:
-        """A note where there are more threads than processors."""
+        """A note if there are more threads than processors."""
         assert self.order is not None
         assert self.settled is not None
         count, threads, processors = len(self.hands), self.order.threads, os.cpu_count() or 1
@@ -290,7 +290,7 @@ class Crew(Engines):
 
 
 def crew_of(outputs: OutputPlan, report: OnEvent, cancel: Cancel) -> Crew:
-    """The workers that a run asks for; they are started when there is something to draw."""
+    """The workers that a run requests; they start when there is something to generate."""
     depth = outputs.save_depth is not None
     site: Site = Processes(outputs.workers or 1)
     if outputs.engine == "ray":

@@ -51,7 +51,7 @@ class Engines:
     reported: bool = False  # whether this run has reported its model
 
     def job(self, plan: Plan) -> Job:
-        """The job with what only its engine knows; without loading it where that is possible."""
+        """The job completed by its engine, without loading it if possible."""
         if self.here and self.key != model_key(plan) and plan.choice.prediction_why:
             self.get_ready(plan)
             from ldm.engine.device import choose
@@ -71,7 +71,7 @@ class Engines:
         import_engine(plan, packed_bytes(plan, self.tuning))
 
     def prepare(self, plan: Plan) -> None:
-        """Load what a plan needs."""
+        """Load the model of a plan."""
         self.load(plan)
 
     def generated(
@@ -100,7 +100,7 @@ class Engines:
         self.key, self.engine, self.settled = last.key, last.engine, last.settled
 
     def close(self) -> None:
-        """Release what would outlive this process; an engine has nothing of the kind."""
+        """Release what would outlive this process; a plain engine has nothing."""
 
     def load(self, plan: Plan) -> Engine:
         """The engine of a plan."""
@@ -204,7 +204,7 @@ def load_engine(
     script: bool = False,
     tuning: Tuning = PLAIN,
 ) -> tuple[Engine, Plan]:
-    """The engine for a plan, and the plan with what loading found out.
+    """The engine for a plan, and the plan updated by loading.
 
     `given` are the fields that the user gave; `script` is as for `make_plan`.
     """
@@ -295,7 +295,7 @@ def load_as(
 
 
 def settle(plan: Plan, settled: Plan, *, script: bool = False) -> Job:
-    """The job of a plan, with what loading found out for another plan of the same model."""
+    """The job of a plan, updated by what loading found out for another plan of the model."""
     if not plan.choice.prediction_why:
         plan = _with_choice(plan, settled.choice, plan.given, script=script)
     names = ("device", "precision", "prediction")

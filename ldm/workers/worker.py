@@ -1,4 +1,4 @@
-"""What a worker does, in a process of its own on this machine or another: orders in, images out.
+"""A worker in a process of its own, here or on another machine: orders in, images out.
 
 Orders and replies travel as bytes, so that they are alike on every way. No torch until the first.
 """
@@ -73,12 +73,12 @@ class Worker:
     def __post_init__(self) -> None:
         self.engines = Engines(self.loading.append)
 
-    def draw(self, order: bytes) -> bytes:
+    def answer(self, order: bytes) -> bytes:
         """The reply to an order."""
         return pickle.dumps(self.reply(pickle.loads(order)))
 
     def reply(self, order: Order) -> Reply:
-        """Load what is not loaded, and draw."""
+        """Load the model if needed, and generate."""
         self.loading.clear()
         try:
             self._move(order)
@@ -119,7 +119,7 @@ class Worker:
 
 
 def _left_out(order: Order) -> dict[str, Any]:
-    """What of a result does not travel: nobody asks for it."""
+    """The fields of a result that are not sent, since nobody uses them."""
     import torch
 
     nothing = torch.empty(0)
@@ -151,7 +151,7 @@ def serve(index: int, pipe: Connection) -> None:
     while True:
         order = orders.get()
         try:
-            answer = pickle.dumps(("reply", worker.draw(order)))
+            answer = pickle.dumps(("reply", worker.answer(order)))
         except Exception as error:  # noqa: BLE001 (the driver raises it)
             answer = _pickled_error(error)
         try:

@@ -18,7 +18,7 @@ from ldm.errors import JobError, NonFiniteError
 from ldm.jobs.job import Job
 from ldm.jobs.metadata import Record
 from ldm.models.conditioning import Conditioning
-from ldm.models.encoding import Memory, Wording
+from ldm.models.encoding import Memory, PromptEncoding
 from ldm.sampling.denoiser import DenoiseFn
 from ldm.sampling.schedule import NoiseSchedule
 
@@ -80,7 +80,7 @@ class Stub:
         return values
 
     def condition(
-        self, texts: Sequence[str], wording: Wording, beside: Sequence[str], memory: Memory
+        self, texts: Sequence[str], encoding: PromptEncoding, beside: Sequence[str], memory: Memory
     ) -> tuple[Conditioning, list[str]]:
         lengths = torch.tensor([float(len(text)) for text in texts]).view(-1, 1, 1)
         hidden = self._through(ENCODERS, self.cond_stage_model, lengths)

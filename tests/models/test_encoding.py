@@ -22,14 +22,14 @@ from ldm.models.conditioning import (
     FrozenCLIPEmbedder,
     FrozenOpenCLIPEmbedder,
 )
-from ldm.models.encoding import Wording, encode, weighted
+from ldm.models.encoding import PromptEncoding, encode, weighted
 from ldm.models.model import Model
 from ldm.text.tokenizer import END, START, clip_tokenizer
 from tests.golden_data import case, text_tower, without
 from tests.tiny_models import make, v1_tree
 
 TOLERANCE = 1e-5
-WEIGHTS = Wording("a1111")
+WEIGHTS = PromptEncoding("a1111")
 LONG = "a photograph of a cat " * 20  # 100 tokens, no comma
 
 
@@ -87,8 +87,10 @@ def reweighted(z: Tensor, weights: list[float]) -> Tensor:
     return scaled * (z.mean() / scaled.mean())
 
 
-def text(embedder: Any, prompt: str, wording: Wording = WEIGHTS, beside: str = "") -> Tensor:
-    return encode(embedder, [prompt], wording, [beside])[0]
+def text(
+    embedder: Any, prompt: str, encoding: PromptEncoding = WEIGHTS, beside: str = ""
+) -> Tensor:
+    return encode(embedder, [prompt], encoding, [beside])[0]
 
 
 # --- weights -----------------------------------------------------------------------------------
@@ -107,13 +109,13 @@ def test_a_prompt_without_marks_is_encoded_as_ever(
     v1: FrozenCLIPEmbedder, v2: FrozenOpenCLIPEmbedder, prompt: str
 ) -> None:
     for embedder in (v1, v2):
-        for wording in (WEIGHTS, Wording()):
-            assert torch.equal(text(embedder, prompt, wording), embedder.encode([prompt])[0])
+        for encoding in (WEIGHTS, PromptEncoding()):
+            assert torch.equal(text(embedder, prompt, encoding), embedder.encode([prompt])[0])
 
 
 def test_plain_syntax_takes_brackets_literally(v1: FrozenCLIPEmbedder) -> None:
     prompt = f"a (red:1.3) cat BREAK {LONG}"
-    hidden, _, cut = encode(v1, [prompt], Wording("plain"))
+    hidden, _, cut = encode(v1, [prompt], PromptEncoding("plain"))
     literal, tail = v1.encode([prompt])
     assert torch.equal(hidden, literal)
     assert cut == tail != [""]
@@ -218,7 +220,7 @@ def test_other_embedders_read_the_same_grammar(tmp_path: Path) -> None:
     assert text(bert, "a " * 15).shape == (1, 24, 8)
     assert not torch.equal(text(bert, "a (cat:1.2)"), bert.encode(["a cat"])[0])
     with pytest.raises(JobError, match="--clip-skip"):
-        text(bert, "a", Wording("weights", 2))
+        text(bert, "a", PromptEncoding("weights", 2))
 
 
 # --- layers ------------------------------------------------------------------------------------
@@ -229,28 +231,28 @@ def test_clip_skip_takes_an_earlier_layer(
     v1: FrozenCLIPEmbedder, theirs: Any, clip_skip: int
 ) -> None:
     expected = reweighted(states(theirs, ["a", "cat"], -clip_skip), [1, 1.2])
-    ours = text(v1, "a (cat:1.2)", Wording("weights", clip_skip))
+    ours = text(v1, "a (cat:1.2)", PromptEncoding("weights", clip_skip))
     assert (ours - expected).abs().max() < TOLERANCE
 
 
 def test_clip_skip_counts_from_the_last_for_version_2_too(v2: FrozenOpenCLIPEmbedder) -> None:
     """There the model's own is the last but one."""
     own = text(v2, "a cat")
-    assert torch.equal(text(v2, "a cat", Wording("weights", 2)), own)
+    assert torch.equal(text(v2, "a cat", PromptEncoding("weights", 2)), own)
     last = FrozenOpenCLIPEmbedder(
         layer="last", model_config=case("modules/text-openclip-v2/open_clip_config.json")
     )
     last.load_state_dict(v2.state_dict())
     with torch.no_grad():
-        assert torch.equal(text(v2, "a cat", Wording("weights", 1)), text(last, "a cat"))
-    assert not torch.equal(text(v2, "a cat", Wording("weights", 1)), own)
+        assert torch.equal(text(v2, "a cat", PromptEncoding("weights", 1)), text(last, "a cat"))
+    assert not torch.equal(text(v2, "a cat", PromptEncoding("weights", 1)), own)
 
 
 def test_layers_that_are_not_there(v1: FrozenCLIPEmbedder, v2: FrozenOpenCLIPEmbedder) -> None:
     for embedder in (v1, v2):
         for clip_skip in (0, -1, 99):
             with pytest.raises(JobError, match=r"--clip-skip must be 1 to \d"):
-                text(embedder, "a", Wording("weights", clip_skip))
+                text(embedder, "a", PromptEncoding("weights", clip_skip))
 
 
 def test_models_without_a_text_encoder_read_nothing() -> None:
@@ -260,7 +262,7 @@ def test_models_without_a_text_encoder_read_nothing() -> None:
     for embedder in (model.cond_stage_model, None):
         model.cond_stage_model = embedder
         with pytest.raises(JobError, match="no CLIP text encoder"):
-            model.condition([""], Wording("weights", 2))
+            model.condition([""], PromptEncoding("weights", 2))
 
 
 # --- the whole way -----------------------------------------------------------------------------
@@ -275,7 +277,7 @@ def test_the_infotext_keeps_the_prompt_as_it_was_written() -> None:
 
 def test_bare_words() -> None:
     assert WEIGHTS.bare("a (zebra:1.3), [x] BREAK y").split() == ["a", "zebra", ",", "x", "y"]
-    assert Wording().bare("a (b)") == "a (b)"
+    assert PromptEncoding().bare("a (b)") == "a (b)"
 
 
 def test_scripts_take_prompts_literally() -> None:

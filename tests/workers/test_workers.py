@@ -204,7 +204,7 @@ class Near:
             self.site.deadly = self.site.deadly.replace(orders[0][1].prompt, "", 1)
             future.set_exception(BrokenExecutor("killed"))
         else:
-            future.set_result(self.worker.draw(order))
+            future.set_result(self.worker.answer(order))
         return future
 
     def stop(self) -> None:
