@@ -1,9 +1,10 @@
 """Compare what two checkouts of `ldm` make of the same twenty command lines, byte for byte.
 
-    python -m benchmarks.same_images OLD NEW
+    python -m benchmarks.same_images [--pixels] OLD NEW
 
 Each line runs in an empty folder of its own, once with each checkout, on the bundled models. Images
 and the lines of manifests must be equal; differences are listed, and the exit code is then 1.
+`--pixels` compares the pixels of the images alone, for versions that write other records.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 APPLE = "--prompt 'a red apple on a blue background'"
 QUICK = f"{APPLE} --seed 7 --steps 6"
@@ -50,10 +54,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path)
+    parser.add_argument("--pixels", action="store_true", help="Compare pixels, not files.")
     trees = parser.parse_args()
     different = 0
     for line in LINES:
-        old, new = run(line, trees.old.resolve()), run(line, trees.new.resolve())
+        old, new = (
+            run(line, tree.resolve(), pixels=trees.pixels) for tree in (trees.old, trees.new)
+        )
         same = old == new and bool(old)
         different += not same
         print(f"{'same' if same else 'DIFFERENT':9}  {len(new):2} files  {line[:90]}", flush=True)
@@ -64,8 +71,8 @@ def main() -> int:
     return int(different > 0)
 
 
-def run(line: str, tree: Path) -> dict[str, str]:
-    """The hashes of all files that a line leaves behind, with a checkout."""
+def run(line: str, tree: Path, *, pixels: bool) -> dict[str, str]:
+    """The hashes of all files that a line leaves behind, with a checkout; or of images' pixels."""
     line = line.replace("ldm ", "python -m ldm ")
     line = line.replace("python ", f"'{sys.executable}' ").replace("scripts/", f"{tree}/scripts/")
     environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "2"}
@@ -76,9 +83,12 @@ def run(line: str, tree: Path) -> dict[str, str]:
         if done.returncode:
             print(done.stderr.decode()[-500:])
             return {}
-        paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        pattern = "*.png" if pixels else "*"
+        paths = sorted(path for path in Path(folder).rglob(pattern) if path.is_file())
         return {
-            path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            path.relative_to(folder).as_posix(): hashlib.sha256(
+                np.asarray(Image.open(path)).tobytes() if pixels else path.read_bytes()
+            ).hexdigest()
             for path in paths
         }
 
