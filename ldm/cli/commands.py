@@ -80,7 +80,7 @@ def _check_inputs(record: Record, changes: Mapping[str, Any], image: str) -> Non
     from ldm.images.sources import check_unchanged
 
     replaced = {vars(record.job)[name] for name in changes}
-    check_unchanged({k: told for k, told in record.inputs.items() if k not in replaced}, image)
+    check_unchanged({k: digest for k, digest in record.inputs.items() if k not in replaced}, image)
 
 
 def info(file: str, *, as_json: bool) -> int:
@@ -128,8 +128,8 @@ def _info_of_image(path: Path, *, as_json: bool) -> int:
     texts = read_texts(path)
     parameters, record = texts.get("parameters"), texts.get("ldm")
     if as_json:
-        told = None if parameters is None else vars(parse_infotext(parameters))
-        content = {"parameters": told, "ldm": None if record is None else json.loads(record)}
+        settings = None if parameters is None else vars(parse_infotext(parameters))
+        content = {"parameters": settings, "ldm": None if record is None else json.loads(record)}
         typer.echo(json.dumps(content))
         return 0
     if parameters is None and record is None:

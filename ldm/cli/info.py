@@ -16,11 +16,11 @@ from ldm.models.inventory import expected_shapes
 
 @dataclass(frozen=True)
 class Description:
-    """What `ldm info` tells of a checkpoint.
+    """What `ldm info` shows of a checkpoint.
 
     `family`, `config` and `fit` are None where the file is of no known family, and `problem` then
     says why. `parts` and `precisions` count numbers; `unused` counts tensors that are known to
-    have no part in making an image. `prediction` is None where only a measurement can tell.
+    have no part in making an image. `prediction` is None if only a measurement can decide.
     """
 
     path: Path

@@ -5,7 +5,7 @@
     a cat on a mat --steps 20                anything else is a prompt, flags may follow
     {"prompt": "a cat", "seed": 7}           a job, as in a file of jobs
 
-`#` begins a comment, `exit` or the end of the input ends it. A line that fails is told, and the
+`#` begins a comment, `exit` or the end of the input ends it. A line that fails is reported, and the
 shell goes on.
 """
 

@@ -154,5 +154,5 @@ def processor_flags() -> frozenset[str] | None:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:
         return None
-    told = next((line for line in lines if line.startswith("flags")), None)
-    return None if told is None else frozenset(told.split())
+    flags = next((line for line in lines if line.startswith("flags")), None)
+    return None if flags is None else frozenset(flags.split())

@@ -76,8 +76,8 @@ def check_parts(job: Job, choice: Choice) -> None:
     that is given is none."""
     most = most_noise(job.task, choice.config)
     if (job.noise_level or 0) > most:
-        told = f"must be 0 to {most} for this model" if most else "is not supported by this model"
-        raise JobError(f"--noise-level {told}, not {job.noise_level}")
+        rule = f"must be 0 to {most} for this model" if most else "is not supported by this model"
+        raise JobError(f"--noise-level {rule}, not {job.noise_level}")
     if job.task == "depth2img" and job.depth is None and job.depth_model is None:
         target = str(model_section(choice.config, "depth_stage_config").get("target", ""))
         if target in ("", NOTHING):

@@ -45,7 +45,7 @@ from ldm.jobs.sampler_names import with_our_names
 class Plan:
     """A job without gaps, the checkpoint and YAML to run it with, and a reason for each value.
 
-    `choice` has no `prediction_why` where only a measurement of the network can tell eps from v;
+    `choice` has no `prediction_why` if only a measurement of the network can decide eps or v;
     then `asked` must be resolved again with what it found. `given` is what it was made from.
     """
 
@@ -206,8 +206,8 @@ def _check_subject(asked: Job, choice: Choice) -> None:
 
 def _conditioner(choice: Choice) -> str:
     """The target of a model's conditioner, or the word that stands for one."""
-    told = model_section(choice.config).get("cond_stage_config")
-    return str(told.get("target") if isinstance(told, dict) else told)
+    section = model_section(choice.config).get("cond_stage_config")
+    return str(section.get("target") if isinstance(section, dict) else section)
 
 
 def _is_textless(choice: Choice) -> bool:
@@ -228,9 +228,9 @@ def _check_unconditional(asked: Job) -> None:
 
 def _check_vocabulary(header: Header, choice: Choice) -> None:
     """Raise CheckpointError where a model's text encoder lacks its vocabulary."""
-    told = model_section(choice.config, "cond_stage_config")
+    section = model_section(choice.config, "cond_stage_config")
     params = model_section(choice.config, "cond_stage_config", "params")
-    if str(told.get("target")).endswith("BERTEmbedder") and params.get("use_tokenizer", True):
+    if str(section.get("target")).endswith("BERTEmbedder") and params.get("use_tokenizer", True):
         from ldm.text.wordpiece import find_vocabulary
 
         find_vocabulary(header.path.parent, params.get("bert_vocab"))

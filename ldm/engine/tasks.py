@@ -31,7 +31,7 @@ class Problem:
     `init` (a clean latent [B,C,h,w]) the start is that with noise of the level `init_sigma`, else
     noise alone; with `mask` ([1,1,h,w], 1 is free) the rest is held to `init`. `tile` is the side
     of the tiles to denoise in, in latent positions. `depth` [1,H,W] is what was estimated.
-    `warnings` tell what of the texts the model cannot take in.
+    `warnings` name the words that the model cannot take in.
     """
 
     guides: tuple[Guide, ...]
@@ -174,7 +174,7 @@ def depth2img(job: Job, given: Given) -> Problem:
 def upscale(job: Job, given: Given) -> Problem:
     """Four times the image, by a network that is shown it.
 
-    Stable Diffusion's is shown it with noise of a level that it is told, latent diffusion's as it
+    Stable Diffusion's is shown it with noise of a known level, latent diffusion's as it
     is.
     """
     model = given.model

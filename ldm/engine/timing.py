@@ -28,7 +28,7 @@ class Timings:
     ended: float | None = None
     open: list[float] = field(default_factory=list)
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """One line for people, with what is in no phase as "other"."""
         whole = (self.ended or time.perf_counter()) - self.began
         parts = [f"{name} {self.seconds[name]:.2f} s{self._often(name)}" for name in self._found()]

@@ -1,4 +1,4 @@
-"""What a network is told beside the noisy latent, and the embedders that make it from text.
+"""What conditions a network beside the noisy latent, and the embedders that make it from text.
 
 Class and attribute names are those of the original YAMLs and checkpoints
 (`ldm/modules/encoders/modules.py`).
@@ -242,7 +242,7 @@ class BERTEmbedder(nn.Module):
     own, over the tokens of BERT.
 
     `bert_vocab` (ours) names the vocabulary file; without it the file lies beside the checkpoint.
-    Without `use_tokenizer` the model is told of something else than a text, as token ids.
+    Without `use_tokenizer` the model takes token ids of something other than text.
     """
 
     def __init__(
@@ -272,7 +272,7 @@ class BERTEmbedder(nn.Module):
     def tokenizer(self) -> BertTokenizer:
         """Built at the first call; raises CheckpointError for a vocabulary missing or wrong.
 
-        Raises UsageError where texts are not what the model is told.
+        Raises UsageError if the model does not take text.
         """
         if not self.use_tokenizer:
             raise UsageError("this model is conditioned on token ids, not on text")

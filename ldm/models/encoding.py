@@ -49,7 +49,7 @@ _LEAST_RATIO = 0.01
 
 
 Key = tuple[str, int, PromptEncoding, torch.dtype]
-Told = tuple[Tensor, Tensor | None]
+Encoded = tuple[Tensor, Tensor | None]
 
 
 class Memory:
@@ -57,17 +57,17 @@ class Memory:
 
     def __init__(self, most: int = 128) -> None:
         self.most = most
-        self.kept: OrderedDict[Key, list[Told]] = OrderedDict()
+        self.kept: OrderedDict[Key, list[Encoded]] = OrderedDict()
 
-    def recall(self, key: Key, make: Callable[[], list[Told]]) -> list[Told]:
+    def recall(self, key: Key, make: Callable[[], list[Encoded]]) -> list[Encoded]:
         """The cached value of a key; makes it if it is missing."""
         if key not in self.kept:
             self.kept[key] = make()
         self.kept.move_to_end(key)
-        told = self.kept[key]
+        encoded = self.kept[key]
         while len(self.kept) > self.most:
             self.kept.popitem(last=False)
-        return told
+        return encoded
 
 
 def encode(
@@ -95,21 +95,21 @@ def encode(
         counts = [len(one.chunks) for one in found]
         lengths = [*counts, *(len(one.chunks) for one in others)]
     if memory is None:
-        told = _told(embedder, found, counts, encoding)
+        encoded = _encoded(embedder, found, counts, encoding)
     else:
-        told, dtype = [], next(embedder.parameters()).dtype
+        encoded, dtype = [], next(embedder.parameters()).dtype
         for text, one, count in zip(texts, found, counts, strict=True):
-            make = partial(_told, embedder, [one], [count], encoding)
-            told += memory.recall((text, count, encoding, dtype), make)
+            make = partial(_encoded, embedder, [one], [count], encoding)
+            encoded += memory.recall((text, count, encoding, dtype), make)
     common = math.lcm(*lengths)
-    hidden = [states.repeat(common // n, 1) for (states, _), n in zip(told, counts, strict=True)]
-    pooled = [vector for _, vector in told if vector is not None]
+    hidden = [states.repeat(common // n, 1) for (states, _), n in zip(encoded, counts, strict=True)]
+    pooled = [vector for _, vector in encoded if vector is not None]
     return torch.stack(hidden), torch.stack(pooled) if pooled else None, [x.cut for x in found]
 
 
-def _told(
+def _encoded(
     embedder: Reader, found: Sequence[Chunked], counts: Sequence[int], encoding: PromptEncoding
-) -> list[Told]:
+) -> list[Encoded]:
     """Hidden states [L,D] and pooled state [D], if any, of prompts in so many chunks each."""
     chunks: list[list[Token]] = []
     for one, count in zip(found, counts, strict=True):

@@ -78,17 +78,14 @@ def load_model(
 ) -> Loaded:
     """Load a checkpoint, strictly: each key of the model is in it, and no other one that matters.
 
-    `components` are files that replace parts of the checkpoint, which it then need not have.
-    `prediction` (eps or v) overrides the YAML. `dtype` None keeps the file's own precision; where
+    `components` are files that replace parts of the checkpoint. `prediction` (eps or v) overrides
+    the YAML. `dtype` None keeps the file's own precision; where
     neither precision nor device changes, the weights stay mapped and are not copied, except for
-    a network that is `packed` (`ldm.nn.packing`) or `quantized` (`ldm.nn.quantized`), both on the
-    CPU. A `compiled` network is not packed: torch's compiler sees to that.
+    a network that is `packed` or `quantized` on the CPU. A `compiled` network is not packed.
     Raises ConfigError and CheckpointError, before a tensor is read.
     """
     header = read_header(checkpoint)
-    choice = choose(header, config, overrides)
-    if prediction is not None:
-        choice = with_prediction(choice, prediction, "asked for")
+    choice = _chosen(header, config, overrides, prediction)
     with outline():
         model = build(choice.config)
     sources = key_sources(header, model.use_ema)
@@ -126,6 +123,14 @@ def load_model(
         digest=header.short_hash,
         notes=_notes(header, sources),
     )
+
+
+def _chosen(
+    header: Header, config: Path | None, overrides: Sequence[str], prediction: str | None
+) -> Choice:
+    """The family and YAML of a checkpoint, with the prediction type that was given, if any."""
+    choice = choose(header, config, overrides)
+    return choice if prediction is None else with_prediction(choice, prediction, "asked for")
 
 
 def _settle_prediction(model: Model, choice: Choice) -> Choice:
@@ -254,7 +259,7 @@ def swap_autoencoder(
 
     The file is of an autoencoder alone or of a whole model, in the originals' layout or that of
     diffusers (see `ldm.checkpoints.weights.vae_keys`). It must fit strictly. Raises CheckpointError
-    before a tensor is read; the model is as it was then. Nothing in a file tells the scale of its
+    before a tensor is read; the model is as it was then. No file states the scale of its
     latents: that stays the model's.
     """
     if not Path(path).exists():
@@ -296,12 +301,12 @@ def _tensors(model: Model) -> list[tuple[str, Tensor]]:
 
 @torch.no_grad()
 def measure_prediction(model: Model) -> tuple[str, str]:
-    """Tell eps from v by one pass of the network over pure noise: ("eps" or "v", why).
+    """Decide eps or v by one pass of the network over pure noise: ("eps" or "v", why).
 
     At the last time step the input is noise e but for some percent. By their definitions an eps
     network's output there is about e, a slope of 1 on the input, and a v network's
     sqrt(alphas_cumprod) e - sqrt(1 - alphas_cumprod) z, a slope of about 0.07, with z the same
-    hardly known image whatever e is. (AUTOMATIC1111/stable-diffusion-webui tells them by the mean
+    hardly known image whatever e is. (AUTOMATIC1111/stable-diffusion-webui decides by the mean
     of the output for a constant input: modules/sd_models_config.py.)
     """
     network = model.network

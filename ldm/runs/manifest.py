@@ -6,7 +6,7 @@ piece, and reaches the disk, after its image has; of a line that was cut short n
     {"fingerprint": ..., "path": "samples/00000.png", "seed": 7, "sha256": ...}
     {"run": ..., "seed": 7}      the seed that was drawn for a run
     {"run": ..., "complete": ["samples/00000.png", ...]}
-                                 a run whose images cannot be told apart before they are made
+                                 a run whose images cannot be distinguished before they are made
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def fingerprint(job: Job, row: int, model: str, inputs: Mapping[str, str]) -> st
             "variation_seed": mixed,
         }
         job, row = replace(job, n_samples=1, n_iter=1, draw_rows=0, **alone, **named), 0
-    told = {k: v for k, v in to_record(job).items() if v != _DEFAULTS.get(k)}
-    return hash_of({"job": told, "row": row, "model": model, "inputs": dict(inputs)})
+    entry = {k: v for k, v in to_record(job).items() if v != _DEFAULTS.get(k)}
+    return hash_of({"job": entry, "row": row, "model": model, "inputs": dict(inputs)})
 
 
 def hash_of(content: Any) -> str:
@@ -90,11 +90,11 @@ class Manifest:
         """Note an image that is in its place; not `write`: here alone."""
         name = self._name(path)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        told = {"fingerprint": fingerprint, "path": name, "seed": seed, "sha256": digest}
+        entry = {"fingerprint": fingerprint, "path": name, "seed": seed, "sha256": digest}
         if write:
-            self._append(told)
+            self._append(entry)
         else:
-            self._take(json.dumps(told).encode())
+            self._take(json.dumps(entry).encode())
 
     def has(self, path: Path) -> bool:
         """Whether an image has a line."""
@@ -153,22 +153,22 @@ class Manifest:
 
     def _take(self, line: bytes) -> None:
         try:
-            told = json.loads(line)
+            entry = json.loads(line)
         except (ValueError, RecursionError):
             return  # a line that was cut short by a kill
-        if not isinstance(told, dict):
+        if not isinstance(entry, dict):
             return
-        if isinstance(run := told.get("run"), str):
-            self._runs.setdefault(run, {}).update(told)
-        mark, name = told.get("fingerprint"), told.get("path")
+        if isinstance(run := entry.get("run"), str):
+            self._runs.setdefault(run, {}).update(entry)
+        mark, name = entry.get("fingerprint"), entry.get("path")
         if isinstance(mark, str) and isinstance(name, str) and is_inside(name):
             names = self._done.setdefault(mark, [])
             if name not in names:
                 names.append(name)
             self.paths.add(name)
 
-    def _append(self, told: Mapping[str, Any]) -> None:
-        line = json.dumps(told).encode() + b"\n"
+    def _append(self, entry: Mapping[str, Any]) -> None:
+        line = json.dumps(entry).encode() + b"\n"
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
         self.folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.path, flags, 0o666)

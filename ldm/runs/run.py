@@ -44,7 +44,7 @@ def run(
     with timed() as timings:
         code = _run(request, notes, report, cancel or Cancel())
     if outputs.timings:
-        report(TimingsMeasured(timings.told()))
+        report(TimingsMeasured(timings.summary()))
     return code
 
 

@@ -49,9 +49,9 @@ class Order:
 
 @dataclass(frozen=True)
 class Reply:
-    """What came of an order: images and errors, as `apart` gives them, and what is to be told.
+    """The reply to an order: images and errors, as `apart` gives them, and warnings.
 
-    `settled` is the plan with what loading told, `room` how many images are best drawn at once;
+    `settled` is the plan updated by loading, `room` how many images are best drawn at once;
     where the loading failed there is only the error.
     """
 

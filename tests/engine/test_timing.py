@@ -34,7 +34,7 @@ def test_a_phase_inside_another_counts_for_itself() -> None:
     assert timings.entries == {"load": 2, "imports": 1}
     assert timings.seconds["imports"] >= 0.08
     assert 0.02 <= timings.seconds["load"] < 0.08
-    told = timings.told()
+    told = timings.summary()
     assert re.fullmatch(
         r"time: imports \S+ s, load \S+ s \(2 times\), other \S+ s; \S+ s in all", told
     ), told
