@@ -88,8 +88,7 @@ def load_model(
     choice = _chosen(header, config, overrides, prediction)
     with outline():
         model = build(choice.config)
-    sources = key_sources(header, model.use_ema)
-    files = components or {}
+    sources, files = key_sources(header, model.use_ema), components or {}
     check_fit(header, choice.config, model, sources, files)
     if isinstance(model.cond_stage_model, BERTEmbedder):
         model.cond_stage_model.look_in(header.path.parent)
