@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from ldm.engine.engine import Engine
+from ldm.engine.events import ignore
+from ldm.engine.plan import make_plan
 from ldm.engine.results import Result
 from ldm.jobs.job import Job
+from ldm.workers.pool import load_engine
+from tests.tiny_runs import place
+
+
+def tiny_engine(folder: Path, **fields: Any) -> tuple[Engine, Job]:
+    """An engine of a tiny model, which is written into a folder, and a job of 16x16 for it."""
+    place(folder)
+    asked = {"task": "txt2img", "width": 16, "height": 16, "device": "cpu", "scale": 3.0, "seed": 3}
+    plan = make_plan({**asked, **fields, "model": f"{folder}/models/tiny.ckpt"})
+    engine, plan = load_engine(plan, plan.given, ignore)
+    return engine, plan.job
 
 
 class Count:

@@ -16,6 +16,10 @@ from ldm.errors import ImageError
 from ldm.images.reading import read_image
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
+_RNG = np.random.default_rng(7)
+RGB = _RNG.integers(0, 256, (12, 17, 3), np.uint8)
+ALPHA = _RNG.integers(0, 256, (12, 17), np.uint8)
+DEEP = _RNG.integers(0, 65536, (12, 17, 4), np.uint16)
 _PNG_COLOUR = {1: 0, 2: 4, 3: 2, 4: 6}  # by channels
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,8 +54,9 @@ def tokens(
     tokenizer, length = text_encoder(choice, header)
     total = steps or choice.family.defaults.steps
     found = [
-        _Reading(part, weight, until, chunked(text, tokenizer, length - 2, syntax))
-        for part, weight, until, text in _texts(prompt, syntax, total)
+        _Reading(number, part.weight, x.until, chunked(x.text, tokenizer, length - 2, syntax))
+        for number, part in enumerate(split_and(prompt, syntax), 1)
+        for x in stretches(part.text, total, syntax=syntax)
     ]
     known = kept_tokens(header)
     if as_json:
@@ -77,16 +78,6 @@ def tokens(
             )
         typer.echo(_shown(one.chunks, length - 2, known))
     return 0
-
-
-def _texts(prompt: str, syntax: str, steps: int) -> Iterator[tuple[int, float, int, str]]:
-    """Each prompt that AND joins: its number, weight, and what it says until which step."""
-    if syntax != "a1111":
-        yield 1, 1.0, steps, prompt
-        return
-    for number, part in enumerate(split_and(prompt), 1):
-        for stretch in stretches(part.text, steps):
-            yield number, part.weight, stretch.until, stretch.text
 
 
 def text_encoder(choice: Choice, header: Header) -> tuple[Tokenizer, int]:

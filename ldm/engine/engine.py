@@ -7,16 +7,19 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import takewhile
 
+import numpy as np
+
 from ldm.engine.batch_noise import Draws
 from ldm.engine.batching import Part, fit, room, stands_alone
 from ldm.engine.device import Policy
 from ldm.engine.events import OnEvent, RunWarning, ignore, warn_once
 from ldm.engine.fallbacks import Fallbacks
-from ldm.engine.passes import Pass, as_images, passes_of
+from ldm.engine.passes import Pass, passes_of
 from ldm.engine.results import Result
 from ldm.engine.stages import Stages
 from ldm.engine.tasks import Start, inpaints_without_text
 from ldm.images.sources import Sources, digests, read_sources
+from ldm.images.tensors import to_tensor
 from ldm.jobs.job import Job
 from ldm.jobs.metadata import Record
 from ldm.models.model import Model
@@ -138,7 +141,8 @@ class Engine:
         else:
             assert following.enlarge_image is not None
             decoded = [self.fallbacks.decode(x[None], before.job, report) for x in before.latents]
-            images = as_images([following.enlarge_image(x) for x in decoded], self.policy.device)
+            enlarged = np.stack([following.enlarge_image(x) for x in decoded])
+            images = to_tensor(enlarged, self.policy.device)
             latents = self.fallbacks.encode_images(images, job, report)
         start = Start(latents, following.steps, before.job.steps or 0)
         sources = Sources((job.width, job.height), (job.width, job.height))

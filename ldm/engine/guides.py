@@ -66,31 +66,30 @@ def guides_of(
     """
     assert job.scale is not None
     encoding = PromptEncoding(job.prompt_syntax, job.clip_skip)
-    changes = job.prompt_syntax == "a1111"
-    prompts = [split_and(text) if changes else [Part(text)] for text in job.texts()]
+    syntax = job.prompt_syntax
+    prompts = [split_and(text, syntax) for text in job.texts()]
     most = max(map(len, prompts))
     rows = [[*parts, *[Part(parts[0].text, 0.0)] * (most - len(parts))] for parts in prompts]
     weights = tuple(tuple(parts[i].weight for parts in rows) for i in range(most))
     plain = most == 1 and all(weight == 1 for weight in weights[0])
 
     def timeline(text: str) -> list[Stretch]:
-        if not changes:
-            return [Stretch(steps, text)]
-        return stretches(text, steps, before, has_second_pass=job.hires is not None)
+        second = job.hires is not None
+        return stretches(text, steps, before, has_second_pass=second, syntax=syntax)
 
     lines = [[timeline(parts[i].text) for parts in rows] for i in range(most)]
     negative = timeline(job.negative) if job.scale != 1 or not plain else []
     ends = {x.until for line in [*(x for part in lines for x in part), negative] for x in line}
     found: list[Guide] = []
-    seen: list[object] = []
+    last: object = None
     read: dict[Read, None] = {}
     for end in sorted(ends):
         texts = [[_at(line, end) for line in part] for part in lines]
         negatives = [_at(negative, end)] * len(rows) if negative else []
-        if seen and seen[-1] == (texts, negatives):
+        if last == (texts, negatives):
             found[-1] = replace(found[-1], until=end)
             continue
-        seen.append((texts, negatives))
+        last = (texts, negatives)
         conds = []
         for part in texts:
             cond, tails = model.condition(part, encoding, negatives, memory)

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
@@ -102,9 +101,3 @@ def enlarged_image(image: Pixels, wanted: Size, chosen: Image.Resampling) -> Pix
     size, (left, top) = covering((image.shape[1], image.shape[0]), wanted)
     whole = np.asarray(Image.fromarray(image).resize(size, chosen))
     return whole[top : top + wanted[1], left : left + wanted[0]]
-
-
-def as_images(images: list[Pixels], device: torch.device) -> Tensor:
-    """Images [H,W,3] as one tensor [B,3,H,W] in [-1,1]."""
-    stacked = torch.from_numpy(np.stack(images)).to(device)
-    return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -37,8 +37,8 @@ from ldm.jobs.files import read_text
 from ldm.jobs.imagenet import CLASSES, class_number
 from ldm.jobs.job import Defaults, Job
 from ldm.jobs.legacy import SCRIPT_CHECKPOINTS, SCRIPT_DEFAULTS
-from ldm.jobs.prompts import hints
 from ldm.jobs.sampler_names import with_our_names
+from ldm.text.hints import hints
 
 
 @dataclass(frozen=True)

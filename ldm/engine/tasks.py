@@ -12,6 +12,7 @@ from torch import Tensor
 from ldm.engine.guides import Guide, Read, guides_of
 from ldm.images.canvas import Pixels, Plane, hard_mask, latent_mask, touched_mask
 from ldm.images.sources import Sources
+from ldm.images.tensors import to_tensor
 from ldm.jobs.fields import PARTIAL
 from ldm.jobs.job import Job
 from ldm.models.conditioning import Conditioning
@@ -45,16 +46,6 @@ class Problem:
     tile: int | None = None
     depth: Tensor | None = None
     warnings: tuple[str, ...] = ()
-
-    @property
-    def cond(self) -> Conditioning:
-        """What the prompts come to at the first step."""
-        return self.guides[0].conds[0]
-
-    @property
-    def uncond(self) -> Conditioning | None:
-        """What the negative prompt comes to at the first step; None without guidance."""
-        return self.guides[0].uncond
 
     def numbers(self) -> list[Tensor | None]:
         """What the encoders gave."""
@@ -95,8 +86,7 @@ class Given:
 
     def images(self, pixels: Pixels, rows: int = 1) -> Tensor:
         """An image as [rows,3,H,W] in [-1,1] on the model's device."""
-        image = torch.tensor(pixels).permute(2, 0, 1)[None].to(self.device).float()
-        return (image / 127.5 - 1).expand(rows, -1, -1, -1)
+        return to_tensor(pixels[None], self.device).expand(rows, -1, -1, -1)
 
     def latents(self, images: Tensor) -> Tensor:
         """Images [B,3,H,W] as scaled latents: a sample where there is a first draw."""

@@ -1,14 +1,20 @@
-"""Convert tensors to images, as in the originals."""
+"""Convert images to tensors and back, as in the originals."""
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 ImageArray = NDArray[np.uint8]
 
 PADDING = 2
+
+
+def to_tensor(images: ImageArray, device: torch.device | str = "cpu") -> Tensor:
+    """Images [B,H,W,3] as one tensor [B,3,H,W] in [-1,1], float32."""
+    return torch.tensor(images).permute(0, 3, 1, 2).to(device).float() / 127.5 - 1
 
 
 def to_image_array(image: Tensor) -> ImageArray:

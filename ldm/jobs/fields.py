@@ -54,6 +54,8 @@ PRECISIONS = ("auto", "full", "fp16", "bf16", "int8", "autocast")
 ATTENTIONS = ("auto", "sdpa", "xformers", "sliced", "math")
 
 
+MAX_STEPS = 1000  # as many as the schedules of the originals have
+
 TASK_NAMES = (
     "txt2img", "img2img", "inpaint", "depth2img", "upscale", "variations", "sample"
 )  # fmt: skip

@@ -10,13 +10,13 @@ import math
 import re
 
 from ldm.errors import JobError
+from ldm.jobs.fields import MAX_STEPS
 
 Size = tuple[int, int]  # width, height
 
 LARGEST_FACTOR = 8.0
 STRENGTH = 0.7  # the web UI's default
 UPSCALER = "latent"
-_MOST_STEPS = 1000
 _LARGEST_STRENGTH = 0.999  # the largest divisor in the web UI
 
 
@@ -69,8 +69,8 @@ def grid_steps(steps: int, strength: float) -> int:
     if not strength:
         return steps
     total = int(steps / min(strength, _LARGEST_STRENGTH))
-    if total > _MOST_STEPS:
-        least = steps / _MOST_STEPS
+    if total > MAX_STEPS:
+        least = steps / MAX_STEPS
         raise JobError(
             f"--hires-strength {strength:g} is too low for {steps} steps; "
             f"use {least:.3g} or more, or fewer --hires-steps"

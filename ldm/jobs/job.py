@@ -14,13 +14,12 @@ from functools import cache
 from typing import Any, get_type_hints
 
 from ldm.errors import JobError
-from ldm.jobs.fields import ETA_SAMPLERS, IMAGE_TASKS, PARTIAL, SAMPLER_NAMES, Fields
+from ldm.jobs.fields import ETA_SAMPLERS, IMAGE_TASKS, MAX_STEPS, PARTIAL, SAMPLER_NAMES, Fields
 from ldm.jobs.hires import STRENGTH, UPSCALER, grid_steps, parse_hires
 from ldm.jobs.options import check_choices, check_range, nearest
 from ldm.jobs.prompts import check_adapters
 from ldm.jobs.seeds import MAX_SEED, counted, parse_seeds, written
 
-MAX_STEPS = 1000
 MAX_ROWS = 65_536  # images in a batch, far beyond any memory
 MAX_BATCHES = 1_000_000
 LONGEST_PROMPT = 65_536  # characters

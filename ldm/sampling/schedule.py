@@ -276,11 +276,6 @@ def exponential_grid(schedule: NoiseSchedule, steps: int, compat: Compat = "exac
     return _to_zero(_linspace(math.log(high), math.log(low), steps).exp())
 
 
-def polyexponential_grid(schedule: NoiseSchedule, steps: int, compat: Compat = "exact") -> Tensor:
-    """k-diffusion's, with its default rho 1, which makes it the exponential one."""
-    return exponential_grid(schedule, steps, compat)
-
-
 def sgm_uniform_grid(schedule: NoiseSchedule, steps: int, compat: Compat = "exact") -> Tensor:
     """Even in time from the last step, without the first one, then 0: generative-models'."""
     return _to_zero(schedule.sigma(_linspace(len(schedule) - 1, 0, steps + 1)[:-1]))
@@ -367,7 +362,7 @@ GRIDS: dict[str, Grid] = {
     "default": default_grid,
     "karras": karras_grid,
     "exponential": exponential_grid,
-    "polyexponential": polyexponential_grid,
+    "polyexponential": exponential_grid,  # k-diffusion's with its default rho 1
     "simple": simple_grid,
     "sgm_uniform": sgm_uniform_grid,
     "ddim_uniform": ddim_uniform_grid,

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 MOST_NESTED = 100
 """Brackets inside each other up to which an edit is recognised; beyond it they are characters."""
 
+CHANGING = "a1111"
+"""The syntax of prompts that change; in the others a prompt is one text."""
+
 _AND = re.compile(r"\bAND\b")
 _WEIGHT = re.compile(r"\s*:\s*(?P<weight>[-+]?(?:\d+\.?|\d*\.\d+))\s*$")
 _PLAIN = re.compile(r"(?:[^\\\[\]():|]|\\.)+")
@@ -41,8 +44,10 @@ class Stretch:
     text: str
 
 
-def split_and(text: str) -> list[Part]:
+def split_and(text: str, syntax: str = CHANGING) -> list[Part]:
     """The prompts that the word AND separates; each may end in `:weight`."""
+    if syntax != CHANGING:
+        return [Part(text)]
     parts = []
     for piece in _AND.split(text):
         indent = len(piece) - len(piece.lstrip())
@@ -53,15 +58,26 @@ def split_and(text: str) -> list[Part]:
     return parts
 
 
+def final_weight(text: str) -> str | None:
+    """The number that a prompt ends in after a colon, as it is written; None without one."""
+    found = _WEIGHT.search(text)
+    return None if found is None else found["weight"]
+
+
 def stretches(
-    text: str, steps: int, before: int = 0, *, has_second_pass: bool = False
+    text: str,
+    steps: int,
+    before: int = 0,
+    *,
+    has_second_pass: bool = False,
+    syntax: str = CHANGING,
 ) -> list[Stretch]:
     """What a prompt says in each part of `steps` calls of the denoiser, in order.
 
     A number below 1 is a share of `steps`, another one a count of them. With hires fix numbers go
     on in the second pass, which comes after `before` steps: 1.5 is the middle of it.
     """
-    tree = _Grammar(text).whole()
+    tree = _Grammar(text).whole() if syntax == CHANGING else None
     if tree is None:
         return [Stretch(steps, text)]
     clock = _Clock(steps, before, has_second_pass)

@@ -18,11 +18,11 @@ from torch import Tensor
 from ldm.engine.tasks import mask_place
 from ldm.errors import ConfigError
 from ldm.images.canvas import latent_mask
+from ldm.images.tensors import to_tensor
 from ldm.models.conditioning import Conditioning
 from ldm.models.depth import depth_concat, depth_from_map
 from ldm.models.model import Model
 from ldm.nn.autoencoder import DiagonalGaussian
-from ldm.training.stages import to_tensor
 
 ImageArrays = NDArray[np.uint8]
 Encode = Callable[[Tensor], Tensor]
@@ -41,7 +41,7 @@ class Hint(Protocol):
         ...
 
     def show(self, kept: Kept, cond: Conditioning, generator: torch.Generator) -> Conditioning:
-        """The condition of a step, with the hint of its scenes; random parts are drawn anew."""
+        """The condition of a step, with the hint of its scenes; random parts are drawn again."""
         ...
 
 

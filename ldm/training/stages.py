@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ldm.checkpoints.config import Config
 from ldm.checkpoints.weights.keys import is_scheduled
 from ldm.errors import ConfigError
+from ldm.images.tensors import to_tensor
 from ldm.nn.autoencoder import AutoencoderKL
 from ldm.training.recipe import Plan
 from ldm.training.scenes import Scene
@@ -89,11 +90,6 @@ def step_generator(seed: int, step: int, purpose: int) -> torch.Generator:
     """The random generator of one step, independent of earlier steps."""
     key = np.random.SeedSequence((seed, purpose, step)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(key >> 1))
-
-
-def to_tensor(images: NDArray[np.uint8]) -> Tensor:
-    """uint8 [B,H,W,3] -> float32 [B,3,H,W] in [-1,1]."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
 def to_image_arrays(images: Tensor) -> NDArray[np.uint8]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ldm.checkpoints.config import Config
 from ldm.errors import ConfigError
+from ldm.images.tensors import to_tensor
 from ldm.models.conditioning import Conditioning, FrozenCLIPEmbedder, kept_token_ids, pooled_state
 from ldm.models.model import Model, TextEmbedder
 from ldm.nn.attention import SpatialTransformer
@@ -41,7 +42,6 @@ from ldm.training.stages import (
     load_weights,
     step_generator,
     to_image_arrays,
-    to_tensor,
 )
 
 _PROBES = 1_000_000_000  # beyond the scenes of any step

@@ -19,16 +19,6 @@ from ldm.jobs.legacy import ORIGINAL_FLAGS, SCRIPT_CHECKPOINTS
 from tests.cpu_time import at_once
 from tests.tiny_commands import QUICK, ROOT, error_of, fake_full_size, place_tiny
 
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder whose models/ holds a tiny checkpoint with its YAML beside it."""
-    place_tiny(tmp_path / "models" / "sub" / "tiny.ckpt")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("LDM_MODELS", raising=False)
-    return tmp_path
-
-
 # --- quick answers --------------------------------------------------------------------------------
 
 

@@ -15,16 +15,7 @@ from PIL import Image
 from ldm.cli.app import EXAMPLES, SCRIPT_COMMANDS, run
 from ldm.engine.results import Result
 from ldm.runs.writer import Writer
-from tests.tiny_commands import QUICK, ROOT, error_of, place_tiny
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder whose models/ holds a tiny checkpoint with its YAML beside it."""
-    place_tiny(tmp_path / "models" / "sub" / "tiny.ckpt")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("LDM_MODELS", raising=False)
-    return tmp_path
+from tests.tiny_commands import QUICK, ROOT, error_of
 
 
 def test_stopping_keeps_what_is_finished(

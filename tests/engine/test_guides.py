@@ -12,26 +12,18 @@ import torch
 from torch import Tensor
 
 from ldm.engine.engine import Engine
-from ldm.engine.events import ignore
-from ldm.engine.plan import make_plan
+from ldm.images.sources import Sources
 from ldm.jobs.job import Job
 from ldm.models.model import Model
 from ldm.sampling.guidance import Calls, composed, in_turn
 from ldm.sampling.samplers import SAMPLERS
-from ldm.workers.pool import load_engine
-from tests.comparing_runs import assert_same, one_by_one
-from tests.tiny_runs import place
-
-ASKED = {"task": "txt2img", "width": 16, "height": 16, "steps": 6, "device": "cpu", "scale": 3.0}
+from tests.comparing_runs import assert_same, one_by_one, tiny_engine
 
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> tuple[Engine, Job]:
     """An engine of a tiny model, and a job for it."""
-    place(tmp_path)
-    plan = make_plan({**ASKED, "prompt": "a", "seed": 3, "model": f"{tmp_path}/models/tiny.ckpt"})
-    engine, plan = load_engine(plan, plan.given, ignore)
-    return engine, plan.job
+    return tiny_engine(tmp_path, prompt="a", steps=6)
 
 
 def latent(tiny: tuple[Engine, Job], prompt: str, **fields: Any) -> Tensor:
@@ -97,15 +89,11 @@ def test_every_sampler_says_how_often_it_calls(tiny: tuple[Engine, Job]) -> None
             return x / (1 + sigma[:, None, None, None])
 
         sigmas = torch.linspace(10, 1, 9)
-        noise = tiny[0].stages.draws(tiny[1], Sized()) if sampler.draws else None
+        noise = (
+            tiny[0].stages.draws(tiny[1], Sources((16, 16), (16, 16))) if sampler.draws else None
+        )
         sampler.fn(denoise, torch.ones(1, 4, 2, 2), sigmas, noise=noise)
         assert round(calls / 8) == sampler.calls, name
-
-
-class Sized:
-    """What a job without files reads."""
-
-    canvas = (16, 16)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2s_ancestral"])

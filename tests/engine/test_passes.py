@@ -15,7 +15,6 @@ from ldm.cli.app import run
 from ldm.engine.engine import Engine
 from ldm.engine.events import BatchStarted, Event, ignore
 from ldm.engine.passes import enlarged_image, enlarged_latents, passes_of
-from ldm.engine.plan import make_plan
 from ldm.images.sources import Sources
 from ldm.images.texts import read_record
 from ldm.jobs.job import Job
@@ -23,26 +22,17 @@ from ldm.jobs.metadata import describe
 from ldm.sampling.noise import ImageNoise
 from ldm.sampling.samplers import final_latent, find_sampler
 from ldm.sampling.schedule import make_grid
-from ldm.workers.pool import load_engine
-from tests.comparing_runs import assert_same, one_by_one
+from tests.comparing_runs import assert_same, one_by_one, tiny_engine
 from tests.tiny_images import read
-from tests.tiny_runs import QUICK, place
-
-ASKED = {
-    "task": "txt2img", "width": 16, "height": 16, "steps": 3, "device": "cpu", "scale": 3.0,
-    "prompt": "a cat", "seed": 3, "hires": "2", "hires_strength": 0.5,
-}  # fmt: skip
+from tests.tiny_runs import QUICK
 
 
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Engine, Job]:
     """An engine of a tiny model and a job of two passes for it; its folder is the working one."""
-    place(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LDM_MODELS", raising=False)
-    plan = make_plan({**ASKED, "model": f"{tmp_path}/models/tiny.ckpt"})
-    engine, plan = load_engine(plan, plan.given, ignore)
-    return engine, plan.job
+    return tiny_engine(tmp_path, prompt="a cat", steps=3, hires="2", hires_strength=0.5)
 
 
 def test_a_factor_has_become_a_size(tiny: tuple[Engine, Job]) -> None:
@@ -59,11 +49,11 @@ def test_the_second_pass_is_img2img_from_the_enlarged_latent(tiny: tuple[Engine,
     noise = ImageNoise((3,), "philox", torch.device("cpu")).draw(tuple(latent.shape))
     plain, sources = replace(job, hires=None), Sources((16, 16), (16, 16))
     draws = engine.stages.draws(plain, sources)
-    texts = engine.stages.encode(plain, sources, draws, "auto", ignore)
+    [guide] = engine.stages.encode(plain, sources, draws, "auto", ignore).guides
     sampler = find_sampler("ddim")
     with torch.inference_mode():
         x = latent + noise * sigmas[0]
-        denoise = model.denoiser(texts.cond, texts.uncond, 3.0)
+        denoise = model.denoiser(guide.conds[0], guide.uncond, 3.0)
         x = sampler.fn(denoise, x, sigmas, noise=ImageNoise((3,), "philox", torch.device("cpu")))
         expected = final_latent(sampler, x, float(sigmas[-1]))[0]
     [result] = engine.run(job)

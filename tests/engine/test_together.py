@@ -18,20 +18,15 @@ from ldm.engine.plan import make_plan
 from ldm.jobs.job import Job
 from ldm.models.encoding import Memory
 from ldm.workers.pool import load_engine
-from tests.comparing_runs import Count, assert_same, one_by_one
-from tests.tiny_runs import place
+from tests.comparing_runs import Count, assert_same, one_by_one, tiny_engine
 
-ASKED = {"task": "txt2img", "width": 16, "height": 16, "steps": 2, "device": "cpu", "scale": 3.0}
 LONG = "a very long prompt of many words, " * 20
 
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> tuple[Engine, Job]:
     """An engine of a tiny model, and a job for it."""
-    place(tmp_path)
-    plan = make_plan({**ASKED, "prompt": "a", "seed": 3, "model": f"{tmp_path}/models/tiny.ckpt"})
-    engine, plan = load_engine(plan, plan.given, ignore)
-    return engine, plan.job
+    return tiny_engine(tmp_path, prompt="a", steps=2)
 
 
 def jobs_of(job: Job) -> list[Job]:

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from PIL import Image
 
 import ldm.images.reading as images
@@ -26,7 +25,10 @@ from ldm.images.reading import (
     read_image,
 )
 from tests.odd_images import (
+    ALPHA,
+    DEEP,
     PNG_START,
+    RGB,
     png,
     png_chunk,
     png_header,
@@ -36,15 +38,7 @@ from tests.odd_images import (
     written,
 )
 
-RNG = np.random.default_rng(7)
-RGB = RNG.integers(0, 256, (12, 17, 3), np.uint8)
-ALPHA = RNG.integers(0, 256, (12, 17), np.uint8)
-DEEP = RNG.integers(0, 65536, (12, 17, 4), np.uint16)
 FILM = [Image.fromarray(RGB + np.uint8(n)) for n in range(3)]
-
-
-def rounded(deep: NDArray[np.uint16]) -> NDArray[np.uint8]:
-    return np.rint(deep / 257.0).astype(np.uint8)
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:
@@ -99,7 +93,7 @@ def test_what_is_no_image(tmp_path: Path, content: bytes, words: str) -> None:
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp", "tif", "ppm"])
 def test_a_truncated_image(tmp_path: Path, suffix: str) -> None:
-    noise = Image.fromarray(RNG.integers(0, 256, (64, 64, 3), np.uint8))
+    noise = Image.fromarray(np.random.default_rng(7).integers(0, 256, (64, 64, 3), np.uint8))
     whole = saved(tmp_path / f"whole.{suffix}", noise).read_bytes()
     cut = written(tmp_path / f"cut.{suffix}", whole[: len(whole) // 2])
     assert "damaged" in refusal(cut)

@@ -13,18 +13,15 @@ from ldm.images.reading import (
     read_image,
 )
 from tests.odd_images import (
+    ALPHA,
+    DEEP,
+    RGB,
     png,
     png_chunk,
     saved,
     tiff,
     written,
 )
-
-RNG = np.random.default_rng(7)
-RGB = RNG.integers(0, 256, (12, 17, 3), np.uint8)
-ALPHA = RNG.integers(0, 256, (12, 17), np.uint8)
-DEEP = RNG.integers(0, 65536, (12, 17, 4), np.uint16)
-FILM = [Image.fromarray(RGB + np.uint8(n)) for n in range(3)]
 
 
 def rounded(deep: NDArray[np.uint16]) -> NDArray[np.uint8]:
@@ -98,7 +95,7 @@ def test_grey_with_alpha(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("transparency", [1, bytes([255, 0, 128])])
 def test_a_palette_with_transparency(tmp_path: Path, transparency: int | bytes) -> None:
-    indices = RNG.integers(0, 3, (9, 11), np.uint8)
+    indices = np.random.default_rng(7).integers(0, 3, (9, 11), np.uint8)
     image = Image.fromarray(indices)
     image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
     found = read_image(saved(tmp_path / "a.png", image, transparency=transparency))

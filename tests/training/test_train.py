@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 
 from ldm.checkpoints.config import Config
 from ldm.errors import ConfigError
+from ldm.images.tensors import to_tensor
 from ldm.training.stages import (
     AutoencoderStage,
     step_generator,
     to_image_arrays,
-    to_tensor,
 )
 from ldm.training.train import fit, learning_rate_factor, run
 from ldm.training.trainer import DiffusionStage

@@ -73,7 +73,8 @@ def test_the_textless_model_is_shown_what_the_original_script_showed(models: Mod
     job = Job(task="inpaint", init_img="in.png", mask="mask.png", steps=2, scale=1.0, seed=1)
     job = replace(job, sampler="ddim", strength=1.0, fit="floor-64")
     with torch.inference_mode():
-        concat = inpaint(job, Given(model, read_sources(job, 4))).cond.concat
+        [guide] = inpaint(job, Given(model, read_sources(job, 4))).guides
+        concat = guide.conds[0].concat
     image = torch.from_numpy(scene(128, 64)).float().permute(2, 0, 1)[None] / 255
     mask = (torch.from_numpy(square_mask(128, 64))[None, None] > 0).float()
     masked_image = ((1 - mask) * image) * 2 - 1
