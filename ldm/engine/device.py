@@ -69,11 +69,11 @@ def choose(
     `tuning.offload` is what lies outside of the device: none of a model, its parts that are not in
     use, the layers of the network, too, or auto: parts, where memory ends.
     """
+    if tuning.compile and precision == "int8":
+        raise JobError("--compile: not with --precision int8, which has kernels of its own")
     where = choose_device(device)
     resolved, notes = choose_precision(precision, where)
     if tuning.compile:
-        if resolved == "int8":
-            raise JobError("--compile: not with --precision int8, which has kernels of its own")
         check_compiler(where.type)
     dtypes = {"full": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     dtype = dtypes.get(resolved, torch.float32)
