@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldm.checkpoints.families.choice import Choice, choose
+from ldm.checkpoints.hashes import Hashes, hashes_of
 from ldm.checkpoints.weights.header import FLOATS, Header, read_header
 from ldm.checkpoints.weights.keys import Fit, compare, ema_copies, explain, part_of
 from ldm.errors import UsageError
@@ -27,6 +28,7 @@ class Description:
     format: str
     size: int
     short_hash: str
+    hashes: Hashes
     tensors: int
     parts: Mapping[str, int]
     precisions: Mapping[str, int]
@@ -58,6 +60,7 @@ def describe(checkpoint: Path | str, config: Path | None = None) -> Description:
         format=header.format,
         size=header.path.stat().st_size,
         short_hash=header.short_hash,
+        hashes=hashes_of(header.path),
         tensors=len(header.tensors),
         parts=_numbers(header, part_of),
         precisions=_numbers(header, lambda key: header.tensors[key].dtype),
@@ -80,6 +83,10 @@ def format_description(description: Description) -> str:
     rows = [
         ("file", f"{d.path} ({d.format}, {_bytes(d.size)}, {d.tensors} tensors)"),
         ("hash", d.short_hash),
+        ("SHA-256", d.hashes.sha256),
+        ("AutoV1", d.hashes.autov1),
+        ("AutoV2", d.hashes.autov2),
+        ("AutoV3", d.hashes.autov3 or ""),
         ("family", f"{d.family} ({d.task})" if d.family else "unknown"),
         ("config", d.config or ""),
         ("prediction", (d.prediction or _UNDECIDED) if d.family else ""),
