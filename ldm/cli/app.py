@@ -58,7 +58,7 @@ EXAMPLES = {
     "samplers": "ldm samplers  # with their names in other programs",
     "schema": "ldm schema  # the fields of a job of --from-file",
     "info": "ldm info models/sd-v1-4.ckpt",
-    "models": "ldm models --models-dir ~/ComfyUI",
+    "models": "ldm models  # with family, precision, size and hash",
     "convert": "ldm convert models/sd-v1-4.ckpt sd-v1-4.safetensors --precision fp16 --ema drop",
     "train": "ldm train --config configs/train/emoji-128.yaml train.steps=2000",
 }
