@@ -9,6 +9,7 @@ Every message is one line that says what is wrong, where, and what to do.
     │   ├── ImageError        an input image
     │   └── JobError          a flag or a field of a job
     ├── OutputClosed    1   the reader of standard output is gone; finished images stay
+    ├── WorkersLost     1   workers died again and again; finished images stay
     ├── NonFiniteError  1   NaN or infinity in a stage, even after a retry in float32
     └── Interrupted   130   stopped by the user; finished images stay
 
@@ -73,6 +74,10 @@ class NonFiniteError(LdmError):
 
 class OutputClosed(LdmError):
     """The reader of standard output is gone."""
+
+
+class WorkersLost(LdmError):
+    """Workers died again and again."""
 
 
 class Interrupted(LdmError):

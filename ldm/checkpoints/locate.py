@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 from ldm.checkpoints.config import resource
 from ldm.checkpoints.families import yaml_beside
 from ldm.checkpoints.families.choice import Choice, choose
+from ldm.checkpoints.folders import SUFFIXES as ENDINGS
+from ldm.checkpoints.folders import WHOLE, Place, files_of, model_files, places
 from ldm.checkpoints.weights.header import Header, read_header
 from ldm.errors import CheckpointError, ConfigError, UsageError
 from ldm.jobs.legacy import SCRIPT_CHECKPOINTS
@@ -29,7 +30,8 @@ FITTING: Mapping[str, tuple[str, ...]] = {
     "inpaint": ("inpaint", "txt2img"),
 }
 Stamp = tuple[Path, int, int, int]
-SUFFIXES = ("", ".safetensors", ".ckpt")
+SUFFIXES = ("", *ENDINGS)
+_SEARCHED = "./models or the folders of $LDM_MODELS and --models-dir"
 CONFIG_FOLDERS = ("stable-diffusion/", "latent-diffusion/")
 
 
@@ -38,8 +40,8 @@ def find_checkpoint(
 ) -> tuple[Path, tuple[str, ...]]:
     """Find a checkpoint by path or name, or a bundled model if `name` is None; and notes.
 
-    Names are searched in ./models, the folders of $LDM_MODELS and the packaged models, including
-    subfolders. Raises CheckpointError listing the available models.
+    Names are searched in all places of models (see `ldm.checkpoints.folders`), with subfolders.
+    Raises CheckpointError listing the available models.
     """
     if name is None:
         usual = Path(SCRIPT_CHECKPOINTS.get(task, SCRIPT_CHECKPOINTS["txt2img"]))
@@ -57,20 +59,14 @@ def find_checkpoint(
     if path.is_dir():
         raise CheckpointError(f"--model {name} is a folder; name the checkpoint file in it")
     if not path.is_absolute():
-        for folder in model_folders():
-            matches = _matches(folder, name)
+        for place in places():
+            matches = _matches(place, name)
             if len(matches) > 1:
                 listed = ", ".join(str(match) for match in matches[:4])
                 raise CheckpointError(f"--model {name} fits several files: {listed}")
             if matches:
                 return matches[0], ()
     raise CheckpointError(_no_model(name))
-
-
-def model_folders() -> list[Path]:
-    """The folders to search for models, in order."""
-    named = [Path(part) for part in os.environ.get("LDM_MODELS", "").split(os.pathsep) if part]
-    return [Path("models"), *named, resource("models")]
 
 
 def find_config(name: str | None) -> tuple[Path | None, tuple[str, ...]]:
@@ -159,34 +155,36 @@ def able_models(task: str) -> str:
         if family.task in FITTING.get(task, (task,)):
             names.append(name)
     if not names:
-        return "; none under ./models or $LDM_MODELS can"
+        return f"; none under {_SEARCHED} can"
     return f"; these can: {', '.join(names[:5])}"
 
 
-def _matches(folder: Path, name: str) -> list[Path]:
-    """The checkpoints in a folder tree whose path ends with `name`; .safetensors before .ckpt."""
+def _matches(place: Place, name: str) -> list[Path]:
+    """The checkpoints in a place whose path ends with `name`; .safetensors before .ckpt.
+
+    Files that by their folder are no whole models count only if no others fit.
+    """
+    files = files_of(place)
+    wholes = [file.path for file in files if file.kind in ("", WHOLE)]
+    others = [file.path for file in files if file.kind not in ("", WHOLE)]
+    return _ending(wholes, place.folder, name) or _ending(others, place.folder, name)
+
+
+def _ending(paths: Sequence[Path], folder: Path, name: str) -> list[Path]:
     *parents, last = Path(name).parts
     for suffix in SUFFIXES:
         tail = (*parents, f"{last}{suffix}")
-        matches = [path for path in _checkpoints(folder) if path.parts[-len(tail) :] == tail]
+        matches = [path for path in paths if path.parts[-len(tail) :] == tail]
         direct = [path for path in matches if path == folder.joinpath(*tail)]
         if matches:
             return direct or matches
     return []
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES[1:])
-
-
 def _named() -> list[tuple[str, Path]]:
     """All checkpoints by their names for --model, with folders, because all files of latent
     diffusion are called model.ckpt or last.ckpt."""
-    return [
-        (path.relative_to(folder).with_suffix("").as_posix(), path)
-        for folder in model_folders()
-        for path in _checkpoints(folder)
-    ]
+    return [(file.name, file.path) for file in model_files() if file.kind in ("", WHOLE)]
 
 
 def _no_model(name: str) -> str:
@@ -194,4 +192,4 @@ def _no_model(name: str) -> str:
     available = sorted({name for name, _ in named})
     hint = nearest(Path(name).name, [path.stem for _, path in named])
     known = f"; available: {', '.join(available[:10])}" if available else ""
-    return f"--model {name}: no such file, nor under ./models or $LDM_MODELS{hint}{known}"
+    return f"--model {name}: no such file, nor under {_SEARCHED}{hint}{known}"

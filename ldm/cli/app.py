@@ -58,6 +58,7 @@ EXAMPLES = {
     "samplers": "ldm samplers  # with their names in other programs",
     "schema": "ldm schema  # the fields of a job of --from-file",
     "info": "ldm info models/sd-v1-4.ckpt",
+    "models": "ldm models  # with family, precision, size and hash",
     "convert": "ldm convert models/sd-v1-4.ckpt sd-v1-4.safetensors --precision fp16 --ema drop",
     "train": "ldm train --config configs/train/emoji-128.yaml train.steps=2000",
 }
@@ -347,6 +348,21 @@ def info(
     from ldm.cli.commands import info as body
 
     return body(file, as_json=json)
+
+
+@app.command(epilog=f"Example: {EXAMPLES['models']}")
+def models(
+    models_dir: Annotated[
+        list[str] | None,
+        typer.Option("--models-dir", metavar="FOLDER", help="List this folder, too."),
+    ] = None,
+    json: bool = typer.Option(False, "--json", help="Print one JSON object."),
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of errors."),
+) -> int:
+    """List the models in the model folders, with family, precision, size and hash."""
+    from ldm.cli.models import models as body
+
+    return body(models_dir or [], as_json=json)
 
 
 @app.command(epilog=f"Example: {EXAMPLES['convert']}")

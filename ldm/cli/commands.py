@@ -97,9 +97,13 @@ def info(file: str, *, as_json: bool) -> int:
     from ldm.cli.info import describe, format_description
 
     description = describe(path)
-    typer.echo(
-        json.dumps(asdict(description), default=str) if as_json else format_description(description)
-    )
+    if as_json:
+        hashes = {"autov2": description.hashes.autov2, "autov3": description.hashes.autov3}
+        content = asdict(description)
+        content["hashes"] |= hashes
+        typer.echo(json.dumps(content, default=str))
+    else:
+        typer.echo(format_description(description))
     return 0
 
 

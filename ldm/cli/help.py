@@ -12,7 +12,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         "txt2img", "img2img", "inpaint", "depth2img", "upscale", "variations", "sample", "rerun",
         "shell",
     ),
-    "Inspect": ("info", "tokens", "samplers", "schema"),
+    "Inspect": ("info", "models", "tokens", "samplers", "schema"),
     "Manage": ("convert",),
     "Train": ("train",),
 }  # fmt: skip
@@ -34,7 +34,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "no_paste", "prompt_syntax", "clip_skip",
     ),
     "Model": (
-        "resume", "model", "config", "vae", "prediction", "overrides",
+        "resume", "model", "models_dir", "config", "vae", "prediction", "overrides",
     ),
     "Output": (
         "output", "outdir", "logdir", "overwrite", "save_depth", "skip_grid", "skip_save",

@@ -8,8 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldm.checkpoints.families.choice import Choice, choose
+from ldm.checkpoints.hashes import Hashes, hashes_of
 from ldm.checkpoints.weights.header import FLOATS, Header, read_header
-from ldm.checkpoints.weights.keys import Fit, compare, ema_copies, explain, part_of
+from ldm.checkpoints.weights.keys import (
+    V_PRED,
+    ZERO_SNR,
+    Fit,
+    compare,
+    ema_copies,
+    explain,
+    part_of,
+)
 from ldm.errors import UsageError
 from ldm.models.inventory import expected_shapes
 
@@ -27,6 +36,7 @@ class Description:
     format: str
     size: int
     short_hash: str
+    hashes: Hashes
     tensors: int
     parts: Mapping[str, int]
     precisions: Mapping[str, int]
@@ -38,6 +48,7 @@ class Description:
     unused: int
     ema: bool
     dropped: tuple[str, ...]
+    remarks: tuple[str, ...]
     metadata: Mapping[str, str]
     problem: str = ""
 
@@ -58,6 +69,7 @@ def describe(checkpoint: Path | str, config: Path | None = None) -> Description:
         format=header.format,
         size=header.path.stat().st_size,
         short_hash=header.short_hash,
+        hashes=hashes_of(header.path),
         tensors=len(header.tensors),
         parts=_numbers(header, part_of),
         precisions=_numbers(header, lambda key: header.tensors[key].dtype),
@@ -69,6 +81,7 @@ def describe(checkpoint: Path | str, config: Path | None = None) -> Description:
         unused=unused,
         ema=bool(ema_copies(header.tensors)),
         dropped=header.dropped,
+        remarks=header.remarks + tuple(f"has the key {key}" for key in _markers(header)),
         metadata=header.metadata,
         problem=problem,
     )
@@ -80,6 +93,10 @@ def format_description(description: Description) -> str:
     rows = [
         ("file", f"{d.path} ({d.format}, {_bytes(d.size)}, {d.tensors} tensors)"),
         ("hash", d.short_hash),
+        ("SHA-256", d.hashes.sha256),
+        ("AutoV1", d.hashes.autov1),
+        ("AutoV2", d.hashes.autov2),
+        ("AutoV3", d.hashes.autov3 or ""),
         ("family", f"{d.family} ({d.task})" if d.family else "unknown"),
         ("config", d.config or ""),
         ("prediction", (d.prediction or _UNDECIDED) if d.family else ""),
@@ -95,6 +112,7 @@ def format_description(description: Description) -> str:
         rows.append(("EMA", "has a copy of averaged weights"))
     if d.dropped:
         rows.append(("ignored", f"{', '.join(d.dropped)} (named by the file, never made)"))
+    rows += [("note", remark) for remark in d.remarks]
     rows += [(key, _short(value)) for key, value in d.metadata.items()]
     if d.problem:
         rows.append(("problem", d.problem))
@@ -112,6 +130,10 @@ def _numbers(header: Header, kind_of: Callable[[str], str]) -> dict[str, int]:
         if entry.dtype in FLOATS:
             counts[kind_of(key)] += entry.count
     return dict(counts.most_common())
+
+
+def _markers(header: Header) -> list[str]:
+    return [key for key in (V_PRED, ZERO_SNR) if key in header.tensors]
 
 
 def _prediction(choice: Choice | None) -> str | None:

@@ -314,7 +314,7 @@ class Fields:
         "--model",
         "--ckpt",
         "-m",
-        help="Checkpoint: a path, or a name in ./models or $LDM_MODELS [the bundled model].",
+        help="Checkpoint: a path, or a name from `ldm models` [the bundled model].",
         metavar="FILE",
     )
     config: str | None = option(

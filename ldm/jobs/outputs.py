@@ -39,6 +39,12 @@ class OutputPlan:
         help="Output file or template (.png); - is standard output.",
         metavar="NAME.png",
     )
+    models_dir: tuple[str, ...] = option(
+        (),
+        "--models-dir",
+        help="Search this folder for models, too (may be repeated).",
+        metavar="FOLDER",
+    )
     overwrite: bool = option(False, "--overwrite", help="Let --output replace existing files.")
     skip_grid: bool = option(False, "--skip_grid", help="Do not write the grid of all images.")
     skip_save: bool = option(False, "--skip_save", help="Do not write the single images.")

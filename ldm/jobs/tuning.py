@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldm.errors import JobError
+from ldm.jobs.cache import cache_folder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -65,7 +66,6 @@ def compile_network(network: nn.Module) -> None:
 
     The result is cached on disk for later processes, in a permanent folder.
     """
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(cache) / "ldm" / "compiled"))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
     os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "1")  # off by default before torch 2.6
     network.compile()

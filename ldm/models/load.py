@@ -17,6 +17,7 @@ from ldm.checkpoints.weights.files import Weights, open_weights
 from ldm.checkpoints.weights.header import Header, read_header
 from ldm.checkpoints.weights.keys import (
     NETWORK,
+    ZERO_SNR,
     Shapes,
     compare,
     ema_copies,
@@ -323,7 +324,12 @@ def measure_prediction(model: Model) -> tuple[str, str]:
 
 
 def _notes(header: Header, sources: Mapping[str, str]) -> tuple[str, ...]:
-    notes = []
+    notes = [*header.remarks]
+    if ZERO_SNR in header.tensors:
+        notes.append(
+            f"the file has the key {ZERO_SNR}: trained for a schedule that ends in pure "
+            "noise, which is not applied"
+        )
     if header.dropped:
         notes.append(f"not made, though the file asks for them: {listed(header.dropped)}")
     if any(key != source for key, source in sources.items()):

@@ -69,6 +69,10 @@ class Existing:
         self._located[mark] += 1
         return path
 
+    def deleted(self, mark: str) -> Path | None:
+        """The file that an image of a fingerprint had before it was deleted."""
+        return None if self.store is None else self.store.missing(mark)
+
 
 def path_of(item: Item, batch: Job, row: int, index: int) -> Path:
     """The file of an image that has a name; `index` is its number in the run."""

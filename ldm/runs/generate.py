@@ -17,7 +17,7 @@ from ldm.engine.events import (
     RunEnded,
     RunStarted,
 )
-from ldm.errors import Interrupted, LdmError, OutputClosed
+from ldm.errors import Interrupted, LdmError, OutputClosed, WorkersLost
 from ldm.jobs.job import Job, to_record
 from ldm.runs.existing import Existing, path_of
 from ldm.runs.failures import Failures
@@ -98,6 +98,8 @@ class Generation:
         except (Cancelled, KeyboardInterrupt):
             status = "stopped"
             raise Interrupted(f"stopped; {self.writer.finished()}") from None
+        except WorkersLost as error:
+            raise WorkersLost(f"{error}; {self.writer.finished()}") from error
         except BrokenPipeError:
             text = f"standard output was closed by its reader; {self.writer.finished()}"
             raise OutputClosed(text) from None
@@ -217,6 +219,8 @@ class Generation:
         if item.name is not None:
             path = path_of(item, record.job, record.row, index)
             path.parent.mkdir(parents=True, exist_ok=True)
+        else:
+            path = self.existing.deleted(mark)
         path = self.writer.write(result, path)
         if self.store is not None and path is not None:
             self.store.add(mark, path, result.seed)

@@ -86,6 +86,11 @@ class Manifest:
         paths = (self.folder / name for name in self._done.get(fingerprint, ()))
         return next(islice((path for path in paths if path.is_file()), taken, None), None)
 
+    def missing(self, fingerprint: str) -> Path | None:
+        """The first file that an image of a fingerprint had, where it was deleted since."""
+        paths = (self.folder / name for name in self._done.get(fingerprint, ()))
+        return next((path for path in paths if not os.path.lexists(path)), None)
+
     def add(self, fingerprint: str, path: Path, seed: int, *, write: bool = True) -> None:
         """Note an image that is in its place; not `write`: here alone."""
         name = self._name(path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ldm.checkpoints.folders import searching
 from ldm.engine.cancel import Cancel
 from ldm.engine.events import Note, OnEvent, PlanExplained, TimingsMeasured
 from ldm.engine.explain import explain
@@ -41,7 +42,7 @@ def run(
     event, `cancel` stops the run from outside. `script` and `indir` are those of `Request`.
     """
     request = Request({**fields, "task": task}, outputs, script=script, indir=indir)
-    with timed() as timings:
+    with searching(outputs.models_dir), timed() as timings:
         code = _run(request, notes, report, cancel or Cancel())
     if outputs.timings:
         report(TimingsMeasured(timings.summary()))

@@ -18,7 +18,7 @@ from typing import Protocol
 from ldm.engine.cancel import Cancel
 from ldm.engine.events import Note, OnEvent, RunWarning
 from ldm.engine.plan import Plan
-from ldm.errors import LdmError
+from ldm.errors import LdmError, WorkersLost
 from ldm.jobs.outputs import OutputPlan
 from ldm.workers.pool import Batch, Engines, Outcome, import_engine, model_key
 from ldm.workers.process import Processes
@@ -94,7 +94,7 @@ class Crew(Engines):
     order: Order | None = None
     room: int = 1
     deaths: int = 0
-    in_vain: int = 0  # deaths since something was drawn
+    in_vain: int = 0  # deaths since an image was finished
 
     def get_ready(self, plan: Plan) -> None:
         """Import what this process needs; it loads no model."""
@@ -279,9 +279,10 @@ class Crew(Engines):
             bundle.given, bundle.tries = False, bundle.tries + 1
             self.queue.appendleft(bundle)
         if self.in_vain >= TRIES * len(self.hands) or (bundle and bundle.tries >= TRIES):
-            raise LdmError(
-                "the workers die before they finish any image: use fewer workers or smaller "
-                f"images if memory is short ({error or type(error).__name__})"
+            again = "each time at the same images" if bundle else "before they were ready"
+            raise WorkersLost(
+                f"workers died {self.deaths} times, in the end {again}: use fewer workers or "
+                f"smaller images if memory is short ({str(error) or type(error).__name__})"
             )
         report(RunWarning(f"a worker died and was replaced (death {self.deaths} of this run)"))
         at = self.hands.index(hand)

@@ -80,6 +80,20 @@ def test_missing_unknown_and_unused_keys(tmp_path: Path) -> None:
     assert "unexpected 1: mystery.weight" in text
 
 
+def test_marker_keys_are_applied_or_reported(tmp_path: Path) -> None:
+    shapes = {**golden_shapes("sd-v1"), "v_pred": (), "ztsnr": (), "nothing": (0,)}
+    d = describe(hollow(shapes, tmp_path / "m.safetensors"))
+    assert d.fit is not None
+    assert d.fit.good
+    assert d.prediction == "v (the file has the key v_pred)"
+    assert d.remarks == ("has the key v_pred", "has the key ztsnr")
+    shapes = {**golden_shapes("sd-v2"), "v_pred": (0,)}
+    d = describe(hollow(shapes, tmp_path / "m.safetensors"))
+    assert d.prediction == "v (the file has the key v_pred)"
+    assert d.config is not None
+    assert "v2-inference-v.yaml" in d.config
+
+
 def test_a_yaml_beside_it_is_used(tmp_path: Path) -> None:
     (tmp_path / "tiny.ckpt").write_bytes((TINY / "model.ckpt").read_bytes())
     assert "unknown model family" in describe(tmp_path / "tiny.ckpt").problem

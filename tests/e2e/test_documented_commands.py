@@ -125,7 +125,7 @@ def test_the_line_runs(home: Path, front: str, command: str, words: list[str]) -
     else:
         assert run([command, *quick(command, words)]) == 0
     if (
-        command not in ("tokens", "info", "samplers", "schema", "shell")
+        command not in ("tokens", "info", "models", "samplers", "schema", "shell")
         and "--dry-run" not in words
     ):
         assert set(home.rglob("*")) - before, "nothing was written"

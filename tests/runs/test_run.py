@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import random
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ from torch import Tensor
 from ldm.checkpoints.weights.header import Header, read_header
 from ldm.cli.app import run
 from ldm.cli.flags import spread
+from ldm.errors import WorkersLost
 from ldm.images.texts import read_record
 from ldm.nn.unet import UNetModel
+from ldm.workers.pool import Engines, Outcome
 from tests.tiny_runs import QUICK, SAMPLES, contents, draw, forks, jobs_of
 from tests.tiny_runs import home as home
 
@@ -153,12 +157,28 @@ def test_bad_rows(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
 def test_a_drawn_seed_is_that_of_the_resumed_run(
     home: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--prompt", "x", "--n_iter", "2", "--skip_grid"]
+    words = ["--prompt", "x", "--n_iter", "3", "--skip_grid"]
     assert draw(*words) == 0
     before = contents(home)
-    (home / SAMPLES / "00001.png").unlink()
-    assert draw(*words, "--resume") == 0
-    assert contents(home) == before
+    for name in ("00002.png", "00001.png", "00000.png"):
+        (home / SAMPLES / name).unlink()
+        assert draw(*words, "--resume") == 0
+        assert contents(home) == before, name
+
+
+def test_lost_workers_are_reported_with_what_was_finished(
+    home: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Engines.generated
+
+    def broken(*given: Any) -> Iterator[Outcome]:
+        yield from islice(whole(*given), 2)
+        raise WorkersLost("workers died 3 times")
+
+    monkeypatch.setattr(Engines, "generated", broken)
+    assert draw("--prompt", "x", "--n_iter", "3") == 1
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last == f"ldm: error: workers died 3 times; 2 of 3 images are in {SAMPLES}"
 
 
 def test_a_stream_goes_on(home: Path) -> None:

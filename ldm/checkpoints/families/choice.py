@@ -11,6 +11,7 @@ from ldm.checkpoints.config import Config, override, read_config
 from ldm.checkpoints.families import FAMILIES, candidates, detect, yaml_beside, yaml_of
 from ldm.checkpoints.families.family import Family
 from ldm.checkpoints.weights.header import Header
+from ldm.checkpoints.weights.keys import V_PRED
 from ldm.errors import CheckpointError, ConfigError
 from ldm.jobs.job import Defaults
 from ldm.jobs.options import nearest
@@ -62,6 +63,8 @@ def _chosen(header: Header, config: Path | None, overrides: Sequence[str]) -> Ch
     family = detect(header)
     twin = FAMILIES.get(family.twin or "")
     specified = _SPEC_WORDS.get(header.metadata.get(_SPEC, ""))
+    if V_PRED in header.tensors:
+        specified = "v"
     prediction_why = f"every {family.title} checkpoint" if twin is None else ""
     if twin is not None and specified is not None:
         family = family if specified == family.prediction else twin
@@ -70,6 +73,8 @@ def _chosen(header: Header, config: Path | None, overrides: Sequence[str]) -> Ch
     choice = Choice(tree, family, f"{family.yaml} (found from the header)", prediction_why)
     if _prediction(tree) != family.prediction:
         return with_prediction(choice, _prediction(tree), "--set")
+    if V_PRED in header.tensors:
+        return with_prediction(choice, "v", f"the file has the key {V_PRED}")
     return choice
 
 

@@ -12,13 +12,20 @@ import os
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
-from ldm.checkpoints.weights.pickled import MOST_AXES, Strided, read_pickle
+from ldm.checkpoints.weights.legacy import MAGIC, read_index
+from ldm.checkpoints.weights.pickled import (
+    MOST_AXES,
+    Storage,
+    Strided,
+    read_pickle,
+)
 from ldm.errors import CheckpointError
 
 # Names of the safetensors format and their bytes per number; torch's name for each.
@@ -38,6 +45,9 @@ _STORAGES = {
     "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8",
     "ByteStorage": "U8", "BoolStorage": "BOOL", "UntypedStorage": "U8",
 }  # fmt: skip
+
+_TOWER = "cond_stage_model.transformer."
+_BARE_TOWER = tuple(f"{_TOWER}{part}" for part in ("embeddings.", "encoder.", "final_layer_norm."))
 
 # Limits of an index, which is read whole; 100,000 tensors need 12 MiB in either format.
 LONGEST_HEADER = 16 * 2**20  # bytes of JSON
@@ -84,7 +94,8 @@ class Header:
     """The header of a checkpoint file.
 
     `metadata` is that of safetensors, or a training checkpoint's plain values (global_step ...);
-    `dropped` names the objects in a .ckpt that were not constructed.
+    `dropped` names the objects in a .ckpt that were not constructed. `remarks` say where the
+    tensors were found and what they are called there, if that is unusual.
     """
 
     path: Path
@@ -92,6 +103,7 @@ class Header:
     tensors: dict[str, Entry]
     metadata: dict[str, str] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -130,11 +142,13 @@ def read_header(path: Path | str) -> Header:
         header = _read_safetensors(path, size)
     elif start[:4] == b"PK\x03\x04":
         header = _read_ckpt(path, size)
+    elif start.startswith(MAGIC):
+        header = _read_legacy(path, size)
     else:
         raise CheckpointError(f"{path}: {_foreign(start)}")
     if not header.tensors:
         raise CheckpointError(f"{path}: contains no tensors; it is not a model checkpoint")
-    return header
+    return _with_usual_names(header)
 
 
 def _read_safetensors(path: Path, size: int) -> Header:
@@ -198,20 +212,40 @@ def _read_ckpt(path: Path, size: int) -> Header:
         ) from None
     except ValueError as error:
         raise CheckpointError(f"{path}: is not a readable checkpoint: {_reason(error)}") from None
-    state, metadata = _state_dict(value)
+    return _ckpt_header(
+        path, size, value, dropped, lambda file: _members(file, infos, f"{root}data/")
+    )
+
+
+def _members(
+    file: IO[bytes], infos: Mapping[str, zipfile.ZipInfo], folder: str
+) -> Callable[[Storage], tuple[int, int]]:
+    """The offset and size in bytes of a storage in a zip archive."""
+
+    def where(storage: Storage) -> tuple[int, int]:
+        info = infos[folder + storage.key]
+        return _start_of(file, info), info.file_size
+
+    return where
+
+
+def _ckpt_header(
+    path: Path,
+    size: int,
+    value: Any,
+    dropped: set[str],
+    opened: Callable[[IO[bytes]], Callable[[Storage], tuple[int, int]]],
+) -> Header:
+    """The header for the value of a pickle; `opened` gives storages their offset and size."""
+    state, metadata, remarks = _state_dict(value)
     records = {key: item for key, item in state.items() if isinstance(item, Strided)}
     try:
         with path.open("rb") as file:
-            starts = {
-                record.storage.key: _start_of(file, infos[f"{root}data/{record.storage.key}"])
-                for record in records.values()
-            }
+            where = opened(file)
+            storages = {record.storage.key: record.storage for record in records.values()}
+            places = {key: where(storage) for key, storage in storages.items()}
         tensors = {
-            key: _entry_of_record(
-                record,
-                starts[record.storage.key],
-                infos[f"{root}data/{record.storage.key}"].file_size,
-            )
+            key: _entry_of_record(record, *places[record.storage.key])
             for key, record in records.items()
         }
     except (ValueError, LookupError) as error:
@@ -221,7 +255,22 @@ def _read_ckpt(path: Path, size: int) -> Header:
         raise CheckpointError(_truncated(path, size, needed))
     if sum(entry.size for entry in tensors.values()) > MOST_SHARED * size + SPARE:
         raise CheckpointError(f"{path}: has a damaged index (its tensors share their numbers)")
-    return Header(path, "ckpt", tensors, metadata, tuple(sorted(dropped)))
+    return Header(path, "ckpt", tensors, metadata, tuple(sorted(dropped)), remarks)
+
+
+def _read_legacy(path: Path, size: int) -> Header:
+    """Read a file of torch before 1.6."""
+    with path.open("rb") as file:
+        start = file.read(LONGEST_PICKLE)
+    try:
+        index = read_index(start)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: is not a readable checkpoint: {_reason(error)}") from None
+
+    def opened(file: IO[bytes]) -> Callable[[Storage], tuple[int, int]]:
+        return index.places(file, lambda storage: SIZES[_STORAGES[storage.kind]]).__getitem__
+
+    return _ckpt_header(path, size, index.value, index.dropped, opened)
 
 
 def _unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> bytes:
@@ -236,18 +285,31 @@ def _unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> byt
         return member.read(most)
 
 
-def _state_dict(value: Any) -> tuple[dict[str, Any], dict[str, str]]:
-    """Tensors by key and plain values, from a training checkpoint or a bare state dict."""
+def _state_dict(value: Any) -> tuple[dict[str, Any], dict[str, str], tuple[str, ...]]:
+    """Tensors by key, plain values and remarks, from a training checkpoint or a bare state dict.
+
+    Where neither has tensors, they are looked for one level down.
+    """
     if not isinstance(value, dict):
-        return {}, {}
+        return {}, {}, ()
     metadata = {
         key: str(item)
         for key, item in value.items()
         if isinstance(key, str) and isinstance(item, str | int | float)
     }
     inner = value.get("state_dict")
-    state = inner if isinstance(inner, dict) else value
-    return {key: item for key, item in state.items() if isinstance(key, str)}, metadata
+    state, path = (inner, "state_dict.") if isinstance(inner, dict) else (value, "")
+    remarks: tuple[str, ...] = ()
+    if not _has_tensors(state):
+        nested = {k: v for k, v in state.items() if isinstance(k, str) and _has_tensors(v)}
+        names = sorted(nested) if len(nested) == 1 else []
+        for name in [key for key in ("state_dict", "model") if key in nested][:1] or names:
+            state, remarks = nested[name], (f"the tensors are those of {path}{name} in the file",)
+    return {key: item for key, item in state.items() if isinstance(key, str)}, metadata, remarks
+
+
+def _has_tensors(value: Any) -> bool:
+    return isinstance(value, dict) and any(isinstance(item, Strided) for item in value.values())
 
 
 def _start_of(file: IO[bytes], info: zipfile.ZipInfo) -> int:
@@ -278,6 +340,23 @@ def _entry_of_record(record: Strided, start: int, stored: int) -> Entry:
     return replace(entry, strides=None) if plain else entry
 
 
+def _with_usual_names(header: Header) -> Header:
+    """The header with the usual names of a CLIP text encoder.
+
+    Checkpoints that anime models of 2022 derive from lack `text_model.`.
+    """
+    renamed = {
+        key: key.replace(_TOWER, f"{_TOWER}text_model.", 1)
+        for key in header.tensors
+        if key.startswith(_BARE_TOWER)
+    }
+    if not renamed or any(key in header.tensors for key in renamed.values()):
+        return header
+    tensors = {renamed.get(key, key): entry for key, entry in header.tensors.items()}
+    remark = f"the text encoder's keys lack text_model. after {_TOWER}; they were read with it"
+    return replace(header, tensors=tensors, remarks=(*header.remarks, remark))
+
+
 def _truncated(path: Path, size: int, needed: int) -> str:
     return f"{path}: is truncated: {size} bytes of {needed}; download it again"
 
@@ -290,7 +369,7 @@ def _foreign(start: bytes) -> str:
     if start.lstrip()[:1] == b"<":
         return "is a web page, not the weights; the download went wrong"
     if start[:1] == b"\x80":
-        return "is a bare pickle, as torch wrote before 1.6; load and save it with a newer torch"
+        return "is a pickle, but not one of torch's; it is no checkpoint"
     return "is neither a .safetensors nor a .ckpt file; check the path or download it again"
 
 

@@ -65,6 +65,10 @@ _OPTIONAL_KEYS = frozenset(
 )
 _POSITIONS = ".embeddings.position_ids"  # 0, 1, 2 ...; some files lack it, in others it is damaged
 
+# Keys of empty or tiny tensors, by which a file says how it was trained.
+V_PRED = "v_pred"
+ZERO_SNR = "ztsnr"
+
 PARTS: Mapping[str, str] = {
     NETWORK: "network",
     "first_stage_model.": "autoencoder",
@@ -98,7 +102,10 @@ def compare(found: Shapes, expected: Shapes) -> Fit:
     unexpected = tuple(
         key
         for key in found
-        if key not in expected and not is_inert(key) and not _is_copy(key, found)
+        if key not in expected
+        and 0 not in found[key]  # an empty tensor
+        and not is_inert(key)
+        and not _is_copy(key, found)
     )
     misshapen = tuple(
         (key, shape, expected[key])
@@ -118,6 +125,7 @@ def is_inert(key: str) -> bool:
     return (
         key.startswith(_INERT_PREFIXES)
         or key in _INERT_KEYS
+        or key in (V_PRED, ZERO_SNR)
         or is_scheduled(key)
         or is_positions(key)
     )

@@ -11,6 +11,7 @@ torch/serialization.py and torch/_utils.py (_rebuild_tensor_v2 and kin).
 
 from __future__ import annotations
 
+import io
 import pickletools
 import struct
 import warnings
@@ -76,11 +77,26 @@ def read_pickle(data: bytes) -> tuple[Value, set[str]]:
     """
     with warnings.catch_warnings():  # pickletools warns about odd escapes in strings
         warnings.simplefilter("ignore", DeprecationWarning)
-        return _run(data)
+        return _run(data, len(data))
 
 
-def _run(data: bytes) -> tuple[Value, set[str]]:
-    machine = _Machine(copies=len(data))
+def read_pickles(data: bytes, count: int) -> tuple[list[Value], set[str], int]:
+    """Read the values of `count` pickles, one after another: values, `Inert` names, their length.
+
+    Raises ValueError as `read_pickle` does.
+    """
+    file, values, names = io.BytesIO(data), [], set()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        for _ in range(count):
+            value, inert = _run(file, len(data))
+            values.append(value)
+            names |= inert
+    return values, names, file.tell()
+
+
+def _run(data: bytes | io.BytesIO, size: int) -> tuple[Value, set[str]]:
+    machine = _Machine(copies=size)
     try:
         for step, (opcode, argument, _) in enumerate(pickletools.genops(data)):
             if opcode.name == "STOP":

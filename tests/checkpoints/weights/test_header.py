@@ -7,11 +7,13 @@ import subprocess
 import sys
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from ldm.checkpoints.weights.files import open_weights
 from ldm.checkpoints.weights.header import read_header
 from ldm.errors import CheckpointError
 
@@ -109,7 +111,8 @@ def complaint(path: Path) -> str:
         (b"", "empty"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "LFS"),
         (b"<!DOCTYPE html><html>", "web page"),
-        (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.", "before 1.6"),
+        (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.", "not a readable checkpoint"),
+        (b"\x80\x02K\x01.", "a pickle, but not one of torch's"),
         (b"\x89PNG\r\n\x1a\n", "neither"),
         (b"\xff" * 8 + b"{}", "impossible header"),
         ((10).to_bytes(8, "little") + b"{{{{{{{{{{", "broken header"),
@@ -177,3 +180,45 @@ def test_no_torch_is_needed() -> None:
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(TINY / "model.ckpt")], check=True)
+
+
+@pytest.mark.parametrize("strided", [False, True])
+def test_the_format_before_torch_1_6(tmp_path: Path, strided: bool) -> None:
+    whole = torch.arange(12.0).reshape(3, 4)
+    first = whole.t() if strided else whole
+    state = {"a": first, "b": whole[1:], "c": torch.ones(3, dtype=torch.float16)}
+    path = tmp_path / "old.ckpt"
+    content = {"state_dict": state, "global_step": 7, "callback": Path("x")}
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    header = read_header(path)
+    assert header.metadata == {"global_step": "7"}
+    assert "Path" in header.dropped[0]
+    weights = open_weights(header)
+    assert all(torch.equal(weights[key], tensor) for key, tensor in state.items())
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(CheckpointError, match="truncated"):
+        read_header(path)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "where"),
+    [
+        (lambda state: {"model": state, "epoch": 3}, "model"),
+        (lambda state: {"state_dict": {"state_dict": state}}, "state_dict.state_dict"),
+        (lambda state: {"weights": state}, "weights"),
+    ],
+)
+def test_tensors_one_level_down(tmp_path: Path, wrap: Any, where: str) -> None:
+    torch.save(wrap({"x": torch.zeros(2)}), tmp_path / "a.ckpt")
+    header = read_header(tmp_path / "a.ckpt")
+    assert header.shapes == {"x": (2,)}
+    assert header.remarks == (f"the tensors are those of {where} in the file",)
+
+
+def test_a_text_encoder_without_its_prefix(tmp_path: Path) -> None:
+    old = "cond_stage_model.transformer.encoder.layers.0.mlp.fc1.bias"
+    save_file({old: torch.zeros(2), "x": torch.zeros(1)}, tmp_path / "a.safetensors")
+    header = read_header(tmp_path / "a.safetensors")
+    new = "cond_stage_model.transformer.text_model.encoder.layers.0.mlp.fc1.bias"
+    assert set(header.shapes) == {new, "x"}
+    assert "lack text_model." in header.remarks[0]
