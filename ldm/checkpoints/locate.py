@@ -175,6 +175,11 @@ def _matches(folder: Path, name: str) -> list[Path]:
     return []
 
 
+def checkpoint_files() -> list[Path]:
+    """All checkpoints in the folders that are searched for models, in order."""
+    return [path for folder in model_folders() for path in _checkpoints(folder)]
+
+
 def _checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES[1:])
 
