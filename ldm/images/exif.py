@@ -1,7 +1,8 @@
 """Texts in EXIF and XMP, the places that formats other than PNG have for them.
 
-The texts come under names of their own: `UserComment`, `Make`, `Model` and so on. Where a program
-puts its text's name in front of it (`prompt:{...}`), that is the name.
+The user comment is the text `parameters`, as in a PNG of AUTOMATIC1111's web UI; the others come
+under their own names. Where a program puts its text's name in front of it (`prompt:{...}`), that is
+the name. Our record is in the MakerNote.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ MOST_XMP = 2**20  # bytes; a longer one is skipped
 XMP_KEY = "XML:com.adobe.xmp"
 _MOST_CHUNKS = 100_000  # of a WebP; an animated one has a chunk for each frame
 _EXIF_IFD = 0x8769
-_USER_COMMENT = 0x9286
+_USER_COMMENT, _MAKER_NOTE = 0x9286, 0x927C
+_OURS = b"ldm\0"
 _TAGS = {
     0x010E: "ImageDescription",
     0x010F: "Make",
     0x0110: "Model",
     0x0131: "Software",
-    0x927C: "MakerNote",
-    _USER_COMMENT: "UserComment",
+    _MAKER_NOTE: "MakerNote",
+    _USER_COMMENT: "parameters",
 }
 # Names that ComfyUI and its nodes put in front of a text.
 _NAMED = re.compile(r"\s{0,8}(prompt|workflow)\s{0,8}:", re.IGNORECASE)
@@ -40,6 +42,10 @@ def exif_texts(content: bytes) -> dict[str, str]:
     except Exception:  # noqa: BLE001  (a damaged block does not make a damaged image)
         return {}
     texts: dict[str, str] = {}
+    note = entries.get(_MAKER_NOTE)
+    if isinstance(note, bytes) and note.startswith(_OURS):
+        texts["ldm"] = note[len(_OURS) :].decode("ascii", "replace")
+        del entries[_MAKER_NOTE]
     for tag, name in _TAGS.items():
         text = _decoded(entries.get(tag))
         named = _NAMED.match(text)

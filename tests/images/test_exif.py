@@ -24,7 +24,7 @@ def test_user_comments(tmp_path: Path, ending: str, text: str, order: str) -> No
     code = b"ASCII\0\0\0" if order == "ascii" else b"UNICODE\0"
     content = code + text.encode("utf-8" if order == "ascii" else order)
     path = write_exif(tmp_path / f"a.{ending}", content)
-    assert read_texts(path)["UserComment"] == text
+    assert read_texts(path)["parameters"] == text
 
 
 def test_comfy_in_webp(tmp_path: Path) -> None:
@@ -67,11 +67,18 @@ def test_damaged_exif_is_no_text(tmp_path: Path) -> None:
     whole = Image.Exif()
     whole.get_ifd(0x8769)[0x9286] = b"ASCII\0\0\0a cat"
     content = whole.tobytes()
-    assert exif_texts(content) == {"UserComment": "a cat"}
+    assert exif_texts(content) == {"parameters": "a cat"}
     for end in range(0, len(content), 3):
-        assert exif_texts(content[:end]) in ({}, {"UserComment": "a cat"})
+        assert exif_texts(content[:end]) in ({}, {"parameters": "a cat"})
     for at in range(6, len(content)):
         exif_texts(content[:at] + b"\xff" + content[at + 1 :])
+
+
+def test_our_record_is_in_the_maker_note(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x927C] = b'ldm\0{"ldm": "1"}'
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", exif=exif.tobytes())
+    assert read_texts(tmp_path / "a.jpg") == {"ldm": '{"ldm": "1"}'}
 
 
 def test_huge_chunks_are_refused(tmp_path: Path) -> None:

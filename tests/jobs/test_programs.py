@@ -103,7 +103,7 @@ def test_the_web_ui_in_full() -> None:
     assert [found.fields[name] for name in names] == ["2", 3, 0.5, "lanczos"]
     assert (found.fields["variation_seed"], found.fields["variation_strength"]) == (9, 0.25)
     assert found.unused == ("Hires upscaler: R-ESRGAN 4x+ (lanczos is used)",)
-    old = settings_of({"UserComment": "x\nSteps: 2, Sampler: DPM++ 2M SDE Karras, Seed: 1"})
+    old = settings_of({"parameters": "x\nSteps: 2, Sampler: DPM++ 2M SDE Karras, Seed: 1"})
     assert (old.fields["sampler"], old.fields["grid"]) == ("dpmpp_2m_sde", "karras")
     new = "x\nSteps: 2, Sampler: DPM++ 2M, Schedule type: Automatic, Seed: 1"
     assert settings_of({"parameters": new}).fields["grid"] == "karras"
@@ -229,4 +229,4 @@ def test_plain_texts_are_no_settings() -> None:
     assert read_settings({}) is None
     assert read_settings({"Software": "GIMP", "Comment": "Created with GIMP"}) is None
     assert read_settings({"prompt": "a cat"}) is None
-    assert read_settings({"UserComment": "Screenshot"}) is None
+    assert read_settings({"parameters": "Screenshot"}) is None

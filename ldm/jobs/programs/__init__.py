@@ -37,9 +37,6 @@ def read_settings(texts: Mapping[str, str]) -> Settings | None:
     Raises ImageError for texts of a known program that are damaged.
     """
     texts = dict(texts)
-    comment = texts.get("UserComment", "")
-    if comment:
-        texts.setdefault("parameters", comment)
     if is_json(texts.get("parameters", "")) and "class_type" in texts["parameters"]:
         texts.setdefault("prompt", texts["parameters"])
     return next((found for read in READERS if (found := read(texts)) is not None), None)

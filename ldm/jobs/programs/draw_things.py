@@ -20,7 +20,7 @@ _SILENT = ("size", "model", "v2", "sampler", "strength", "seed_mode")
 
 def read(texts: Mapping[str, str]) -> Settings | None:
     """The settings of such a JSON; None for anything else."""
-    content = texts.get("XMP UserComment") or texts.get("UserComment", "")
+    content = texts.get("XMP UserComment") or texts.get("parameters", "")
     if not is_json(content) or '"c"' not in content or '"uc"' not in content:
         return None
     values = read_json(content, "`UserComment`")

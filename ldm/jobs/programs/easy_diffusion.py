@@ -31,15 +31,15 @@ _NOTHING = ("", "None", "False", "null", "[]")
 def read(texts: Mapping[str, str]) -> Settings | None:
     """The settings of such texts; None for anything else."""
     named = {key.lower().replace("_", " "): text for key, text in texts.items()}
-    comment = texts.get("UserComment", "")
+    comment = texts.get("parameters", "")
     if is_json(comment) and "stable_diffusion_model" in comment:
-        values = read_json(comment, "`UserComment`")
+        values = read_json(comment, "`parameters`")
         named = {str(key).lower().replace("_", " "): str(text) for key, text in values.items()}
     if not any(key in named for key in _MODEL):
         return None
     draft = Draft(PROGRAM)
     values = {key: text for key, text in named.items() if text not in _NOTHING}
-    draft.take(values, _FIELDS, (*_SILENT, "usercomment", "parameters"))
+    draft.take(values, _FIELDS, (*_SILENT, "parameters"))
     draft.model = next((values[key] for key in _MODEL if key in values), "")
     if named.get("clip skip", "").lower() == "true":  # on or off: the layer before the last
         draft.fields["clip_skip"] = 2
