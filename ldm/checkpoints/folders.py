@@ -20,8 +20,6 @@ from ldm.checkpoints.config import resource
 from ldm.errors import ConfigError, UsageError
 
 SUFFIXES = (".safetensors", ".ckpt")
-# Further endings of files that are no whole models in these programs.
-_PART_SUFFIXES = (*SUFFIXES, ".pt", ".pth", ".bin")
 WHOLE = "checkpoint"
 # Lower-case name of a subfolder -> what its files are.
 KINDS = {

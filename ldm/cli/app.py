@@ -247,7 +247,7 @@ def _sample_diffusion(given: dict[str, Any], script: bool) -> int:
 
 
 def _rerun(given: dict[str, Any], script: bool) -> int:
-    """Generate an image again from the record inside it."""
+    """Generate an image again from the settings inside it."""
     from ldm.cli.commands import rerun
 
     return rerun(given.pop("image"), given)
@@ -270,7 +270,7 @@ _command(
     "rerun",
     _rerun,
     [*parameters(Job, RERUN_FIELDS), *parameters(OutputPlan, RERUN_OUTPUTS)],
-    [argument("image", str, "IMAGE", "An image made by ldm.")],
+    [argument("image", str, "IMAGE", "An image made by ldm or another program.")],
 )
 
 
@@ -342,12 +342,13 @@ def schema(
 def info(
     file: str = typer.Argument(..., metavar="FILE", help="An image or a checkpoint."),
     json: bool = typer.Option(False, "--json", help="Print one JSON object."),
+    raw: bool = typer.Option(False, "--raw", help="Print an image's texts as they are."),
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of errors."),
 ) -> int:
     """Show how an image was made, or what a checkpoint is."""
     from ldm.cli.commands import info as body
 
-    return body(file, as_json=json)
+    return body(file, as_json=json, raw=raw)
 
 
 @app.command(epilog=f"Example: {EXAMPLES['models']}")

@@ -13,11 +13,12 @@ import typer
 from ldm.cli.report import reporter
 from ldm.engine.events import ImageWritten, Note, RunEnded, RunStarted
 from ldm.engine.plan import make_plan
-from ldm.errors import CheckpointError, Interrupted, JobError
-from ldm.images.texts import read_record, read_texts
+from ldm.errors import CheckpointError, ImageError, Interrupted, JobError
+from ldm.images.texts import is_image
 from ldm.jobs.legacy import sample_fields, translate
-from ldm.jobs.metadata import Record, parse_infotext
+from ldm.jobs.metadata import Record
 from ldm.jobs.outputs import default_outdir, split
+from ldm.runs.from_image import Origin, fields_from_image, read_origin
 from ldm.runs.run import run
 from ldm.runs.writer import Writer, written_fields
 from ldm.workers.pool import load_engine
@@ -28,6 +29,9 @@ def generate(
 ) -> int:
     """Run a task; `given` are fields of Job, OutputPlan and Legacy, `notes` are reported first."""
     fields, more = translate(given, script=script, task=task)
+    if fields.get("from_image") is not None:
+        taken, found = fields_from_image(fields["from_image"], task, fields)
+        fields, more = {**taken, **fields}, [*more, *found]
     fields.setdefault("outdir", default_outdir(task))
     outputs, fields = split(fields)
     indir = given.get("indir")
@@ -42,8 +46,11 @@ def generate_samples(given: Mapping[str, Any]) -> int:
 
 
 def rerun(image: str, given: dict[str, Any]) -> int:
-    """Make an image again from its record; `given` replaces fields of its job."""
-    record = read_record(Path(image))
+    """Make an image again from the settings inside it; `given` replaces fields of its job."""
+    origin = read_origin(Path(image))
+    if origin.record is None:
+        return _rerun_foreign(image, origin, given)
+    record = origin.record
     outputs, changes = split({"outdir": default_outdir(record.job.task), **given})
     _check_inputs(record, changes, image)
     outputs = replace(outputs, skip_grid=True)
@@ -75,6 +82,20 @@ def rerun(image: str, given: dict[str, Any]) -> int:
     return 0
 
 
+def _rerun_foreign(image: str, origin: Origin, given: Mapping[str, Any]) -> int:
+    """Make the image of another program again; raises ImageError where it lacks a part."""
+    settings = origin.settings
+    if settings is not None and settings.task != "txt2img":
+        raise ImageError(
+            f"{image}: {settings.program} made it from another image, which is not in the file; "
+            f"use ldm {settings.task} --from-image {image} --init-img FILE"
+        )
+    try:
+        return generate("txt2img", {"skip_grid": True, **given, "from_image": image}, script=False)
+    except JobError as error:
+        raise JobError(f"{image}: {error} (other flags: ldm txt2img --from-image)") from None
+
+
 def _check_inputs(record: Record, changes: Mapping[str, Any], image: str) -> None:
     """Raise ImageError where what an image was made from is another now, unless it is replaced."""
     from ldm.images.sources import check_unchanged
@@ -83,7 +104,7 @@ def _check_inputs(record: Record, changes: Mapping[str, Any], image: str) -> Non
     check_unchanged({k: digest for k, digest in record.inputs.items() if k not in replaced}, image)
 
 
-def info(file: str, *, as_json: bool) -> int:
+def info(file: str, *, as_json: bool, raw: bool = False) -> int:
     """Print how an image was made, or what a checkpoint is."""
     path = Path(file)
     try:
@@ -92,8 +113,11 @@ def info(file: str, *, as_json: bool) -> int:
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise JobError(f"{file}: cannot be read ({reason})") from None
-    if start.startswith((b"\x89PNG", b"\xff\xd8", b"GIF8")) or start[8:12] == b"WEBP":
-        return _info_of_image(path, as_json=as_json)
+    if is_image(start):
+        from ldm.cli.image_info import show
+
+        typer.echo(show(path, as_json=as_json, raw=raw))
+        return 0
     from ldm.cli.info import describe, format_description
 
     description = describe(path)
@@ -125,21 +149,4 @@ def train(config: str, *, resume: bool, settings: Sequence[str]) -> int:
     from ldm.training.train import run
 
     typer.echo(run(Path(config), resume=resume, overrides=settings))
-    return 0
-
-
-def _info_of_image(path: Path, *, as_json: bool) -> int:
-    texts = read_texts(path)
-    parameters, record = texts.get("parameters"), texts.get("ldm")
-    if as_json:
-        settings = None if parameters is None else vars(parse_infotext(parameters))
-        content = {"parameters": settings, "ldm": None if record is None else json.loads(record)}
-        typer.echo(json.dumps(content))
-        return 0
-    if parameters is None and record is None:
-        typer.echo(f"{path}: contains no information about how it was made")
-    if parameters is not None:
-        typer.echo(parameters)
-    if record is not None:
-        typer.echo(json.dumps(json.loads(record), indent=2))
     return 0

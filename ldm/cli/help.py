@@ -22,7 +22,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Input": (
         "prompt", "negative", "init_img", "images", "weights", "classes", "strength", "mask",
         "mask_invert", "outpaint", "depth", "depth_invert", "depth_model", "noise_level",
-        "indir", "from_file", "format", "repeat", "matrix", "grid_xy", "expand", "keep_going",
+        "indir", "from_image", "from_file", "format", "repeat", "matrix", "grid_xy", "expand",
+        "keep_going",
     ),
     "Images": (
         "width", "height", "fit", "n_samples", "n_iter", "batch_size", "seed", "seeds",
@@ -44,7 +45,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "device", "precision", "attention", "vae_tiling", "offload", "lowvram", "compile",
         "workers", "engine", "address",
     ),
-    "Reproducing earlier images": ("noise", "rng", "schedule_compat", "fixed_code"),
+    "Reproducing earlier images": ("noise", "rng", "ensd", "schedule_compat", "fixed_code"),
     "Flags of the 2022 scripts": (
         "plms", "dpm_solver", "bf16", "laion400m", "channels", "factor", "torchscript", "ipex",
     ),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ldm.jobs.job import Job
+from ldm.jobs.seeds import MAX_SEED
 from ldm.sampling.noise import ImageNoise, Noise, Rng, StreamNoise, slerp
 
 RNGS: dict[str, Rng] = {"philox": "philox", "cpu": "cpu", "device": "device", "numpy": "cpu"}
@@ -67,6 +68,9 @@ class Draws(Noise):
             numbers = np.random.RandomState((self.batch.seed or 0) & 0xFFFFFFFF).randn(*shape)
             return torch.from_numpy(numbers.astype(np.float32)).to(self.device)
         noise = self.draw(shape) if self.code is None else self.code[: shape[0]]
+        if self.batch.ensd:  # the steps draw from other seeds: the web UI's modules/rng.py
+            seeds = [(seed + self.batch.ensd) % (MAX_SEED + 1) for seed in self.batch.image_seeds()]
+            self.source = ImageNoise(seeds, RNGS[self.batch.rng], self.device)
         if self.mixed is None:
             return noise
         return slerp(self.batch.variation_strength, noise, self.mixed.draw((self.rows, *shape[1:])))

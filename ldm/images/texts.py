@@ -1,4 +1,7 @@
-"""Text chunks of image files: written to PNG, and read back without decoding pixels."""
+"""Texts of image files: written to PNG, and read back from PNG, EXIF and XMP.
+
+No pixel is decoded.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from ldm.errors import ImageError
+from ldm.images.exif import XMP_KEY, exif_texts, webp_texts, xmp_texts
 from ldm.jobs.metadata import Record
 
 if TYPE_CHECKING:  # numpy is loaded with the first image; planning works without it
@@ -20,6 +24,9 @@ if TYPE_CHECKING:  # numpy is loaded with the first image; planning works withou
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+_EXIF = b"eXIf"
+_STARTS = (_PNG, b"\xff\xd8", b"GIF8", b"II*\0", b"MM\0*", b"BM")
+_AVIF = (b"ftypavif", b"ftypavis")
 _MOST_TEXT = 16 * 2**20  # bytes of all texts in a file, decompressed
 _BLOCK = 2**16  # bytes of a chunk that are read at once for the checksum
 
@@ -37,8 +44,13 @@ def encode_png(image: NDArray[np.uint8] | NDArray[np.uint16], texts: dict[str, s
     return buffer.getvalue()
 
 
+def is_image(start: bytes) -> bool:
+    """Whether the first 12 bytes of a file are those of an image."""
+    return start.startswith(_STARTS) or start[8:12] == b"WEBP" or start[4:12] in _AVIF
+
+
 def read_texts(path: Path) -> dict[str, str]:
-    """The texts of an image file by key; formats other than PNG have none yet.
+    """The texts of an image file by key: those of its chunks, of EXIF and of XMP.
 
     Raises ImageError for a file that is damaged or not an image. No pixel is decoded, and the
     memory for texts is bounded, whatever the file claims.
@@ -49,11 +61,9 @@ def read_texts(path: Path) -> dict[str, str]:
             file.seek(0)
             if start.startswith(_PNG):
                 return _png_texts(file)
-            if (
-                start[:4] != b"RIFF" or start[8:] != b"WEBP"
-            ):  # Pillow would allocate memory for a WebP's pixels
-                _check_header(file)
-            return {}
+            if start[:4] == b"RIFF" and start[8:] == b"WEBP":
+                return webp_texts(file, _MOST_TEXT)  # Pillow would allocate memory for its pixels
+            return _header_texts(file)
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file") from None
     except Exception as error:
@@ -74,8 +84,8 @@ def read_record(path: Path) -> Record:
         raise ImageError(f"{path}: {error}") from None
 
 
-def _check_header(file: BinaryIO) -> None:
-    """Raise an error unless the header is that of an image of a valid size."""
+def _header_texts(file: BinaryIO) -> dict[str, str]:
+    """EXIF and XMP in a header; raises an error unless it is that of an image of a valid size."""
     from PIL import Image
 
     from ldm.images.reading import readable_formats
@@ -84,6 +94,12 @@ def _check_header(file: BinaryIO) -> None:
         warnings.filterwarnings("ignore", module=r"PIL\.")
         image = Image.open(file, formats=readable_formats())
     _check_size(image.width, image.height)
+    texts: dict[str, str] = {}
+    for key, read in (("exif", exif_texts), ("xmp", xmp_texts)):
+        content = image.info.get(key)
+        if isinstance(content, bytes) and len(content) <= _MOST_TEXT:
+            texts |= read(content)
+    return texts
 
 
 def _check_size(width: int, height: int) -> None:
@@ -100,11 +116,13 @@ def _png_texts(file: BinaryIO) -> dict[str, str]:
     for kind, content in _chunks(file):
         if kind == b"IHDR":
             _check_size(*struct.unpack(">II", content[:8]))
+        elif kind == _EXIF:
+            texts |= exif_texts(content)
         elif kind in _TEXTS:
             key, text = _text(kind, content, room)
             room -= len(text)
             texts[key] = text
-    return texts
+    return texts | xmp_texts(texts.get(XMP_KEY, ""))
 
 
 def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
@@ -119,7 +137,7 @@ def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
         left -= length + 12
         if left < 0:
             raise ValueError("the file is incomplete")
-        wanted = kind == b"IHDR" or kind in _TEXTS
+        wanted = kind in (b"IHDR", _EXIF, *_TEXTS)
         if wanted and length > _MOST_TEXT:
             raise ValueError(f"more than {_MOST_TEXT} bytes of text")
         content, total = b"", zlib.crc32(kind)
@@ -138,11 +156,19 @@ def _text(kind: bytes, content: bytes, room: int) -> tuple[str, str]:
     """The key and text of a chunk, of at most `room` bytes (PNG specification, 11.3.3)."""
     key, _, rest = content.partition(b"\0")
     if kind == b"tEXt":
-        return key.decode("latin-1"), rest.decode("latin-1")
+        return key.decode("latin-1"), _plain(rest)
     if kind == b"zTXt":
         return key.decode("latin-1"), _unpacked(rest[1:], room).decode("latin-1")
     packed, (_, _, text) = rest[:1] == b"\1", rest[2:].split(b"\0", 2)
     return key.decode("latin-1"), (_unpacked(text, room) if packed else text).decode("utf-8")
+
+
+def _plain(content: bytes) -> str:
+    """Text in Latin-1, as the format has it, or in UTF-8, as stable-diffusion.cpp writes it."""
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        return content.decode("latin-1")
 
 
 def _unpacked(content: bytes, room: int) -> bytes:

@@ -291,6 +291,11 @@ class Fields:
     variation_strength: float = option(
         0.0, "--variation-strength", help="How far to vary from --seed, 0 to 1 [0]."
     )
+    ensd: int = option(
+        0,
+        "--ensd",
+        help="Added to the seed for the noise drawn in the steps (the web UI's ENSD) [0].",
+    )
     n_samples: int = option(1, "--n_samples", help="Images per batch [1].")
     n_iter: int = option(1, "--n_iter", help="Number of batches [1].")
     fixed_code: bool = option(False, "--fixed_code", help="Start every batch from the same noise.")

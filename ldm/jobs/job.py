@@ -85,6 +85,7 @@ class Job(Fields):
         """Check the fields about seeds, except the first seed."""
         check_range("--seed-step", self.seed_step, 0, MAX_SEED)
         check_range("--variation-seed", self.variation_seed, 0, MAX_SEED)
+        check_range("--ensd", self.ensd, 0, MAX_SEED)
         if not 0 <= self.variation_strength <= 1:
             raise JobError(f"--variation-strength must be 0 to 1, not {self.variation_strength:g}")
         if (self.variation_seed is None) != (self.variation_strength == 0):
@@ -93,6 +94,7 @@ class Job(Fields):
             "--seeds": self.seeds is not None,
             "--seed-step": self.seed_step != 1,
             "--variation-seed": self.variation_seed is not None,
+            "--ensd": self.ensd != 0,
         }
         for flag in (flag for flag, is_given in given.items() if is_given):
             if self.noise == "stream" or self.fixed_code:

@@ -18,7 +18,11 @@ from ldm.jobs.job import Job, from_record, to_record
 from ldm.jobs.sampler_names import webui_schedule, webui_title
 
 NEGATIVE = "Negative prompt:"
-_PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+# A key begins where a run of its characters begins, which keeps the search linear in the text.
+_PAIR = re.compile(
+    r"(?:^|(?<=[^\w\s\-/]))[\s\-/]*(\w[\w \-/]+):"
+    r'[^\S\n]*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)'
+)
 
 # How hires fix enlarges, under the names that other tools use.
 UPSCALER_TITLES = {
@@ -105,6 +109,8 @@ def describe(record: Record) -> Infotext:
         settings["Variation seed strength"] = _number(job.variation_strength)
     if job.clip_skip is not None:
         settings["Clip skip"] = f"{job.clip_skip}"
+    if job.ensd:
+        settings["ENSD"] = f"{job.ensd}"
     if job.strength is not None:
         settings["Denoising strength"] = _number(job.strength)
     settings |= _hires_settings(job)

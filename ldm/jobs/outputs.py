@@ -49,6 +49,12 @@ class OutputPlan:
     skip_grid: bool = option(False, "--skip_grid", help="Do not write the grid of all images.")
     skip_save: bool = option(False, "--skip_save", help="Do not write the single images.")
     n_rows: int = option(0, "--n_rows", help="Images per row of the grid [n_samples].")
+    from_image: str | None = option(
+        None,
+        "--from-image",
+        help="Take the settings inside this image, whatever program made it; flags override them.",
+        metavar="IMAGE",
+    )
     from_file: str | None = option(
         None,
         "--from-file",

@@ -347,6 +347,10 @@ def test_info_and_rerun(home: Path, capfd: pytest.CaptureFixture[str], flags: li
     image = home / "outputs/txt2img-samples/samples/00003.png"
     capfd.readouterr()
     assert run(["info", str(image)]) == 0
+    shown = capfd.readouterr().out
+    assert "a, b\n" in shown
+    assert "model.params.scale_factor=0.2" in shown
+    assert run(["info", "--raw", str(image)]) == 0
     assert "Negative prompt: dog\nSteps: 2, Sampler: DDIM" in capfd.readouterr().out
     assert run(["info", "--json", str(image)]) == 0
     told = json.loads(capfd.readouterr().out)
