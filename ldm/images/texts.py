@@ -1,22 +1,18 @@
-"""Text chunks of image files: written to PNG, and read back without decoding pixels."""
+"""Texts in image files, text chunks of PNG and EXIF of others, read without decoding pixels."""
 
 from __future__ import annotations
 
-import io
 import os
 import struct
 import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from ldm.errors import ImageError
+from ldm.images.exif import exif_texts
 from ldm.jobs.metadata import Record
-
-if TYPE_CHECKING:  # numpy is loaded with the first image; planning works without it
-    import numpy as np
-    from numpy.typing import NDArray
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
@@ -24,21 +20,8 @@ _MOST_TEXT = 16 * 2**20  # bytes of all texts in a file, decompressed
 _BLOCK = 2**16  # bytes of a chunk that are read at once for the checksum
 
 
-def encode_png(image: NDArray[np.uint8] | NDArray[np.uint16], texts: dict[str, str]) -> bytes:
-    """An image [H,W,3] or [H,W] as the bytes of a PNG file with text chunks."""
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
-
-    chunks = PngInfo()
-    for key, text in texts.items():
-        chunks.add_text(key, text)
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG", pnginfo=chunks)
-    return buffer.getvalue()
-
-
 def read_texts(path: Path) -> dict[str, str]:
-    """The texts of an image file by key; formats other than PNG have none yet.
+    """The texts of an image file by key; formats other than PNG have those of their EXIF.
 
     Raises ImageError for a file that is damaged or not an image. No pixel is decoded, and the
     memory for texts is bounded, whatever the file claims.
@@ -49,11 +32,9 @@ def read_texts(path: Path) -> dict[str, str]:
             file.seek(0)
             if start.startswith(_PNG):
                 return _png_texts(file)
-            if (
-                start[:4] != b"RIFF" or start[8:] != b"WEBP"
-            ):  # Pillow would allocate memory for a WebP's pixels
-                _check_header(file)
-            return {}
+            if start[:4] == b"RIFF" and start[8:] == b"WEBP":
+                return exif_texts(_webp_exif(file))  # Pillow would allocate memory for the pixels
+            return _exif_texts_of(file)
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file") from None
     except Exception as error:
@@ -74,8 +55,8 @@ def read_record(path: Path) -> Record:
         raise ImageError(f"{path}: {error}") from None
 
 
-def _check_header(file: BinaryIO) -> None:
-    """Raise an error unless the header is that of an image of a valid size."""
+def _exif_texts_of(file: BinaryIO) -> dict[str, str]:
+    """The texts of an image's EXIF; raises an error unless its header is valid."""
     from PIL import Image
 
     from ldm.images.reading import readable_formats
@@ -83,7 +64,25 @@ def _check_header(file: BinaryIO) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         image = Image.open(file, formats=readable_formats())
-    _check_size(image.width, image.height)
+        _check_size(image.width, image.height)
+        if image.format == "TIFF":
+            return exif_texts(image.getexif().tobytes())
+        return exif_texts(image.info.get("exif", b""))
+
+
+def _webp_exif(file: BinaryIO) -> bytes:
+    """The EXIF chunk of a WebP (RIFF container of the WebP specification); b"" without one."""
+    size = os.fstat(file.fileno()).st_size
+    place = 12
+    while place + 8 <= size:
+        file.seek(place)
+        kind, length = struct.unpack("<4sI", file.read(8))
+        if kind == b"EXIF":
+            if length > _MOST_TEXT:
+                raise ValueError(f"more than {_MOST_TEXT} bytes of text")
+            return file.read(length)
+        place += 8 + length + length % 2
+    return b""
 
 
 def _check_size(width: int, height: int) -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from ldm.engine.events import OnEvent, SheetWritten
 from ldm.engine.timing import phase
-from ldm.images.texts import encode_png, read_texts
+from ldm.images.texts import read_texts
+from ldm.images.writing import encode_png
 from ldm.jobs.outputs import OutputPlan
 from ldm.runs.files import Numbered, Unrepeated, check_folder, check_output, write_file
 
