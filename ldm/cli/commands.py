@@ -18,6 +18,7 @@ from ldm.images.texts import read_record, read_texts
 from ldm.jobs.legacy import sample_fields, translate
 from ldm.jobs.metadata import Record, parse_infotext
 from ldm.jobs.outputs import default_outdir, split
+from ldm.runs.planning import check_formats
 from ldm.runs.run import run
 from ldm.runs.writer import Writer, written_fields
 from ldm.workers.pool import load_engine
@@ -47,6 +48,7 @@ def rerun(image: str, given: dict[str, Any]) -> int:
     outputs, changes = split({"outdir": default_outdir(record.job.task), **given})
     _check_inputs(record, changes, image)
     outputs = replace(outputs, skip_grid=True)
+    check_formats(outputs)
     if record.job.rng == "device" and record.job.device == "cuda" and "device" in changes:
         changes["rng"] = "philox"  # the numbers of the GPU that it was made on
     plan = make_plan({**vars(record.job), **changes})
@@ -92,7 +94,9 @@ def info(file: str, *, as_json: bool) -> int:
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise JobError(f"{file}: cannot be read ({reason})") from None
-    if start.startswith((b"\x89PNG", b"\xff\xd8", b"GIF8")) or start[8:12] == b"WEBP":
+    if start.startswith((b"\x89PNG", b"\xff\xd8", b"GIF8", b"II*\0", b"MM\0*")) or (
+        start[8:12] == b"WEBP" or start[4:12] == b"ftypavif"
+    ):
         return _info_of_image(path, as_json=as_json)
     from ldm.cli.info import describe, format_description
 

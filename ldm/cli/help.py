@@ -37,8 +37,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "resume", "model", "config", "vae", "prediction", "overrides",
     ),
     "Output": (
-        "output", "outdir", "logdir", "overwrite", "save_depth", "skip_grid", "skip_save",
-        "n_rows", "skip_existing", "json",
+        "output", "outdir", "logdir", "format_out", "quality", "no_metadata", "overwrite",
+        "save_depth", "skip_grid", "skip_save", "n_rows", "skip_existing", "json",
     ),
     "Hardware": (
         "device", "precision", "attention", "vae_tiling", "offload", "lowvram", "compile",
