@@ -14,7 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ldm.errors import ImageError
-from ldm.images.exif import exif_texts
+from ldm.images.exif import exif_texts, write_exif
 from ldm.images.texts import read_texts
 from ldm.images.writing import encode_image
 from tests.odd_images import PNG_START, png_chunk, png_header
@@ -110,6 +110,15 @@ def test_what_is_written_in_each_format_is_read_back(tmp_path: Path, kind: str) 
     assert difference.max() <= {"jpeg": 16, "avif": 1}.get(kind, 0)
     long = TEXTS | {"ldm": "x" * 100_000, "parameters": "\N{SNOWMAN}" * 50_000}
     assert read_texts(saved(tmp_path, f"b.{kind}", encode_image(pixels, long, kind, 50))) == long
+
+
+def test_the_comment_has_the_type_that_other_readers_want() -> None:
+    exif = write_exif(TEXTS)
+    place = exif.index(b"\x92\x86")
+    assert exif[place + 2 : place + 4] == b"\0\7"  # UNDEFINED
+    text = TEXTS["parameters"].encode("utf-16-be")
+    assert exif[place + 4 : place + 8] == struct.pack(">I", 8 + len(text))
+    assert exif.endswith(b"UNICODE\0" + text)
 
 
 @pytest.mark.parametrize("codec", ["utf-16-be", "utf-16-le", "utf-16"])
