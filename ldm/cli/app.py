@@ -64,7 +64,10 @@ EXAMPLES = {
 }
 
 RERUN_FIELDS = ("model", "config", "device", "precision", "attention", "vae", "depth_model")
-RERUN_OUTPUTS = ("outdir", "output", "overwrite", "json", "progress", "quiet", "debug")
+RERUN_OUTPUTS = (
+    "outdir", "output", "format_out", "quality", "no_metadata", "overwrite", "json", "progress",
+    "quiet", "debug",
+)  # fmt: skip
 # Commands that only a script of the originals runs.
 SCRIPT_COMMANDS = ("sample_diffusion",)
 SAMPLE_FIELDS = (

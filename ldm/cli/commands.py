@@ -19,6 +19,7 @@ from ldm.jobs.legacy import sample_fields, translate
 from ldm.jobs.metadata import Record
 from ldm.jobs.outputs import default_outdir, split
 from ldm.runs.from_image import Origin, fields_from_image, read_origin
+from ldm.runs.planning import check_formats
 from ldm.runs.run import run
 from ldm.runs.writer import Writer, written_fields
 from ldm.workers.pool import load_engine
@@ -54,6 +55,7 @@ def rerun(image: str, given: dict[str, Any]) -> int:
     outputs, changes = split({"outdir": default_outdir(record.job.task), **given})
     _check_inputs(record, changes, image)
     outputs = replace(outputs, skip_grid=True)
+    check_formats(outputs)
     if record.job.rng == "device" and record.job.device == "cuda" and "device" in changes:
         changes["rng"] = "philox"  # the numbers of the GPU that it was made on
     plan = make_plan({**vars(record.job), **changes})

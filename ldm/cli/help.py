@@ -38,8 +38,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "resume", "model", "models_dir", "config", "vae", "prediction", "overrides",
     ),
     "Output": (
-        "output", "outdir", "logdir", "overwrite", "save_depth", "skip_grid", "skip_save",
-        "n_rows", "skip_existing", "json",
+        "output", "outdir", "logdir", "format_out", "quality", "no_metadata", "overwrite",
+        "save_depth", "skip_grid", "skip_save", "n_rows", "skip_existing", "json",
     ),
     "Hardware": (
         "device", "precision", "attention", "vae_tiling", "offload", "lowvram", "compile",

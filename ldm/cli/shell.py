@@ -15,6 +15,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import typer
@@ -23,6 +24,7 @@ from ldm.cli.flags import is_option
 from ldm.errors import Interrupted, LdmError, UsageError
 from ldm.jobs.fields import TASK_NAMES
 from ldm.jobs.files import parse_rows
+from ldm.jobs.image_formats import with_ending
 from ldm.jobs.job import Job
 from ldm.jobs.options import nearest, options_of
 from ldm.workers.pool import kept_engine
@@ -92,7 +94,7 @@ def _of_job(fields: Mapping[str, Any], defaults: Sequence[str]) -> list[str]:
         if name == "task" or value is False:
             continue
         if name == "output":
-            words.append(f"--output={value if value.lower().endswith('.png') else f'{value}.png'}")
+            words.append(f"--output={with_ending(value, _format_of(defaults))}")
             continue
         flag = next(word for word in options[name].flags if word.startswith("--"))
         if value is True:
@@ -101,6 +103,12 @@ def _of_job(fields: Mapping[str, Any], defaults: Sequence[str]) -> list[str]:
             values = value if isinstance(value, tuple) else (value,)
             words += [f"{flag}={part}" for part in values]
     return words
+
+
+def _format_of(defaults: Sequence[str]) -> str | None:
+    """The format that the flags of every image ask for."""
+    words = [word for flag in defaults for word in flag.replace("_", "-").split("=", 1)]
+    return next((kind for flag, kind in pairwise(words) if flag == "--format-out"), None)
 
 
 def _split(words: str) -> list[str]:

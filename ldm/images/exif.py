@@ -17,6 +17,8 @@ MOST_XMP = 2**20  # bytes; a longer one is skipped
 XMP_KEY = "XML:com.adobe.xmp"
 _MOST_CHUNKS = 100_000  # of a WebP; an animated one has a chunk for each frame
 _EXIF_IFD = 0x8769
+_LONG, _UNDEFINED = 4, 7
+_START = b"Exif\0\0"
 _USER_COMMENT, _MAKER_NOTE = 0x9286, 0x927C
 _OURS = b"ldm\0"
 _TAGS = {
@@ -29,6 +31,29 @@ _TAGS = {
 }
 # Names that ComfyUI and its nodes put in front of a text.
 _NAMED = re.compile(r"\s{0,8}(prompt|workflow)\s{0,8}:", re.IGNORECASE)
+
+
+def write_exif(texts: dict[str, str]) -> bytes:
+    """An EXIF block, with its head, of the texts `parameters` and `ldm`; b"" without either.
+
+    It is written here because Pillow gives both entries the type BYTE, which piexif, and with it
+    the web UI, does not read; EXIF 2.3 (4.6.5) wants UNDEFINED.
+    """
+    entries = []
+    if "ldm" in texts:
+        entries.append((_MAKER_NOTE, _OURS + texts["ldm"].encode("ascii")))
+    if "parameters" in texts:
+        text = texts["parameters"].encode("utf-16-be", "surrogatepass")
+        entries.append((_USER_COMMENT, b"UNICODE\0" + text))
+    if not entries:
+        return b""
+    first = struct.pack(">HHHIII", 1, _EXIF_IFD, _LONG, 1, 26, 0)  # 26: where the next one starts
+    table, values = struct.pack(">H", len(entries)), b""
+    start = 26 + 2 + 12 * len(entries) + 4
+    for tag, value in entries:
+        table += struct.pack(">HHII", tag, _UNDEFINED, len(value), start + len(values))
+        values += value + b"\0" * (len(value) % 2)
+    return _START + b"MM\0*" + struct.pack(">I", 8) + first + table + bytes(4) + values
 
 
 def exif_texts(content: bytes) -> dict[str, str]:

@@ -1,26 +1,18 @@
-"""Texts of image files: written to PNG, and read back from PNG, EXIF and XMP.
-
-No pixel is decoded.
-"""
+"""Texts in image files: the text chunks of PNG, EXIF and XMP, read without decoding a pixel."""
 
 from __future__ import annotations
 
-import io
 import os
 import struct
 import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from ldm.errors import ImageError
 from ldm.images.exif import XMP_KEY, exif_texts, webp_texts, xmp_texts
 from ldm.jobs.metadata import Record
-
-if TYPE_CHECKING:  # numpy is loaded with the first image; planning works without it
-    import numpy as np
-    from numpy.typing import NDArray
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
@@ -29,19 +21,6 @@ _STARTS = (_PNG, b"\xff\xd8", b"GIF8", b"II*\0", b"MM\0*", b"BM")
 _AVIF = (b"ftypavif", b"ftypavis")
 _MOST_TEXT = 16 * 2**20  # bytes of all texts in a file, decompressed
 _BLOCK = 2**16  # bytes of a chunk that are read at once for the checksum
-
-
-def encode_png(image: NDArray[np.uint8] | NDArray[np.uint16], texts: dict[str, str]) -> bytes:
-    """An image [H,W,3] or [H,W] as the bytes of a PNG file with text chunks."""
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
-
-    chunks = PngInfo()
-    for key, text in texts.items():
-        chunks.add_text(key, text)
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG", pnginfo=chunks)
-    return buffer.getvalue()
 
 
 def is_image(start: bytes) -> bool:
@@ -93,7 +72,9 @@ def _header_texts(file: BinaryIO) -> dict[str, str]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         image = Image.open(file, formats=readable_formats())
-    _check_size(image.width, image.height)
+        _check_size(image.width, image.height)
+        if image.format == "TIFF":  # its EXIF is part of its own directory
+            image.info["exif"] = image.getexif().tobytes()
     texts: dict[str, str] = {}
     for key, read in (("exif", exif_texts), ("xmp", xmp_texts)):
         content = image.info.get(key)

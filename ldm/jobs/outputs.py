@@ -9,6 +9,7 @@ from typing import Any
 
 from ldm.errors import JobError
 from ldm.jobs.fields import FILE_FORMATS
+from ldm.jobs.image_formats import FORMATS, QUALITY
 from ldm.jobs.options import check_choices, check_range, option, options_of
 from ldm.jobs.tuning import Tuning
 
@@ -36,7 +37,7 @@ class OutputPlan:
         None,
         "--output",
         "-o",
-        help="Output file or template (.png); - is standard output.",
+        help="Output file or template, by its ending a PNG, JPEG, WebP, AVIF or TIFF; - is stdout.",
         metavar="NAME.png",
     )
     models_dir: tuple[str, ...] = option(
@@ -44,6 +45,18 @@ class OutputPlan:
         "--models-dir",
         help="Search this folder for models, too (may be repeated).",
         metavar="FOLDER",
+    )
+    format_out: str | None = option(
+        None,
+        "--format-out",
+        help="Format of the images [that of --output's ending, else png].",
+        choices=FORMATS,
+    )
+    quality: int | None = option(
+        None, "--quality", help=f"Quality of JPEG, WebP and AVIF, 1 to 100 [{QUALITY}]."
+    )
+    no_metadata: bool = option(
+        False, "--no-metadata", help="Write no prompt and no record into the images."
     )
     overwrite: bool = option(False, "--overwrite", help="Let --output replace existing files.")
     skip_grid: bool = option(False, "--skip_grid", help="Do not write the grid of all images.")
@@ -157,6 +170,7 @@ class OutputPlan:
         check_range("--batch-size", self.batch_size, 1, None)
         check_range("--workers", self.workers, 1, None)
         check_range("--n_rows", self.n_rows, 0, None)
+        check_range("--quality", self.quality, 1, 100)
         if self.compile and self.tuning.offload in ("parts", "layers"):
             raise JobError(
                 "--compile needs the network to stay on the device: omit it, or omit --lowvram "

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ldm.errors import ImageError, JobError
 from ldm.images.texts import read_record
+from ldm.jobs.image_formats import format_of
 from ldm.jobs.job import Job, to_record
 from ldm.jobs.outputs import OutputPlan
 from ldm.jobs.templates import check_names, values_of
@@ -30,7 +31,8 @@ class Existing:
         names = _paths(planned)
         if self.store is not None:
             samples = Path(outputs.outdir) / "samples"
-            numbered = sorted(samples.glob("*.png")) if planned.template is None else []
+            files = samples.iterdir() if planned.template is None and samples.is_dir() else ()
+            numbered = sorted(path for path in files if format_of(path))
             _adopt(self.store, (*names, *numbered), write=not outputs.dry_run)
         if planned.is_named:
             check_names(names, overwrite=True)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ldm.errors import JobError
+from ldm.jobs.image_formats import check_name
 
 _count = itertools.count()
 
@@ -19,8 +20,8 @@ _count = itertools.count()
 class Numbered:
     """Names with a rising number in one folder, such as `00000.png`: the highest there plus one."""
 
-    def __init__(self, folder: Path, prefix: str, digits: int) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, prefix: str, digits: int, ending: str = ".png") -> None:
+        self.folder, self.ending = folder, ending
         self.prefix = prefix
         self.digits = digits
         self._next: int | None = None
@@ -31,7 +32,7 @@ class Numbered:
             if self._next is None:
                 self._next = self._highest() + 1
             while True:
-                path = self.folder / f"{self.prefix}{self._next:0{self.digits}d}.png"
+                path = self.folder / f"{self.prefix}{self._next:0{self.digits}d}{self.ending}"
                 self._next += 1
                 if _claim(temporary, path):
                     return path
@@ -52,7 +53,7 @@ class Unrepeated(Numbered):
 
     def write(self, content: bytes) -> Path:
         """The file of this content: an existing one, or a new one."""
-        for path in sorted(self.folder.glob(f"{self.prefix}*.png")):
+        for path in sorted(self.folder.glob(f"{self.prefix}*{self.ending}")):
             if path.stat().st_size == len(content) and path.read_bytes() == content:
                 return path
         return super().write(content)
@@ -81,7 +82,9 @@ def check_folder(folder: Path, flag: str) -> None:
         raise JobError(f"{flag} {folder}: cannot be written ({reason})") from None
 
 
-def check_output(name: str, images: int, *, overwrite: bool, flag: str = "--output") -> None:
+def check_output(
+    name: str, images: int, *, overwrite: bool, flag: str = "--output", kind: str | None = None
+) -> None:
     """Raise JobError where a single output cannot take the images that a job makes."""
     if images > 1:
         raise JobError(
@@ -90,13 +93,12 @@ def check_output(name: str, images: int, *, overwrite: bool, flag: str = "--outp
         )
     if name == "-":
         if sys.stdout.isatty():
-            raise JobError(f"{flag} - writes PNG bytes: send them to a file or a program")
+            raise JobError(f"{flag} - writes an image: send them to a file or a program")
         return
     path = Path(name)
     if path.is_dir() or name.endswith(("/", os.sep)):
         raise JobError(f"{flag} {name} is a folder; use --outdir for one")
-    if path.suffix.lower() != ".png":
-        raise JobError(f"{flag} {name}: the name must end in .png")
+    check_name(name, kind, flag)
     if path.exists() and not overwrite:
         raise JobError(_exists(path, flag))
     check_folder(path.parent, flag)

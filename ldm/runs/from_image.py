@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldm.checkpoints.hashes import find_by_hash, is_hash_of
 from ldm.checkpoints.folders import model_files
+from ldm.checkpoints.hashes import find_by_hash, is_hash_of
 from ldm.checkpoints.locate import find_checkpoint
 from ldm.errors import CheckpointError, ImageError
 from ldm.images.texts import read_texts

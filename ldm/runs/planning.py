@@ -13,6 +13,14 @@ from ldm.errors import JobError, LdmError
 from ldm.jobs.expansion import LIMIT, expand, expand_matrix
 from ldm.jobs.fields import IMAGE_TASKS, PROMPTED
 from ldm.jobs.files import Row, read_axes, read_rows
+from ldm.jobs.image_formats import (
+    LOSSY,
+    check_encoders,
+    check_name,
+    ending_of,
+    format_of,
+    with_ending,
+)
 from ldm.jobs.inputs import expand_inputs
 from ldm.jobs.legacy import pairs
 from ldm.jobs.options import options_of
@@ -100,6 +108,7 @@ def plan_run(request: Request, failures: Failures) -> RunPlan:
     Raises LdmError where a job cannot be done and the run does not go on without it.
     """
     outputs = request.outputs
+    check_formats(outputs)
     template: Template | None = None
     store: Manifest | None = None
     if request.plain:
@@ -109,6 +118,9 @@ def plan_run(request: Request, failures: Failures) -> RunPlan:
         store = _open_store(outputs, template)
     rows, notes = pairs(request.indir, outputs.outdir) if request.indir is not None else ([], [])
     names = {row["init_img"]: row.pop("output") for row in rows}
+    if outputs.format_out is not None:
+        ending = ending_of(outputs.format_out)
+        names = {image: str(Path(name).with_suffix(ending)) for image, name in names.items()}
     seed = _RunSeed.of(request, store)
     planner = _Planner(request, failures, template, rows, seed, list(notes))
     items = planner.items()
@@ -259,7 +271,19 @@ class _Planner:
         if "output" not in asked:
             return self.template
         name = str(asked["output"])
-        return parse(name if name.lower().endswith(".png") else f"{name}.png")
+        kind = self.request.outputs.format_out
+        name = with_ending(name, kind)
+        check_name(name, kind)
+        check_encoders([format_of(name) or "png"])
+        return parse(name)
+
+
+def check_formats(outputs: OutputPlan) -> None:
+    """Raise JobError for a format that cannot be written, or a quality that nothing takes."""
+    kind = outputs.format_out or format_of(outputs.output or "") or "png"
+    check_encoders([kind])
+    if outputs.quality is not None and kind not in LOSSY and outputs.from_file is None:
+        raise JobError(f"--quality: {kind} loses nothing; omit it, or choose {', '.join(LOSSY)}")
 
 
 def _check_plain(outputs: OutputPlan) -> None:
@@ -290,8 +314,7 @@ def _template(outputs: OutputPlan) -> Template | None:
     template = parse(outputs.output)
     if not template.fields and not outputs.skip_existing:
         return None
-    if not outputs.output.lower().endswith(".png"):
-        raise JobError(f"--output {outputs.output}: the name must end in .png")
+    check_name(outputs.output, outputs.format_out)
     return template
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ldm.engine.events import ImagePlanned, Note, OnEvent
+from ldm.jobs.image_formats import ending_of
 from ldm.jobs.job import Job
 from ldm.jobs.outputs import OutputPlan
 from ldm.runs.existing import Existing, path_of, rows_of
@@ -19,7 +20,7 @@ def list_images(
     planned: RunPlan, outputs: OutputPlan, existing: Existing, engines: Engines, report: OnEvent
 ) -> None:
     """Report every image of a run, with the file it would have or has."""
-    samples = Numbered(Path(outputs.outdir) / "samples", "", 5)
+    samples = Numbered(Path(outputs.outdir) / "samples", "", 5, ending_of(outputs.format_out))
     following = samples.following()
     for item in planned.items:
         for at, (batch, row) in enumerate(rows_of(item.plan.job)):
@@ -29,7 +30,7 @@ def list_images(
             if item.name is not None:
                 path = path or path_of(item, batch, row, item.start + at)
             elif path is None and not outputs.skip_save:
-                path = samples.folder / f"{following:05d}.png"
+                path = samples.folder / f"{following:05d}{samples.ending}"
                 following += 1
             if outputs.output is not None and item.name is None:
                 path = Path(outputs.output)

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from ldm.engine.events import OnEvent, SheetWritten
 from ldm.engine.timing import phase
-from ldm.images.texts import encode_png, read_texts
+from ldm.errors import JobError
+from ldm.images.texts import read_texts
+from ldm.images.writing import encode_image, encode_png
+from ldm.jobs.image_formats import QUALITY, ending_of, format_of
 from ldm.jobs.outputs import OutputPlan
 from ldm.runs.files import Numbered, Unrepeated, check_folder, check_output, write_file
 
@@ -43,9 +46,10 @@ class Writer:
         self.names, self.axes = names or {}, axes
         self.is_named = is_named
         folder = Path(outputs.outdir)
-        self.samples = Numbered(folder / "samples", "", 5)
+        ending = ending_of(outputs.format_out)
+        self.samples = Numbered(folder / "samples", "", 5, ending)
         numbered = Unrepeated if outputs.skip_existing else Numbered
-        self.grids = numbered(folder, "xy-" if outputs.grid_xy else "grid-", 4)
+        self.grids = numbered(folder, "xy-" if outputs.grid_xy else "grid-", 4, ending)
         self.folder = named_in if is_named else ""
         self.written = 0
         self._paths: list[Path] = []
@@ -58,7 +62,8 @@ class Writer:
         record = result.record
         texts = {"parameters": record.infotext(), "ldm": record.to_json()}
         with phase("save"):
-            path = self._place(encode_png(result.image, texts), record.job.init_img, path)
+            path = path or self._path_of(record.job.init_img)
+            path = self._place(self._encoded(result.image, texts, path), path)
         self.written += 1
         if self._has_sheet():
             self._for_sheet.append(result.image)
@@ -88,7 +93,8 @@ class Writer:
         """Write the sheet of all images, and report it."""
         sheet = self._table() if self.outputs.grid_xy else self._grid()
         if sheet is not None:
-            path = self.grids.write(encode_png(sheet, {"parameters": self._sheet_text}))
+            texts = {"parameters": self._sheet_text}
+            path = self.grids.write(self._encoded(sheet, texts, None))
             report(SheetWritten(path))
 
     def finished(self) -> str:
@@ -103,11 +109,15 @@ class Writer:
         """Raise JobError where an image could not be written."""
         outputs = self.outputs
         if outputs.save_depth is not None:
+            if format_of(outputs.save_depth) != "png":
+                raise JobError(f"--save-depth {outputs.save_depth}: the name must end in .png")
             check_output(outputs.save_depth, 1, overwrite=outputs.overwrite, flag="--save-depth")
         if self.is_named:
             return  # the names are checked by whoever makes them
         if outputs.output is not None:
-            check_output(outputs.output, self.count, overwrite=outputs.overwrite)
+            check_output(
+                outputs.output, self.count, overwrite=outputs.overwrite, kind=outputs.format_out
+            )
         elif self.names:
             for name in self.names.values():
                 each = self.count // len(self.names)
@@ -146,14 +156,24 @@ class Writer:
             plane = depth_image(result.depth, 16, source=result.record.job.depth or "the image")
             write_file(Path(name), encode_png(plane, {}), overwrite=self.outputs.overwrite)
 
-    def _place(self, content: bytes, init_image: str | None, path: Path | None) -> Path | None:
-        if path is None and not self.is_named:
-            name = self.names.get(init_image or "", self.outputs.output)
-            if name == "-":
-                sys.stdout.buffer.write(content)
-                sys.stdout.buffer.flush()
-                return None
-            path = None if name is None else Path(name)
+    def _encoded(self, image: ImageArray, texts: dict[str, str], path: Path | None) -> bytes:
+        """An image as the bytes of its file, in the format of its name or that of the run."""
+        kind = (path and format_of(path)) or self.outputs.format_out or "png"
+        quality = self.outputs.quality or QUALITY
+        return encode_image(image, {} if self.outputs.no_metadata else texts, kind, quality)
+
+    def _path_of(self, init_image: str | None) -> Path | None:
+        """The file of an image that the command names; None for a number or standard output."""
+        if self.is_named:
+            return None
+        name = self.names.get(init_image or "", self.outputs.output)
+        return None if name is None or name == "-" else Path(name)
+
+    def _place(self, content: bytes, path: Path | None) -> Path | None:
+        if path is None and self.outputs.output == "-":
+            sys.stdout.buffer.write(content)
+            sys.stdout.buffer.flush()
+            return None
         if path is not None:
             write_file(path, content, overwrite=self.outputs.overwrite)
             return path

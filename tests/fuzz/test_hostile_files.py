@@ -21,7 +21,8 @@ from safetensors.torch import save
 
 from ldm.errors import UsageError
 from ldm.images.reading import read_depth, read_image, read_mask
-from ldm.images.texts import encode_png, read_texts
+from ldm.images.texts import read_texts
+from ldm.images.writing import encode_png
 from ldm.jobs.job import Job
 from ldm.jobs.metadata import Record
 from tests.fuzz.damage import ODD_NUMBERS, ODD_VALUES, damaged, damaged_json

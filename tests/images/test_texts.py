@@ -8,12 +8,15 @@ import struct
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ldm.errors import ImageError
+from ldm.images.exif import exif_texts, write_exif
 from ldm.images.texts import read_texts
+from ldm.images.writing import encode_image
 from tests.odd_images import PNG_START, png_chunk, png_header
 
 
@@ -85,3 +88,42 @@ def test_the_memory_is_bounded(tmp_path: Path) -> None:
     os.truncate(tmp_path / "large.jpg", 8)
     with pytest.raises(ImageError):
         read_texts(tmp_path / "large.jpg")
+
+
+TEXTS = {"parameters": "a cat, \N{SNOWMAN}\nSteps: 1, Sampler: DDIM, Seed: 7", "ldm": '{"a": 1}'}
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "avif", "tiff"])
+def test_what_is_written_in_each_format_is_read_back(tmp_path: Path, kind: str) -> None:
+    from PIL import features
+
+    if kind == "avif" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    pixels = np.arange(16 * 24 * 3, dtype=np.uint8).reshape(16, 24, 3)
+    content = encode_image(pixels, TEXTS, kind, 100)
+    assert content == encode_image(pixels, TEXTS, kind, 100)
+    path = saved(tmp_path, f"a.{kind}", content)
+    assert read_texts(path) == TEXTS
+    with Image.open(path) as image:
+        assert image.format == kind.upper()
+        difference = np.abs(np.asarray(image.convert("RGB")).astype(int) - pixels)
+    assert difference.max() <= {"jpeg": 16, "avif": 1}.get(kind, 0)
+    long = TEXTS | {"ldm": "x" * 100_000, "parameters": "\N{SNOWMAN}" * 50_000}
+    assert read_texts(saved(tmp_path, f"b.{kind}", encode_image(pixels, long, kind, 50))) == long
+
+
+def test_the_comment_has_the_type_that_other_readers_want() -> None:
+    exif = write_exif(TEXTS)
+    place = exif.index(b"\x92\x86")
+    assert exif[place + 2 : place + 4] == b"\0\7"  # UNDEFINED
+    text = TEXTS["parameters"].encode("utf-16-be")
+    assert exif[place + 4 : place + 8] == struct.pack(">I", 8 + len(text))
+    assert exif.endswith(b"UNICODE\0" + text)
+
+
+@pytest.mark.parametrize("codec", ["utf-16-be", "utf-16-le", "utf-16"])
+def test_comments_of_both_byte_orders_are_read(codec: str) -> None:
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + "a cat\nSteps: 1".encode(codec)
+    assert exif_texts(exif.tobytes()) == {"parameters": "a cat\nSteps: 1"}
+    assert exif_texts(exif.tobytes()[:30]) == {}

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ldm.errors import ImageError, JobError
-from ldm.images.texts import encode_png, read_record, read_texts
+from ldm.images.texts import read_record, read_texts
+from ldm.images.writing import encode_png
 from ldm.jobs.fields import SAMPLER_ALIASES
 from ldm.jobs.job import Job
 from ldm.jobs.metadata import Infotext, Record, format_infotext, parse_infotext

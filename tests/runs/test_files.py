@@ -81,7 +81,7 @@ def test_a_folder_that_cannot_be_written_is_found_early(tmp_path: Path) -> None:
     ("name", "images", "message"),
     [
         ("a.png", 6, "the job makes 6"),
-        ("a.jpg", 1, "must end in .png"),
+        ("a.gif", 1, "must end in .png"),
         ("there.png", 1, "the file exists"),
         ("sub", 1, "is a folder"),
         ("there.png/a.png", 1, "cannot be written"),
