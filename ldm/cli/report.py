@@ -262,7 +262,9 @@ def emit(event: str, **fields: Any) -> None:
 def _planned_line(fields: Mapping[str, Any]) -> str:
     where = fields["path"] or "-"
     size = f"{fields['width']}x{fields['height']}"
-    steps = f"{fields['steps']} steps of {fields['sampler']}, scale {fields['scale']:g}"
+    steps = f"{fields['steps']} step{'' if fields['steps'] == 1 else 's'} of {fields['sampler']}"
+    steps += f" on {fields['grid']}" if fields["grid"] else ""
+    steps += f", scale {fields['scale']:g}"
     prompt = json.dumps(fields["prompt"], ensure_ascii=False)
     done = "  (done)" if fields["done"] else ""
     return f"{where}  {size}  {steps}, seed {fields['seed']}  {prompt}{done}"

@@ -102,8 +102,10 @@ def fit(one: Part, other: Part) -> bool:
     if any(part is not None for part in (a.mask, b.mask, a.tile, b.tile)):
         return False
     same = a.sampler is b.sampler and a.options == b.options and a.init_sigma == b.init_sigma
+    extra = [(p.rescale, p.zero_snr, p.noise_scale) for p in (a, b)]
     return (
         same
+        and extra[0] == extra[1]
         and torch.equal(a.sigmas, b.sigmas)
         and one.draws.shape == other.draws.shape
         and kinds(a) == kinds(b)

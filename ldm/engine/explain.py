@@ -12,11 +12,13 @@ def summary(plan: Plan, device: str) -> str:
     """One line: model, device, images and seed; `plan` is the one updated by loading."""
     job = plan.job
     scale = "" if job.scale == 1 else f", scale {job.scale:g}"
+    grid = "" if job.grid is None else f" on {job.grid}"
+    steps = f"{job.steps} step{'' if job.steps == 1 else 's'}"
     width, height = job.image_size()
     drawn = " (drawn at random)" if plan.why["seed"] == "drawn at random" else ""
     return (
         f"{plan.header.path.stem} on {device}, {job.precision} precision; {job.count()} x "
-        f"{width}x{height}, {job.steps} steps of {job.sampler}{scale}, "
+        f"{width}x{height}, {steps} of {job.sampler}{grid}{scale}, "
         f"seed {job.seed}{drawn}"
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from ldm.jobs.fields import CFG_PP_SAMPLERS
 from ldm.jobs.job import Job
 from ldm.models.conditioning import Conditioning
 from ldm.models.encoding import Memory, PromptEncoding
@@ -78,7 +79,8 @@ def guides_of(
         return stretches(text, steps, before, has_second_pass=second, syntax=syntax)
 
     lines = [[timeline(parts[i].text) for parts in rows] for i in range(most)]
-    negative = timeline(job.negative) if job.scale != 1 or not plain else []
+    both = job.scale != 1 or not plain or job.sampler in CFG_PP_SAMPLERS
+    negative = timeline(job.negative) if both else []
     ends = {x.until for line in [*(x for part in lines for x in part), negative] for x in line}
     found: list[Guide] = []
     last: object = None

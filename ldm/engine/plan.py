@@ -32,11 +32,12 @@ from ldm.engine.fit import (
     with_sizes,
 )
 from ldm.errors import CheckpointError, JobError
-from ldm.jobs.fields import ETA_SAMPLERS, IMAGE_TASKS, PROMPTED
+from ldm.jobs.fields import IMAGE_TASKS, PROMPTED
 from ldm.jobs.files import read_text
 from ldm.jobs.imagenet import CLASSES, class_number
 from ldm.jobs.job import Defaults, Job
 from ldm.jobs.legacy import SCRIPT_CHECKPOINTS, SCRIPT_DEFAULTS
+from ldm.jobs.noise_options import noise_notes
 from ldm.jobs.sampler_names import with_our_names
 from ldm.text.hints import hints
 
@@ -94,9 +95,7 @@ def make_plan(given: Mapping[str, Any], *, script: bool = False) -> Plan:
     check_components(plan.job, header, choice)
     check_parts(plan.job, choice)
     plan = replace(plan, job=with_sizes(plan.job, choice))
-    if plan.job.eta and plan.job.sampler not in ETA_SAMPLERS:
-        note = f"--eta is ignored: {plan.job.sampler} draws no noise"
-        plan = replace(plan, notes=(*plan.notes, note))
+    plan = replace(plan, notes=(*plan.notes, *noise_notes(plan.job)))
     ignored = [flag for name, flag in _TEXTS.items() if getattr(asked, name)]
     if ignored and _is_textless(choice) and asked.task in PROMPTED:
         note = f"this model takes no text: {' and '.join(ignored)} will do nothing"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TypeVar
+from typing import TypedDict, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,8 @@ from ldm.models.model import Model
 from ldm.nn.attention import attention_backend
 from ldm.nn.rows import image_by_image
 from ldm.sampling.denoiser import DenoiseFn
-from ldm.sampling.guidance import Calls, held, in_turn
+from ldm.sampling.guidance import Calls, Unguided, held, in_turn
+from ldm.sampling.noise import ScaledNoise
 from ldm.sampling.samplers import final_latent, masked
 from ldm.sampling.samplers.table import levels
 
@@ -44,6 +45,14 @@ ADVICE = {
     NETWORK: "try another --sampler, a --scale nearer to 1, or --prediction",
     DECODER: "the latents are too large; try a --scale nearer to 1",
 }
+
+
+class _How(TypedDict):
+    """What both of a model's guided denoisers take."""
+
+    rescale: float
+    zero_snr: bool
+    unguided: Unguided | None
 
 
 class Stages:
@@ -143,7 +152,13 @@ class Stages:
         xs = [started(part.problem, start) for part, start in zip(parts, starts, strict=True)]
         x = xs[0] if len(xs) == 1 else torch.cat(xs)
         calls = Calls(by_step=sampler.calls == 1)
-        denoise, fn = self._denoiser(problem, x, calls), sampler.fn
+        options, unguided = problem.options, None
+        if "unguided" in sampler.options:
+            unguided = Unguided()
+            options = {**options, "unguided": unguided}
+        denoise, fn = self._denoiser(problem, x, calls, unguided), sampler.fn
+        if problem.noise_scale != 1:
+            noise = ScaledNoise(noise, problem.noise_scale)
         if problem.mask is not None and problem.init is not None:
             if sampler.name == "ddim":  # as the originals did
                 fn = masked(fn, problem.init, 1 - problem.mask)
@@ -161,34 +176,41 @@ class Stages:
                 problem.sigmas,
                 noise=noise,
                 on_step=on_step,
-                **problem.options,
+                **options,
             )
         return final_latent(sampler, x, float(problem.sigmas[-1]))
 
-    def _denoiser(self, problem: Problem, x: Tensor, calls: Calls) -> DenoiseFn:
+    def _denoiser(
+        self, problem: Problem, x: Tensor, calls: Calls, unguided: Unguided | None = None
+    ) -> DenoiseFn:
         """The model's denoiser for a problem, tile by tile where the image is large.
 
-        What guides it changes with the number of `calls`.
+        What guides it changes with the number of `calls`; `unguided` takes its estimates without
+        the prompt.
         """
 
-        denoisers = [self._guided(guide, problem, x) for guide in problem.guides]
+        denoisers = [self._guided(guide, problem, x, unguided) for guide in problem.guides]
         if len(denoisers) == 1:
             return denoisers[0]
         ends = [guide.until for guide in problem.guides]
         return in_turn(list(zip(ends, denoisers, strict=True)), calls)
 
-    def _guided(self, guide: Guide, problem: Problem, x: Tensor) -> DenoiseFn:
+    def _guided(
+        self, guide: Guide, problem: Problem, x: Tensor, unguided: Unguided | None
+    ) -> DenoiseFn:
         """The denoiser under one guide."""
 
         def part(rows: slice, columns: slice) -> DenoiseFn:
             return whole(guide.with_sides(lambda side: side.crop(rows, columns)))
 
         def whole(guide: Guide) -> DenoiseFn:
+            how = _How(rescale=problem.rescale, zero_snr=problem.zero_snr, unguided=unguided)
             if guide.is_plain:
-                return self.model.denoiser(guide.conds[0], guide.uncond, problem.scale)
+                return self.model.denoiser(guide.conds[0], guide.uncond, problem.scale, **how)
             assert guide.uncond is not None
-            weights = guide.weights
-            return self.model.composed_denoiser(guide.conds, weights, guide.uncond, problem.scale)
+            return self.model.composed_denoiser(
+                guide.conds, guide.weights, guide.uncond, problem.scale, **how
+            )
 
         if problem.tile is None:
             return whole(guide)

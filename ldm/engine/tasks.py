@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ldm.engine.guides import Guide, Read, guides_of
+from ldm.errors import JobError
 from ldm.images.canvas import Pixels, Plane, hard_mask, latent_mask, touched_mask
 from ldm.images.sources import Sources
 from ldm.images.tensors import to_tensor
@@ -20,8 +22,10 @@ from ldm.models.depth import depth_concat, depth_from_map, estimate_depth
 from ldm.models.encoding import Memory, PromptEncoding
 from ldm.models.model import Model
 from ldm.nn.autoencoder import AutoencoderKL
-from ldm.sampling.samplers import Sampler, find_sampler
-from ldm.sampling.schedule import Compat, make_grid
+from ldm.sampling.denoiser import Prediction
+from ldm.sampling.samplers import Churn, Sampler, find_sampler
+from ldm.sampling.schedule import NoiseSchedule, make_grid
+from ldm.sampling.timesteps import Compat
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,8 @@ class Problem:
     `init` (a clean latent [B,C,h,w]) the start is that with noise of the level `init_sigma`, else
     noise alone; with `mask` ([1,1,h,w], 1 is free) the rest is held to `init`. `tile` is the side
     of the tiles to denoise in, in latent positions. `depth` [1,H,W] is what was estimated.
-    `warnings` name the words that the model cannot take in.
+    `warnings` name the words that the model cannot take in. `rescale` and `zero_snr` are as in
+    `Model.denoiser`; `noise_scale` multiplies the noise of the sampler.
     """
 
     guides: tuple[Guide, ...]
@@ -46,6 +51,9 @@ class Problem:
     tile: int | None = None
     depth: Tensor | None = None
     warnings: tuple[str, ...] = ()
+    rescale: float = 0.0
+    zero_snr: bool = False
+    noise_scale: float = 1.0
 
     def numbers(self) -> list[Tensor | None]:
         """What the encoders gave."""
@@ -219,18 +227,41 @@ def _guided(job: Job, given: Given) -> Problem:
         job, model, memory, steps=sampler.calls * steps, before=sampler.calls * before
     )
     warnings = _losses(read, PromptEncoding(job.prompt_syntax, job.clip_skip), model)
-    takes_eta = job.eta is not None and "eta" in sampler.options
+    schedule = _schedule(job, model, sampler)
     compat: Compat = "ldm" if job.schedule_compat == "ldm" else "exact"
-    sigmas = make_grid(job.grid or sampler.grid, model.schedule, job.steps, compat)
+    sigmas = make_grid(job.grid or sampler.grid, schedule, job.steps, compat)
     warnings += _other_count(job.steps, len(sigmas) - 1)
     return Problem(
         guides=guides,
         scale=job.scale,
         sampler=sampler,
         sigmas=sigmas,
-        options={"eta": job.eta} if takes_eta else {},
+        options=_options(job, sampler, schedule),
         warnings=tuple(warnings),
+        rescale=job.guidance_rescale,
+        zero_snr=job.zero_snr,
+        noise_scale=1.0 if job.s_noise is None else job.s_noise,
     )
+
+
+def _schedule(job: Job, model: Model, sampler: Sampler) -> NoiseSchedule:
+    """The schedule of a job's noise levels."""
+    if not job.zero_snr:
+        return model.schedule
+    if model.prediction is Prediction.EPS:
+        raise JobError("--zero-snr: this model predicts noise, which says nothing about pure noise")
+    return model.schedule.zero_snr_limit if sampler.start == "vp" else model.schedule.zero_snr
+
+
+def _options(job: Job, sampler: Sampler, schedule: NoiseSchedule) -> dict[str, Any]:
+    """What a sampler takes besides the noise levels."""
+    high = math.inf if job.s_tmax is None else job.s_tmax
+    known = {
+        "eta": job.eta,
+        "churn": Churn(job.s_churn, job.s_tmin or 0.0, high) if job.s_churn else None,
+        "schedule": schedule,
+    }
+    return {k: v for k, v in known.items() if k in sampler.options and v is not None}
 
 
 def _from(problem: Problem, job: Job, init: Tensor, most: int | None = None) -> Problem:

@@ -31,11 +31,24 @@ SAMPLER_ALIASES: Mapping[str, tuple[str, ...]] = {
     "ipndm": (),
     "res_multistep": (),
     "lcm": (),
+    "uni_pc": ("unipc",),
+    "uni_pc_bh2": ("unipc_bh2",),
+    "dpm_fast": ("k_dpm_fast",),
+    "dpm_adaptive": ("k_dpm_ad",),
+    "heunpp2": (),
+    "ipndm_v": (),
+    "deis": (),
+    "er_sde": (),
+    "restart": (),
+    "tcd": (),
+    "euler_cfg_pp": (),
+    "euler_ancestral_cfg_pp": (),
+    "dpmpp_2m_cfg_pp": (),
 }
 SAMPLER_NAMES: Mapping[str, str] = {
     name: main for main, aliases in SAMPLER_ALIASES.items() for name in (main, *aliases)
 }
-# The samplers that take `eta`; the others draw no noise.
+# The samplers that take `eta`.
 ETA_SAMPLERS = (
     "ddim",
     "euler_ancestral",
@@ -44,11 +57,22 @@ ETA_SAMPLERS = (
     "dpmpp_sde",
     "dpmpp_2m_sde",
     "dpmpp_3m_sde",
+    "dpm_fast",
+    "er_sde",
+    "tcd",
+    "euler_ancestral_cfg_pp",
 )
+# Those that draw noise without it.
+NOISY_SAMPLERS = ("lcm", "restart")
+# Those that take s_churn, and those that need the estimate without the prompt.
+CHURN_SAMPLERS = ("euler", "heun", "dpm_2", "heunpp2")
+CFG_PP_SAMPLERS = ("euler_cfg_pp", "euler_ancestral_cfg_pp", "dpmpp_2m_cfg_pp")
+# Those that take from a grid only where it begins and ends.
+OWN_STEPS = ("dpm_fast", "dpm_adaptive", "restart")
 GRID_NAMES = (
     "ddim", "quad", "dpm_solver", "default", "karras", "exponential", "polyexponential", "simple",
-    "sgm_uniform", "ddim_uniform", "linspace", "leading", "trailing", "kl_optimal", "ays",
-    "ays_sdxl", "linear_quadratic",
+    "sgm_uniform", "ddim_uniform", "linspace", "leading", "trailing", "beta", "beta_sigmas",
+    "lcm", "tcd", "kl_optimal", "ays", "ays_sdxl", "linear_quadratic",
 )  # fmt: skip
 PRECISIONS = ("auto", "full", "fp16", "bf16", "int8", "autocast")
 ATTENTIONS = ("auto", "sdpa", "xformers", "sliced", "math")
@@ -275,6 +299,28 @@ class Fields:
         "--eta",
         "--ddim_eta",
         help="Noise added in each step, 0 to 1 [the sampler's default].",
+    )
+    s_churn: float | None = option(
+        None, "--s-churn", help=f"Noise added before steps; for {', '.join(CHURN_SAMPLERS)} [0]."
+    )
+    s_tmin: float | None = option(
+        None, "--s-tmin", help="Lowest noise level at which --s-churn adds noise [0]."
+    )
+    s_tmax: float | None = option(
+        None, "--s-tmax", help="Highest noise level at which --s-churn adds noise [any]."
+    )
+    s_noise: float | None = option(
+        None, "--s-noise", help="Factor for the noise that the sampler adds [1]."
+    )
+    zero_snr: bool = option(
+        False,
+        "--zero-snr",
+        help="Leave no signal at the last time step, as some models that predict v need.",
+    )
+    guidance_rescale: float = option(
+        0.0,
+        "--guidance-rescale",
+        help="Bring the guided estimate towards the unguided spread, 0 to 1 [0].",
     )
     seed: int | None = option(
         None, "--seed", help="Seed of the first image; random if omitted or negative."

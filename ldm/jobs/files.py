@@ -25,10 +25,10 @@ from typing import Any, get_type_hints
 from ldm.errors import JobError
 from ldm.jobs.cells import Cell, Entry, Fault, read_entries, sniff
 from ldm.jobs.expansion import LIMIT
-from ldm.jobs.fields import FILE_FORMATS, TASK_NAMES
+from ldm.jobs.fields import FILE_FORMATS, GRID_NAMES, SAMPLER_NAMES, TASK_NAMES
 from ldm.jobs.job import Job, from_record
 from ldm.jobs.options import nearest, options_of
-from ldm.jobs.sampler_names import grid_of, sampler_fields
+from ldm.jobs.sampler_names import grid_of, sampler_fields, unknown_grid, unknown_sampler
 from ldm.jobs.templates import is_inside
 
 _SUFFIXES = {f".{name}": name for name in FILE_FORMATS} | {".ndjson": "jsonl", ".tab": "tsv"}
@@ -48,6 +48,8 @@ ALIASES: Mapping[str, str] = {
     "denoising_strength": "strength",
     "num_inference_steps": "steps",
     "sampler_name": "sampler",
+    "scheduler": "grid",
+    "schedule_type": "grid",
     "batch_size": "n_samples",
     "hr_scale": "hires",
     "hr_second_pass_steps": "hires_steps",
@@ -206,8 +208,15 @@ def _typed(field: str, cell: Cell) -> dict[str, Any]:
             raise Fault(cell.line, cell.column, wrong)
         return {field: value}
     if field == "sampler" and isinstance(value, str):
-        return sampler_fields(value)
+        named = sampler_fields(value)
+        if named["sampler"] not in SAMPLER_NAMES:
+            raise Fault(cell.line, cell.column, unknown_sampler(value))
+        return named
     if field == "grid" and isinstance(value, str):
+        if value.strip().lower() == "automatic":  # of the web UI: the sampler's own
+            return {}
+        if grid_of(value) not in GRID_NAMES:
+            raise Fault(cell.line, cell.column, unknown_grid(value))
         return {"grid": grid_of(value)}
     if field == "seed" and isinstance(value, list) and not cell.typed:
         return {field: value}
@@ -292,7 +301,7 @@ def _unknown(name: str) -> str:
 
 
 def _key(name: str) -> str:
-    return name.strip().lstrip("-").replace("-", "_").lower()
+    return name.strip().lstrip("-").replace("-", "_").replace(" ", "_").lower()
 
 
 @cache

@@ -16,6 +16,7 @@ from typing import Any, get_type_hints
 from ldm.errors import JobError
 from ldm.jobs.fields import ETA_SAMPLERS, IMAGE_TASKS, MAX_STEPS, PARTIAL, SAMPLER_NAMES, Fields
 from ldm.jobs.hires import STRENGTH, UPSCALER, grid_steps, parse_hires
+from ldm.jobs.noise_options import check_noise
 from ldm.jobs.options import check_choices, check_range, nearest
 from ldm.jobs.prompts import check_adapters
 from ldm.jobs.seeds import MAX_SEED, counted, parse_seeds, written
@@ -73,6 +74,7 @@ class Job(Fields):
                 )
             check_adapters(text, self.prompt_syntax)
         self._validate_images()
+        check_noise(self)
         self._validate_seeds()
         self._validate_hires()
         if self.precision == "int8" and self.device not in ("auto", "cpu"):

@@ -55,8 +55,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: the most similar known one, if any."""
     if len(name) > _LONGEST_NAME:
         return ""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
+    by_key = {word.lower(): word for word in reversed(list(known))}
+    close = difflib.get_close_matches(name.lower(), by_key, n=1, cutoff=0.5)
+    return f"; did you mean {by_key[close[0]]}?" if close else ""
 
 
 def check_choices(values: Any) -> None:

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 from ldm.errors import JobError
+from ldm.jobs.diffusers_names import diffusers_fields, is_diffusers
 from ldm.jobs.fields import GRID_NAMES, SAMPLER_NAMES
 from ldm.jobs.options import nearest
 
@@ -55,6 +56,19 @@ SAMPLER_TITLES: Mapping[str, Names] = {
     "ipndm": Names((), ("ipndm",), ("IPNDMScheduler",)),
     "lcm": Names(("LCM",), ("lcm",), ("LCMScheduler",)),
     "res_multistep": Names((), ("res_multistep",)),
+    "uni_pc": Names(("UniPC",), ("uni_pc",)),
+    "uni_pc_bh2": Names((), ("uni_pc_bh2",), ("UniPCMultistepScheduler",)),
+    "dpm_fast": Names(("DPM fast",), ("dpm_fast",)),
+    "dpm_adaptive": Names(("DPM adaptive",), ("dpm_adaptive",)),
+    "heunpp2": Names(("HeunPP2",), ("heunpp2",)),
+    "ipndm_v": Names((), ("ipndm_v",)),
+    "deis": Names(("DEIS",), ("deis",), ("DEISMultistepScheduler",)),
+    "er_sde": Names((), ("er_sde",)),
+    "restart": Names(("Restart",)),
+    "tcd": Names(("TCD",), ("tcd",), ("TCDScheduler",)),
+    "euler_cfg_pp": Names((), ("euler_cfg_pp",)),
+    "euler_ancestral_cfg_pp": Names((), ("euler_ancestral_cfg_pp",)),
+    "dpmpp_2m_cfg_pp": Names((), ("dpmpp_2m_cfg_pp",)),
 }
 """By our names; the first of `webui` is the one that metadata has."""
 
@@ -70,8 +84,35 @@ GRID_TITLES: Mapping[str, Names] = {
     "ays": Names(("Align Your Steps", "AYS")),
     "ays_sdxl": Names(("AYS SDXL",)),
     "linear_quadratic": Names((), ("linear_quadratic",)),
+    "beta": Names((), ("beta",)),
+    "beta_sigmas": Names(("Beta",)),
+    "linspace": Names((), (), ("linspace",)),
+    "leading": Names((), (), ("leading",)),
+    "trailing": Names((), (), ("trailing",)),
 }
 """Names of grids, in the same way; the others are known by ours alone."""
+
+
+# Of the samplers whose order is not 2, or whose grid is not "default"; a test compares them with
+# the functions, which need torch.
+_ORDERS = {
+    "ddim": 1, "euler": 1, "euler_ancestral": 1, "heunpp2": 1, "euler_cfg_pp": 1,
+    "euler_ancestral_cfg_pp": 1, "lcm": 0, "tcd": 0, "dpm_adaptive": 0,
+}  # fmt: skip
+_GRIDS = {
+    "ddim": "ddim", "plms": "ddim", "dpm_solver": "dpm_solver", "lcm": "sgm_uniform",
+    "restart": "karras", "tcd": "tcd",
+}  # fmt: skip
+
+
+def own_order(sampler: str) -> int:
+    """The order of convergence of a sampler; 0 where it has none."""
+    return _ORDERS.get(sampler, 2)
+
+
+def own_grid(sampler: str) -> str:
+    """The grid that a sampler takes where none is given."""
+    return _GRIDS.get(sampler, "default")
 
 
 def webui_title(sampler: str) -> str:
@@ -89,16 +130,21 @@ def webui_schedule(grid: str | None) -> str:
 def sampler_fields(name: str) -> dict[str, Any]:
     """The sampler, and the grid where the name contains one, of any program's name.
 
-    "DPM++ 2M Karras" is dpmpp_2m with the grid karras. An unknown name stays as it is.
+    "DPM++ 2M Karras" is dpmpp_2m with the grid karras. An unknown name stays as it is. Raises
+    JobError for an option of a diffusers scheduler that has no counterpart.
     """
     if name in SAMPLER_NAMES:
         return {"sampler": name}
     known, key = _samplers(), _key(name)
+    if is_diffusers(name):
+        return diffusers_fields(name)
     if key in known:
         return {"sampler": known[key]}
     for title, grid in _grids().items():
-        if key.endswith(f" {title}") and key[: -len(title) - 1].strip() in known:
-            return {"sampler": known[key[: -len(title) - 1].strip()], "grid": grid}
+        first, last = key[: -len(title) - 1], key[-len(title) :]
+        if last == title and first.strip() in known and key[: -len(title)].endswith(" "):
+            own = grid_of(name.strip()[-len(title) :])  # "Beta" and "beta" are two grids
+            return {"sampler": known[first.strip()], "grid": own if own in GRID_NAMES else grid}
     return {"sampler": name}
 
 
@@ -116,27 +162,43 @@ def with_our_names(given: Mapping[str, Any]) -> dict[str, Any]:
     fields = dict(given)
     if isinstance(fields.get("grid"), str):
         fields["grid"] = grid_of(fields["grid"])
+        if fields["grid"] not in GRID_NAMES:
+            raise JobError(unknown_grid(fields["grid"]))
     if isinstance(fields.get("sampler"), str):
         named = sampler_fields(fields["sampler"])
         if named["sampler"] not in SAMPLER_NAMES:
-            raise JobError(_unknown(fields["sampler"]))
-        if fields.get("grid") is not None and named.get("grid", fields["grid"]) != fields["grid"]:
-            raise JobError(
-                f"--sampler {fields['sampler']!r} contains the grid {named['grid']}, and --grid is "
-                f"{fields['grid']}; give one of them"
-            )
+            raise JobError(unknown_sampler(fields["sampler"]))
+        for field in (field for field in named if field != "sampler"):
+            if fields.get(field) not in (None, named[field]):
+                what = f"--{field.replace('_', '-')}"
+                raise JobError(
+                    f"--sampler {fields['sampler']!r} contains the {field} {named[field]}, and "
+                    f"{what} is {fields[field]}; give one of them"
+                )
         fields |= named
     return fields
 
 
-def _unknown(name: str) -> str:
-    names = [*SAMPLER_NAMES, *(title for names in SAMPLER_TITLES.values() for title in names.all)]
+def unknown_sampler(name: str) -> str:
+    """The message about a sampler that nobody knows, with the most similar name."""
+    if _key(name) in _grids():
+        return f"--sampler {name!r} is a noise schedule; use --grid {grid_of(name)}"
+    titles = [*SAMPLER_NAMES, *(title for names in SAMPLER_TITLES.values() for title in names.all)]
+    grids = [title for names in GRID_TITLES.values() for title in (*names.webui, *names.comfy)]
+    pairs = [f"{title} {grid}" for title in titles for grid in grids if " " in name]
     known = ", ".join(SAMPLER_TITLES)
-    return f"--sampler {name!r} is not known{nearest(name, names)} (known: {known})"
+    return f"--sampler {name!r} is not known{nearest(name, [*titles, *pairs])} (known: {known})"
+
+
+def unknown_grid(name: str) -> str:
+    """The same about a grid."""
+    titles = [title for names in GRID_TITLES.values() for title in names.all]
+    known = ", ".join(GRID_NAMES)
+    return f"--grid {name!r} is not known{nearest(name, [*titles, *GRID_NAMES])} (known: {known})"
 
 
 def _key(name: str) -> str:
-    return " ".join(name.lower().split())
+    return " ".join(name.lower().replace("_", " ").split())
 
 
 @cache
@@ -147,7 +209,7 @@ def _samplers() -> dict[str, str]:
             names[_key(title)] = own
             if title.endswith("Scheduler"):
                 names[_key(title.removesuffix("Scheduler"))] = own
-        names[f"sample_{own}"] = own  # k-diffusion's function
+        names[_key(f"sample_{own}")] = own  # k-diffusion's function
     return names
 
 

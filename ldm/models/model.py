@@ -31,7 +31,7 @@ from ldm.nn.dpt import MiDaSInference
 from ldm.nn.unet import UNetModel
 from ldm.nn.vq import VQModelInterface
 from ldm.sampling.denoiser import DenoiseFn, Prediction, make_denoiser
-from ldm.sampling.guidance import cfg, composed
+from ldm.sampling.guidance import Unguided, cfg, composed, rescaling
 from ldm.sampling.schedule import NoiseSchedule, augmentor_buffers, ddpm_buffers
 from ldm.sampling.tiling import wants_tiling
 
@@ -213,15 +213,22 @@ class Model(nn.Module):
         cond: Conditioning,
         uncond: Conditioning | None = None,
         scale: float | Sequence[float] = 1.0,
+        *,
+        rescale: float = 0.0,
+        zero_snr: bool = False,
+        unguided: Unguided | None = None,
     ) -> DenoiseFn:
         """D(x [B,C,h,w], sigma [B]) -> denoised, guided by `scale`; exactly 1 skips uncond.
 
-        There may be a scale for each image, none of them 1.
+        There may be a scale for each image, none of them 1. `rescale` is a share for `rescaling`,
+        `zero_snr` takes the schedule without signal at its end.
         """
-        alone = self._denoiser(cond)
+        alone = self._denoiser(cond, zero_snr)
         if uncond is None:
             return alone
-        return cfg(alone, self._denoiser(uncond.stack(cond)), scale)
+        pair = self._denoiser(uncond.stack(cond), zero_snr)
+        after = rescaling(rescale, self.prediction) if rescale else None
+        return cfg(alone, pair, scale, unguided=unguided, rescale=after)
 
     def composed_denoiser(
         self,
@@ -229,17 +236,24 @@ class Model(nn.Module):
         weights: Sequence[Sequence[float]],
         uncond: Conditioning,
         scale: float | Sequence[float],
+        *,
+        rescale: float = 0.0,
+        zero_snr: bool = False,
+        unguided: Unguided | None = None,
     ) -> DenoiseFn:
         """D(x [B,C,h,w], sigma [B]) guided by several prompts, each with a weight for each row."""
         first, *others = conds
-        alone = [self._denoiser(cond) for cond in others]
-        return composed(self._denoiser(uncond.stack(first)), alone, weights, scale)
+        alone = [self._denoiser(cond, zero_snr) for cond in others]
+        pair = self._denoiser(uncond.stack(first), zero_snr)
+        after = rescaling(rescale, self.prediction) if rescale else None
+        return composed(pair, alone, weights, scale, unguided=unguided, rescale=after)
 
-    def _denoiser(self, cond: Conditioning) -> DenoiseFn:
+    def _denoiser(self, cond: Conditioning, zero_snr: bool) -> DenoiseFn:
         def network(x_in: Tensor, t: Tensor) -> Tensor:
             return self.predict(x_in, t, cond)
 
-        return make_denoiser(network, self.schedule, self.prediction, self.network.dtype)
+        schedule = self.schedule.zero_snr if zero_snr else self.schedule
+        return make_denoiser(network, schedule, self.prediction, self.network.dtype)
 
     def encode(self, images: Tensor, noise: Tensor | None = None, tiling: str = "auto") -> Tensor:
         """Images [B,3,H,W] in [-1,1] -> scaled latents, float32.

@@ -194,6 +194,7 @@ def planned_fields(
     return {
         "path": None if path is None else str(path),
         **job.image_values(row),
+        "grid": job.grid,
         "model": model,
         "hash": digest,
     }

@@ -2,34 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from ldm.sampling.denoiser import DenoiseFn
+from ldm.sampling.denoiser import DenoiseFn, Prediction
+
+Rescale = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Guided estimates, those under the condition, x [B,...] and sigma [B] -> other estimates."""
 
 
-def cfg(cond: DenoiseFn, pair: DenoiseFn, scale: float | Sequence[float]) -> DenoiseFn:
+class Unguided:
+    """Where a guided denoiser leaves its latest estimate without the prompt, for CFG++."""
+
+    latest: Tensor | None = None
+
+
+def cfg(
+    cond: DenoiseFn,
+    pair: DenoiseFn,
+    scale: float | Sequence[float],
+    *,
+    unguided: Unguided | None = None,
+    rescale: Rescale | None = None,
+) -> DenoiseFn:
     """Classifier-free guidance, uncond + scale * (cond - uncond); arXiv 2207.12598, equation 6.
 
     `cond` denoises a batch [B,...] under the condition; `pair` a batch [2B,...] whose first half is
     unconditional and whose second half is under the condition, so that one call of the network
-    serves both. A scale of exactly 1 returns `cond` itself and never calls `pair`. With one scale
-    per image, none of them 1, every image is the same as with its scale alone.
+    serves both. A scale of exactly 1 returns `cond` itself and never calls `pair`, unless the
+    estimate without the prompt is asked for. With one scale per image, none of them 1, every image
+    is the same as with its scale alone.
     """
-    if scale == 1:
+    if scale == 1 and unguided is None:
         return cond
 
     def guided(x: Tensor, sigma: Tensor) -> Tensor:
         both = pair(torch.cat([x, x]), torch.cat([sigma, sigma]))
         without, with_cond = both.chunk(2)
+        if unguided is not None:
+            unguided.latest = without
         if isinstance(scale, Sequence):
             rows = zip(without, with_cond, scale, strict=True)
-            return torch.stack([torch.lerp(one, other, own) for one, other, own in rows])
-        return torch.lerp(without, with_cond, scale)
+            result = torch.stack([torch.lerp(one, other, own) for one, other, own in rows])
+        else:
+            result = torch.lerp(without, with_cond, scale)
+        return rescale(result, with_cond, x, sigma) if rescale else result
 
     return guided
+
+
+def rescaling(share: float, prediction: Prediction) -> Rescale:
+    """Bring guided estimates towards the spread of those under the condition, by a share of 0 to 1.
+
+    Spread is the standard deviation of what the network predicts, of each image by itself.
+    Source: arXiv 2305.08891, section 3.4, as diffusers' guidance_rescale has it.
+    """
+
+    def rescale(guided: Tensor, cond: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+        rest = x * prediction.scalings(sigma)[0].to(x).view(-1, *[1] * (x.ndim - 1))
+        axes = tuple(range(1, x.ndim))
+        output = guided - rest  # what the network predicts, but for a factor
+        ratio = (cond - rest).std(axes, keepdim=True) / output.std(axes, keepdim=True)
+        return rest + output * (share * ratio + 1 - share)
+
+    return rescale
 
 
 def composed(
@@ -37,6 +75,9 @@ def composed(
     others: Sequence[DenoiseFn],
     weights: Sequence[Sequence[float]],
     scale: float | Sequence[float],
+    *,
+    unguided: Unguided | None = None,
+    rescale: Rescale | None = None,
 ) -> DenoiseFn:
     """Guidance by several prompts, uncond + scale * sum of w_i * (cond_i - uncond).
 
@@ -47,12 +88,15 @@ def composed(
 
     def guided(x: Tensor, sigma: Tensor) -> Tensor:
         without, first = pair(torch.cat([x, x]), torch.cat([sigma, sigma])).chunk(2)
+        if unguided is not None:
+            unguided.latest = without
         scales = torch.tensor([scale] * len(x) if isinstance(scale, float | int) else scale)
         total = torch.zeros_like(without)
         for part, own in zip([first, *(one(x, sigma) for one in others)], weights, strict=True):
             factors = (scales * torch.tensor(own)).to(without)[:, None, None, None]
             total = total + factors * (part - without)
-        return without + total
+        result = without + total
+        return rescale(result, first, x, sigma) if rescale else result
 
     return guided
 

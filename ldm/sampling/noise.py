@@ -99,6 +99,21 @@ class Noise(Protocol):
         """Continue as if `draws` tensors of this shape had been drawn."""
 
 
+class ScaledNoise:
+    """The noise of a source times a factor, k-diffusion's s_noise."""
+
+    def __init__(self, source: Noise, factor: float) -> None:
+        self.source, self.factor = source, factor
+
+    def draw(self, shape: tuple[int, ...]) -> Tensor:
+        """The next tensor."""
+        return self.source.draw(shape) * self.factor
+
+    def skip(self, draws: int, shape: tuple[int, ...]) -> None:
+        """Skip tensors."""
+        self.source.skip(draws, shape)
+
+
 class Generator:
     """One stream of normal numbers.
 

@@ -10,18 +10,16 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from ldm.errors import UsageError
+from ldm.sampling.quantiles import beta_quantiles
+from ldm.sampling.timesteps import Compat, Floats, ddim_timesteps, lcm_timesteps, quad_timesteps
 
-Compat = Literal["exact", "ldm"]
 Grid = Callable[["NoiseSchedule", int, Compat], Tensor]
-Floats = npt.NDArray[np.float64]
 
 SNAP = 1e-3
 """Distance within which a time step computed from a sigma is rounded to a whole number."""
@@ -111,6 +109,24 @@ class NoiseSchedule:
         return ((1 - self.rounded) / self.rounded).sqrt()
 
     @cached_property
+    def zero_snr(self) -> NoiseSchedule:
+        """The same with no signal left at the last time step (arXiv 2305.08891, algorithm 1).
+
+        In the place of 0 it has 2**-24, as diffusers' Euler has: sigma 4096.
+        """
+        return self._without_signal(2.0**-24)
+
+    @cached_property
+    def zero_snr_limit(self) -> NoiseSchedule:
+        """`zero_snr` for samplers of the variance-preserving latent: sigma 1e6, near its limit."""
+        return self._without_signal(1e-12)
+
+    def _without_signal(self, least: float) -> NoiseSchedule:
+        root = self.rounded.sqrt()
+        root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
+        return NoiseSchedule(root.square().clamp(min=least))
+
+    @cached_property
     def _log_sigmas(self) -> dict[torch.device, Tensor]:
         return {}
 
@@ -187,39 +203,6 @@ def augmentor_buffers(schedule: NoiseSchedule) -> dict[str, Tensor]:
     """The eight DDPM buffers in the originals' noise augmentors."""
     buffers = ddpm_buffers(schedule)
     return {name: values for name, values in buffers.items() if not name.startswith("posterior_")}
-
-
-def ddim_timesteps(total: int, steps: int, compat: Compat = "exact") -> Floats:
-    """The time steps of the originals' "uniform" spacing, increasing, in 1..total-1.
-
-    "ldm": range(0, total, total // steps) + 1, which has more than `steps` members unless `steps`
-    divides `total` (30 gives 31, 6 gives 7). Inputs for which the originals failed are clipped: the
-    nonexistent step `total` becomes total - 1 (dropped if already present), and `steps` above
-    `total` count as `total`.
-    "exact": `steps` members, i * total // steps + 1; the same grid if `steps` divides `total`.
-    Only steps == total needs more whole steps than exist; the steps are then spread evenly, in
-    fractions. Few steps start far below the top (4 at 751, 1 at step 1), as in the originals.
-    Source: CompVis `ldm/modules/diffusionmodules/util.py`, make_ddim_timesteps.
-    """
-    if compat == "ldm":
-        chosen = np.arange(0, total, max(total // steps, 1)) + 1
-        return np.unique(np.minimum(chosen, total - 1)).astype(np.float64)
-    if steps == total:
-        return np.linspace(1, total - 1, total)
-    return (np.arange(steps) * total // steps + 1).astype(np.float64)
-
-
-def quad_timesteps(total: int, steps: int, compat: Compat = "exact") -> Floats:
-    """The time steps of the originals' "quad" spacing: squares up to 0.8 * total, plus 1, rising.
-
-    With many steps the rounded squares repeat. "exact" then uses fractional steps; "ldm" drops the
-    repeats, which had no effect in the originals (with eta 0; two equal noise levels).
-    """
-    squares = np.linspace(0, math.sqrt(total * 0.8), steps) ** 2
-    whole = np.unique(np.floor(squares))
-    if compat == "ldm" or len(whole) == steps:
-        return whole + 1
-    return squares + 1
 
 
 def _falling(schedule: NoiseSchedule, rising_t: Floats) -> Tensor:
@@ -308,6 +291,38 @@ def trailing_grid(schedule: NoiseSchedule, steps: int, compat: Compat = "exact")
     return _to_zero(schedule.sigma(torch.from_numpy(t)))
 
 
+def lcm_grid(schedule: NoiseSchedule, steps: int, compat: Compat = "exact") -> Tensor:
+    """Time steps that consistency models were made with, then 0; see `lcm_timesteps`."""
+    return _to_zero(schedule.sigma(torch.from_numpy(lcm_timesteps(len(schedule), steps))))
+
+
+def tcd_grid(schedule: NoiseSchedule, steps: int, compat: Compat = "exact") -> Tensor:
+    """The time steps of `lcm`, ending at alphas_cumprod[0]: diffusers' TCDScheduler."""
+    return torch.cat([lcm_grid(schedule, steps)[:-1], schedule.sigmas[:1]])
+
+
+def beta_grid(schedule: NoiseSchedule, steps: int, compat: Compat = "exact") -> Tensor:
+    """Time steps at quantiles of the beta distribution, then 0: ComfyUI's beta_scheduler.
+
+    Whole time steps, but where they repeat, ComfyUI takes fewer steps and this takes fractions.
+    Source: arXiv 2407.12173.
+    """
+    t = beta_quantiles(1 - np.arange(steps) / steps) * (len(schedule) - 1)
+    whole = np.rint(t)
+    t = whole if len(np.unique(whole)) == steps else t
+    return _to_zero(schedule.sigma(torch.from_numpy(t)))
+
+
+def beta_sigmas_grid(schedule: NoiseSchedule, steps: int, compat: Compat = "exact") -> Tensor:
+    """Levels at quantiles of the beta distribution over their range, then 0.
+
+    The web UI's "Beta" and diffusers' use_beta_sigmas.
+    """
+    low, high = float(schedule.sigmas[0]), float(schedule.sigmas[-1])
+    shares = beta_quantiles(1 - np.linspace(0, 1, steps))
+    return _to_zero(torch.from_numpy(low + shares * (high - low)))
+
+
 def kl_optimal_grid(schedule: NoiseSchedule, steps: int, compat: Compat = "exact") -> Tensor:
     """Even in the arc tangent of sigma, then 0: arXiv 2404.14507, theorem 3.1."""
     low, high = float(schedule.sigmas[0]), float(schedule.sigmas[-1])
@@ -369,6 +384,10 @@ GRIDS: dict[str, Grid] = {
     "linspace": default_grid,
     "leading": leading_grid,
     "trailing": trailing_grid,
+    "beta": beta_grid,
+    "beta_sigmas": beta_sigmas_grid,
+    "lcm": lcm_grid,
+    "tcd": tcd_grid,
     "kl_optimal": kl_optimal_grid,
     "ays": ays_grid,
     "ays_sdxl": ays_sdxl_grid,

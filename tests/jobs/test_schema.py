@@ -44,6 +44,8 @@ def test_every_field_of_the_schema_is_read_from_files() -> None:
         job |= {key: value for key, value in odd.items() if key == name}
         if name.startswith("variation_"):
             job |= {"variation_seed": 1, "variation_strength": 0.5}
+        if name in ("s_tmin", "s_tmax"):
+            job["s_churn"] = 1.0
         if name.startswith("hires_"):
             job["hires"] = "2"
         found = parse_rows(json.dumps(job), "a.jsonl", {})

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from ldm.sampling.samplers import ancestral, multistep, ode
+from ldm.sampling.samplers import ancestral, cfg_pp, dpm, later, multistep, ode, unipc
 from ldm.sampling.samplers.masked import masked
 from ldm.sampling.samplers.table import (
     SAMPLERS,
+    Churn,
     OnStep,
     SampleFn,
     Sampler,
@@ -17,15 +18,20 @@ from ldm.sampling.samplers.table import (
 
 __all__ = [
     "SAMPLERS",
+    "Churn",
     "OnStep",
     "SampleFn",
     "Sampler",
     "ancestral",
+    "cfg_pp",
+    "dpm",
     "final_latent",
     "find_sampler",
+    "later",
     "masked",
     "multistep",
     "ode",
     "register",
     "start_latent",
+    "unipc",
 ]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -100,6 +102,111 @@ def ipndm(
         if on_step:
             on_step(i, x, denoised)
     return x
+
+
+@register("ipndm_v", order=2)
+def ipndm_v(
+    denoise: DenoiseFn,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    noise: Noise | None = None,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """`ipndm` with weights for uneven steps, as ComfyUI and diff-sampler have them.
+
+    Those of three and four slopes are not the exact ones (`lms` has these): they agree with them
+    only as steps become even.
+    """
+    s = sigmas.tolist()
+    slopes: list[Tensor] = []
+    for i in range(len(s) - 1):
+        denoised = denoise(x, levels(x, s[i]))
+        slopes = [(x - denoised) / s[i], *slopes[:3]]
+        if s[i + 1] == 0:
+            x = denoised.clone()
+        else:
+            first = i + 1 - len(slopes)
+            steps = [s[k + 1] - s[k] for k in range(i, first - 1, -1)]
+            for weight, slope in zip(_uneven_weights(steps), slopes, strict=True):
+                x = torch.add(x, slope, alpha=weight * steps[0])
+        if on_step:
+            on_step(i, x, denoised)
+    return x
+
+
+def _uneven_weights(steps: list[float]) -> list[float]:
+    """Of as many slopes as steps, the newest first."""
+    if len(steps) == 1:
+        return [1.0]
+    h, h_1, h_2, h_3 = (*steps, 0.0, 0.0)[:4]
+    weights = [1 + h / h_1 / 2, -h / h_1 / 2]
+    if len(steps) == 2:
+        return weights
+    second = (1 - h * h / (3 * h_1 * (h_1 + h_2))) / 2
+    weights = [weights[0] + second, weights[1] - (1 + h_1 / h_2) * second, second * h_1 / h_2]
+    if len(steps) == 3:
+        return weights
+    third = (1 - h / (3 * (h + h_1))) / 2 + (1 - h / (2 * (h + h_1))) * h / (6 * (h + h_1 + h_2))
+    third *= h * (h + h_1) * (h + h_1 + h_2) / (h_1 * (h_1 + h_2) * (h_1 + h_2 + h_3))
+    far = h_1 * (h_1 + h_2) / (h_2 * (h_2 + h_3))
+    return [
+        weights[0] + third,
+        weights[1] - (1 + h_1 / h_2 + far) * third,
+        weights[2] + (h_1 / h_2 + far * (1 + h_2 / h_3)) * third,
+        -third * far * h_1 / h_2,
+    ]
+
+
+@register("deis", order=2)
+def deis(
+    denoise: DenoiseFn,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    noise: Noise | None = None,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """DEIS (arXiv 2204.13902, tAB-DEIS): up to three slopes, interpolated over time.
+
+    Time is that of a variance-preserving process from sigma 0.002 at 0.001 to 80 at 1, as in
+    ComfyUI and diff-sampler. The first step is Euler's, which leaves the whole at order 2.
+    """
+    s = sigmas.tolist()
+    slopes: list[Tensor] = []
+    for i in range(len(s) - 1):
+        denoised = denoise(x, levels(x, s[i]))
+        slopes = [(x - denoised) / s[i], *slopes[:2]]
+        known = slopes if s[i + 1] > 0 else slopes[:1]
+        weights = _over_time([s[i - k] for k in range(len(known))], s[i + 1])
+        for weight, slope in zip(weights, known, strict=True):
+            x = torch.add(x, slope, alpha=weight)
+        if on_step:
+            on_step(i, x, denoised)
+    return x
+
+
+def _over_time(sigmas: list[float], end: float) -> list[float]:
+    """Integrals over sigma, from the first to `end`, of the Lagrange polynomials over time."""
+    if len(sigmas) == 1:
+        return [end - sigmas[0]]
+    logs = [math.log1p(sigma**2) for sigma in (0.002, 80.0)]
+    rise = 2 * (logs[0] / 1e-3 - logs[1]) / (1e-3 - 1)
+    lowest = logs[1] - rise / 2
+
+    def time(sigma: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        root: npt.NDArray[np.float64] = np.sqrt(lowest**2 + 2 * rise * np.log1p(np.square(sigma)))
+        return (root - lowest) / rise
+
+    nodes, weights = np.polynomial.legendre.leggauss(16)
+    half = math.log(end / sigmas[0]) / 2  # in log sigma, for long steps
+    at = sigmas[0] * np.exp(half * (1 + nodes))
+    own, now = time(sigmas), time(at)
+    share = half * weights * at
+    return [
+        float((share * np.prod([(now - m) / (n - m) for m in own if m != n], axis=0)).sum())
+        for n in own
+    ]
 
 
 @register("res_multistep", order=2)

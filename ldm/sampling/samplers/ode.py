@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ldm.sampling.denoiser import DenoiseFn
 from ldm.sampling.noise import Noise
-from ldm.sampling.samplers.table import OnStep, add_noise, levels, register
+from ldm.sampling.samplers.table import Churn, OnStep, add_noise, churned, levels, register
 
 
-@register("euler", order=1)
+@register("euler", order=1, options=("churn",))
 def euler(
     denoise: DenoiseFn,
     x: Tensor,
@@ -26,18 +26,20 @@ def euler(
     *,
     noise: Noise | None = None,
     on_step: OnStep | None = None,
+    churn: Churn | None = None,
 ) -> Tensor:
     """Euler's method; on an increasing grid it turns an image into its noise (DDIM inversion)."""
     s = sigmas.tolist()
     for i in range(len(s) - 1):
-        denoised = denoise(x, levels(x, s[i]))
-        x = torch.lerp(denoised, x, s[i + 1] / s[i])
+        x, here = churned(x, s[i], len(s) - 1, churn, noise)
+        denoised = denoise(x, levels(x, here))
+        x = torch.lerp(denoised, x, s[i + 1] / here)
         if on_step:
             on_step(i, x, denoised)
     return x
 
 
-@register("heun", order=2, calls=2)
+@register("heun", order=2, calls=2, options=("churn",))
 def heun(
     denoise: DenoiseFn,
     x: Tensor,
@@ -45,23 +47,25 @@ def heun(
     *,
     noise: Noise | None = None,
     on_step: OnStep | None = None,
+    churn: Churn | None = None,
 ) -> Tensor:
     """Heun's method (arXiv 2206.00364, algorithm 1): two network calls per step."""
     s = sigmas.tolist()
     for i in range(len(s) - 1):
-        denoised = denoise(x, levels(x, s[i]))
-        x_next = torch.lerp(denoised, x, s[i + 1] / s[i])
+        x, here = churned(x, s[i], len(s) - 1, churn, noise)
+        denoised = denoise(x, levels(x, here))
+        x_next = torch.lerp(denoised, x, s[i + 1] / here)
         if s[i + 1] > 0:
-            slope = (x - denoised).div_(s[i])
+            slope = (x - denoised).div_(here)
             slope += (x_next - denoise(x_next, levels(x, s[i + 1]))).div_(s[i + 1])
-            x_next = torch.add(x, slope, alpha=(s[i + 1] - s[i]) / 2)
+            x_next = torch.add(x, slope, alpha=(s[i + 1] - here) / 2)
         x = x_next
         if on_step:
             on_step(i, x, denoised)
     return x
 
 
-@register("dpm_2", order=2, calls=2)
+@register("dpm_2", order=2, calls=2, options=("churn",))
 def dpm_2(
     denoise: DenoiseFn,
     x: Tensor,
@@ -69,18 +73,20 @@ def dpm_2(
     *,
     noise: Noise | None = None,
     on_step: OnStep | None = None,
+    churn: Churn | None = None,
 ) -> Tensor:
     """Midpoint method, with the midpoint in log sigma; two network calls per step, like Heun's."""
     s = sigmas.tolist()
     for i in range(len(s) - 1):
-        denoised = denoise(x, levels(x, s[i]))
+        x, here = churned(x, s[i], len(s) - 1, churn, noise)
+        denoised = denoise(x, levels(x, here))
         if s[i + 1] == 0:
             x = denoised.clone()
         else:
-            mid = math.sqrt(s[i] * s[i + 1])
-            x_mid = torch.lerp(denoised, x, mid / s[i])
+            mid = math.sqrt(here * s[i + 1])
+            x_mid = torch.lerp(denoised, x, mid / here)
             slope = (x_mid - denoise(x_mid, levels(x, mid))).div_(mid)
-            x = torch.add(x, slope, alpha=s[i + 1] - s[i])
+            x = torch.add(x, slope, alpha=s[i + 1] - here)
         if on_step:
             on_step(i, x, denoised)
     return x

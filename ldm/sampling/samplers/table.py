@@ -49,6 +49,18 @@ class Sampler:
     calls: int = 1
 
 
+@dataclass(frozen=True)
+class Churn:
+    """Noise added before the steps between two levels: arXiv 2206.00364, algorithm 2.
+
+    `amount` is the paper's S_churn, for all steps together; 0 adds none.
+    """
+
+    amount: float = 0.0
+    low: float = 0.0
+    high: float = math.inf
+
+
 SAMPLERS: dict[str, Sampler] = {}
 """Every sampler by its main name, filled by `register`."""
 
@@ -138,3 +150,13 @@ def add_noise(x: Tensor, noise: Noise | None, scale: float) -> Tensor:
     else:
         noise.skip(1, shape)
     return x
+
+
+def churned(
+    x: Tensor, sigma: float, steps: int, churn: Churn | None, noise: Noise | None
+) -> tuple[Tensor, float]:
+    """x and its level after the noise that `churn` adds before one of so many steps."""
+    if churn is None or not churn.amount or not churn.low <= sigma <= churn.high:
+        return x, sigma
+    raised = sigma * (1 + min(churn.amount / steps, math.sqrt(2) - 1))
+    return add_noise(x.clone(), noise, math.sqrt(raised**2 - sigma**2)), raised
