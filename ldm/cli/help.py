@@ -31,7 +31,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "hires_strength", "hires_steps",
     ),
     "Sampling": (
-        "steps", "custom_steps", "scale", "sampler", "eta", "vanilla_sample", "grid", "feather",
+        "steps", "custom_steps", "scale", "sampler", "eta", "vanilla_sample", "grid",
+        "guidance_rescale", "s_churn", "s_tmin", "s_tmax", "s_noise", "zero_snr", "feather",
         "no_paste", "prompt_syntax", "clip_skip",
     ),
     "Model": (

@@ -100,10 +100,13 @@ def test_shells_complete_commands_and_options(variables: dict[str, str], wanted:
 def test_the_list_of_samplers(capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["samplers"]) == 0
     rows = capfd.readouterr().out.splitlines()
-    assert any(row.split()[:3] == ["euler_ancestral", "Euler", "a"] for row in rows)
+    facts = ["euler_ancestral", "1", "yes", "default", "Euler", "a", "+", "Uniform"]
+    assert any(row.split()[:8] == facts for row in rows)
     assert any(row.split()[:3] == ["sgm_uniform", "SGM", "Uniform"] for row in rows)
     assert run(["samplers", "--json"]) == 0
     listed = json.loads(capfd.readouterr().out)
     assert listed["samplers"]["euler_ancestral"]["webui"] == ["Euler a"]
     assert listed["samplers"]["euler_ancestral"]["noise"]
+    assert listed["samplers"]["lcm"]["pairs"]["webui"] == ["LCM", "SGM Uniform"]
+    assert listed["samplers"]["heunpp2"]["order"] == 1
     assert "simple" in listed["grids"]
