@@ -16,7 +16,7 @@ from tests.tiny_runs import home as home
 
 IMAGE = {
     "path", "seed", "prompt", "negative", "width", "height", "steps", "sampler", "scale", "model",
-    "hash", "seconds",
+    "grid", "hash", "seconds",
 }  # fmt: skip
 # A program may rely on these; there may be more one day, never fewer.
 FIELDS = {
