@@ -29,6 +29,7 @@ _TAGS = {
     _MAKER_NOTE: "MakerNote",
     _USER_COMMENT: "parameters",
 }
+_CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f]")
 # Names that ComfyUI and its nodes put in front of a text.
 _NAMED = re.compile(r"\s{0,8}(prompt|workflow)\s{0,8}:", re.IGNORECASE)
 
@@ -151,8 +152,10 @@ def _utf16(content: bytes) -> str:
     even, odd = content[::2].count(0), content[1::2].count(0)
     if not even and not odd:
         try:
-            return content.decode("utf-8").strip("\0 ")
+            text = content.decode("utf-8")
         except UnicodeDecodeError:
-            pass
+            text = "\0"
+        if not _CONTROLS.search(text):
+            return text.strip()
     order = "utf-16-le" if odd > even else "utf-16-be"
     return content[: len(content) // 2 * 2].decode(order, "replace").strip("\0 ")

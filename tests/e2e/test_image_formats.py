@@ -67,7 +67,7 @@ def test_images_without_metadata(folder: Path, capfd: pytest.CaptureFixture[str]
     assert generate("-o", "{seed}.jpg", "--no-metadata", "--resume") == 0
     capfd.readouterr()
     assert run(["rerun", "7.jpg", "-o", "again.jpg"]) == 2
-    assert "no record of ldm" in error_of(capfd)
+    assert "contains no settings" in error_of(capfd)
 
 
 @pytest.mark.parametrize(

@@ -181,9 +181,9 @@ def test_graphs_in_circles_end() -> None:
         str(i): {"class_type": "Reroute", "inputs": {"a": [str(i + 1), 0], "b": [str(i + 2), 0]}}
         for i in range(100, 20_000)
     }
-    start = time.perf_counter()
+    start = time.process_time()
     comfy({**many, **changed(COMFY, "3", model=["100", 0], positive=["100", 0])})
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 3
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_hostile_json_is_one_error(text: str) -> None:
 def test_long_lines_take_linear_time(run: str) -> None:
     start = time.perf_counter()
     parse_infotext("x\n" + run * 100_000)
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 3
 
 
 def test_values_of_the_wrong_kind_are_listed() -> None:
