@@ -75,7 +75,10 @@ def started(problem: Problem, noise: Tensor) -> Tensor:
     sigma = float(problem.sigmas[0])
     if problem.init is None:
         return start_latent(problem.sampler, noise, sigma)
-    x = torch.add(problem.init, noise, alpha=problem.init_sigma)
+    init = problem.init
+    if problem.noised is not None:
+        init = torch.where(problem.noised > 0, noise.to(init.dtype), init)
+    x = torch.add(init, noise, alpha=problem.init_sigma)
     if problem.init_sigma == sigma:
         return x
     return x * math.sqrt((1 + sigma**2) / (1 + problem.init_sigma**2))
@@ -99,7 +102,8 @@ def fit(one: Part, other: Part) -> bool:
     if not (stands_alone(one.job) and stands_alone(other.job)):
         return False
     a, b = one.problem, other.problem
-    if any(part is not None for part in (a.mask, b.mask, a.tile, b.tile)):
+    alone = (a.mask, b.mask, a.noised, b.noised, a.tile, b.tile)
+    if any(part is not None for part in alone):
         return False
     same = a.sampler is b.sampler and a.options == b.options and a.init_sigma == b.init_sigma
     extra = [(p.rescale, p.zero_snr, p.noise_scale) for p in (a, b)]
