@@ -75,13 +75,18 @@ def started(problem: Problem, noise: Tensor) -> Tensor:
     sigma = float(problem.sigmas[0])
     if problem.init is None:
         return start_latent(problem.sampler, noise, sigma)
-    init = problem.init
-    if problem.noised is not None:
-        init = torch.where(problem.noised > 0, noise.to(init.dtype), init)
-    x = torch.add(init, noise, alpha=problem.init_sigma)
+    x = torch.add(refilled(problem, noise), noise, alpha=problem.init_sigma)
     if problem.init_sigma == sigma:
         return x
     return x * math.sqrt((1 + sigma**2) / (1 + problem.init_sigma**2))
+
+
+def refilled(problem: Problem, noise: Tensor) -> Tensor:
+    """The clean latents to start from, with the noise [B,C,h,w] in place of them where wanted."""
+    assert problem.init is not None
+    if problem.noised is None:
+        return problem.init
+    return torch.where(problem.noised > 0, noise.to(problem.init.dtype), problem.init)
 
 
 def room(width: int, latent: tuple[int, int, int]) -> int:

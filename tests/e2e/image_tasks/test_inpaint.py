@@ -113,7 +113,7 @@ def test_what_lies_under_the_mask_at_the_start(
     assert torch.equal(original, default)
     hole = (nothing == 0).all(dim=0)
     assert 4 <= hole.sum() < hole.numel() / 2
-    assert (fill - original)[:, hole].abs().mean() > 0.01
+    assert (fill != original)[:, hole].all()
     drawn = ImageNoise([3], "philox", torch.device("cpu")).draw((1, *noise.shape))[0]
     assert torch.equal(noise[:, hole], drawn[:, hole])
     assert torch.equal(noise[:, ~hole], original[:, ~hole])
@@ -142,6 +142,7 @@ def test_a_masked_area_has_the_models_size_and_reruns(
 def test_a_folder_may_have_a_seed_for_each_image(
     models: Models, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    Path("in").mkdir()
     for name in "abc":
         save(Path(f"in/{name}.png"), scene(75, 50))
     argv = ["inpaint", "-i", "in", "--mask", "mask.png", *PROMPT, *models("text"), "--dry-run"]
@@ -151,6 +152,7 @@ def test_a_folder_may_have_a_seed_for_each_image(
         lines = capsys.readouterr().out.splitlines()
         seeds.append([json.loads(line)["seed"] for line in lines])
     assert seeds == [[7, 7, 7], [7, 8, 9], [7, 8, 9, 10, 11, 12]]
+    argv = [word for word in argv if word not in ("--seed", "7")]
     assert run([*argv, "--seeds", "1,2", "--seed-per-image"]) == 2
     assert "omit --seeds" in capsys.readouterr().err
 
@@ -162,6 +164,7 @@ def test_the_seed_that_an_image_was_made_from_gets_a_hint(
     for seed, is_hinted in (("5", True), ("6", False)):
         capsys.readouterr()
         argv = ["inpaint", "-i", "in2.png", "--mask", "mask.png", *PROMPT, *models("text")]
+        argv = [word for word in argv if word not in ("-q", "--quiet")]
         assert run([*argv, "--seed", seed, "--dry-run"]) == 0
         assert ("made from seed 5, too" in capsys.readouterr().err) == is_hinted
 
