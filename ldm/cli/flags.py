@@ -10,7 +10,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ldm.errors import UsageError
-from ldm.jobs.options import nearest
+from ldm.jobs.fields import Fields
+from ldm.jobs.options import nearest, options_of
+from ldm.jobs.outputs import OutputPlan
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,19 @@ def find(name: str, table: Mapping[str, Flag], preferred: Collection[str] = ()) 
         known = ", ".join(sorted(flag.name for flag in set(fits.values())))
         raise UsageError(f"{name} could be any of {known}; write more of it")
     spellings = {word: table[word].name for word in table}
+    if tasks := tasks_of(key):
+        raise UsageError(f"{name} is no option of this command, but of {tasks}")
     hint = nearest(key, spellings)
     raise UsageError(f"no such option: {name}{hint}")
+
+
+def tasks_of(key: str) -> str:
+    """The commands that have an option, where not all do; "" where none has it."""
+    for kind in (Fields, OutputPlan):
+        for detail in options_of(kind).values():
+            if key in map(_key, detail.flags) and detail.tasks:
+                return ", ".join(detail.tasks)
+    return ""
 
 
 def is_option(word: str) -> bool:

@@ -21,19 +21,20 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 GROUPS: dict[str, tuple[str, ...]] = {
     "Input": (
         "prompt", "negative", "init_img", "images", "weights", "classes", "strength", "mask",
-        "mask_invert", "outpaint", "depth", "depth_invert", "depth_model", "noise_level",
+        "mask_invert", "inpaint_area", "inpaint_padding", "inpaint_fill", "outpaint",
+        "depth", "depth_invert", "depth_model", "noise_level",
         "indir", "from_image", "from_file", "format", "repeat", "matrix", "grid_xy", "expand",
         "keep_going",
     ),
     "Images": (
         "width", "height", "fit", "n_samples", "n_iter", "batch_size", "seed", "seeds",
-        "seed_step", "variation_seed", "variation_strength", "tile", "hires", "hires_upscaler",
-        "hires_strength", "hires_steps",
+        "seed_step", "seed_per_image", "variation_seed", "variation_strength", "tile", "hires",
+        "hires_upscaler", "hires_strength", "hires_steps",
     ),
     "Sampling": (
         "steps", "custom_steps", "scale", "sampler", "eta", "vanilla_sample", "grid",
         "guidance_rescale", "s_churn", "s_tmin", "s_tmax", "s_noise", "zero_snr", "feather",
-        "no_paste", "prompt_syntax", "clip_skip",
+        "mask_blur", "no_paste", "prompt_syntax", "clip_skip",
     ),
     "Model": (
         "resume", "model", "models_dir", "config", "vae", "prediction", "overrides",

@@ -75,10 +75,18 @@ def started(problem: Problem, noise: Tensor) -> Tensor:
     sigma = float(problem.sigmas[0])
     if problem.init is None:
         return start_latent(problem.sampler, noise, sigma)
-    x = torch.add(problem.init, noise, alpha=problem.init_sigma)
+    x = torch.add(refilled(problem, noise), noise, alpha=problem.init_sigma)
     if problem.init_sigma == sigma:
         return x
     return x * math.sqrt((1 + sigma**2) / (1 + problem.init_sigma**2))
+
+
+def refilled(problem: Problem, noise: Tensor) -> Tensor:
+    """The clean latents to start from, with the noise [B,C,h,w] in place of them where wanted."""
+    assert problem.init is not None
+    if problem.noised is None:
+        return problem.init
+    return torch.where(problem.noised > 0, noise.to(problem.init.dtype), problem.init)
 
 
 def room(width: int, latent: tuple[int, int, int]) -> int:
@@ -99,7 +107,8 @@ def fit(one: Part, other: Part) -> bool:
     if not (stands_alone(one.job) and stands_alone(other.job)):
         return False
     a, b = one.problem, other.problem
-    if any(part is not None for part in (a.mask, b.mask, a.tile, b.tile)):
+    alone = (a.mask, b.mask, a.noised, b.noised, a.tile, b.tile)
+    if any(part is not None for part in alone):
         return False
     same = a.sampler is b.sampler and a.options == b.options and a.init_sigma == b.init_sigma
     extra = [(p.rescale, p.zero_snr, p.noise_scale) for p in (a, b)]

@@ -18,7 +18,7 @@ from ldm.checkpoints.weights.depth_keys import is_depth_model
 from ldm.checkpoints.weights.header import Header
 from ldm.checkpoints.weights.vae_keys import FIRST_STAGE, autoencoder_keys, autoencoder_sources
 from ldm.errors import CheckpointError, ConfigError, JobError
-from ldm.jobs.fields import IMAGE_TASKS
+from ldm.jobs.fields import IMAGE_TASKS, PARTIAL
 from ldm.jobs.hires import hires_size
 from ldm.jobs.job import Job
 from ldm.models.inventory import expected_shapes
@@ -130,20 +130,44 @@ def most_noise(task: str, config: Config) -> int:
     return min(steps - 1, known - 1, most) if params else 0
 
 
-def with_sizes(job: Job, choice: Choice) -> Job:
-    """The job with the size of its image, whose files are read and checked, and of hires fix."""
+def with_sizes(job: Job, choice: Choice) -> tuple[Job, list[str]]:
+    """The job with the size of its image, whose files are read and checked, and of hires fix.
+
+    Returns notes, too.
+    """
     factor, multiple = size_rule(choice.config)
+    notes = []
     if job.task in IMAGE_TASKS or job.images:
         from ldm.images.sources import read_sources  # numpy, which a wrong flag need not wait for
 
-        width, height = read_sources(job, multiple).size
-        job = replace(job, width=width, height=height)
+        padded = not is_shown_the_mask_last(choice.config)
+        sources = read_sources(job, multiple, padded=padded, factor=factor)
+        width, height = sources.size
+        if job.task in PARTIAL and sources.placement is not None and sources.is_cropped:
+            (made_width, made_height), size = sources.canvas, sources.placement.source
+            notes.append(
+                f"{size[0]}x{size[1]} is generated as {made_width}x{made_height} and cropped: "
+                "the model takes no other sides"
+            )
+        if job.inpaint_area == "masked":  # width and height are those of the part around the mask
+            job = replace(job, whole_size=f"{width}x{height}")
+        else:
+            job = replace(job, width=width, height=height)
     if job.hires is None:
-        return job
+        return job, notes
     assert job.width is not None
     assert job.height is not None
     width, height = hires_size(job.hires, (job.width, job.height), factor)
-    return replace(job, hires=f"{width}x{height}")
+    return replace(job, hires=f"{width}x{height}"), notes
+
+
+def is_shown_the_mask_last(config: Config) -> bool:
+    """Whether it is latent diffusion's inpainting model, whose images need not be padded."""
+    section = model_section(config)
+    channels = whole_number(model_section(config, "unet_config", "params"), "in_channels", 0)
+    embed = whole_number(model_section(config, "first_stage_config", "params"), "embed_dim", 0)
+    # "concat" is also what the key defaults to.
+    return section.get("conditioning_key") in (None, "concat") and channels == 2 * embed + 1
 
 
 def size_rule(config: Config) -> tuple[int, int]:

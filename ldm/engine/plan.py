@@ -31,6 +31,7 @@ from ldm.engine.fit import (
     whole_number,
     with_sizes,
 )
+from ldm.engine.same_noise import same_noise
 from ldm.errors import CheckpointError, JobError
 from ldm.jobs.fields import IMAGE_TASKS, PROMPTED
 from ldm.jobs.files import read_text
@@ -68,6 +69,8 @@ def make_plan(given: Mapping[str, Any], *, script: bool = False) -> Plan:
     given = with_our_names(given)
     asked = Job(**given)
     asked.validate()
+    if asked.mask_blur and given.get("feather"):
+        raise JobError("--mask-blur and --feather exclude each other; give one of them")
     if asked.classes:
         asked = replace(asked, classes=tuple(class_number(name) for name in asked.classes))
     if asked.attention == "xformers" and importlib.util.find_spec("xformers") is None:
@@ -94,8 +97,9 @@ def make_plan(given: Mapping[str, Any], *, script: bool = False) -> Plan:
     plan = replace(plan, notes=(*plan.notes, *check_model(plan.job, choice, script=script)))
     check_components(plan.job, header, choice)
     check_parts(plan.job, choice)
-    plan = replace(plan, job=with_sizes(plan.job, choice))
-    plan = replace(plan, notes=(*plan.notes, *noise_notes(plan.job)))
+    job, size_notes = with_sizes(plan.job, choice)
+    found_notes = (*size_notes, *noise_notes(job), *same_noise(job))
+    plan = replace(plan, job=job, notes=(*plan.notes, *found_notes))
     ignored = [flag for name, flag in _TEXTS.items() if getattr(asked, name)]
     if ignored and _is_textless(choice) and asked.task in PROMPTED:
         note = f"this model takes no text: {' and '.join(ignored)} will do nothing"
@@ -142,13 +146,13 @@ def resolve(
     if plan.job.seed is not None and plan.job.seed >= 0:
         asked = replace(asked, seed=plan.job.seed)
     if plan.why:  # resolved before: a factor has become a size
-        asked = replace(asked, hires=plan.job.hires)
+        asked = replace(asked, hires=plan.job.hires, whole_size=plan.job.whole_size)
     resolved = asked.resolve(defaults, draw_seed)
     why = dict.fromkeys(vars(asked), "the original script" if script else "the default")
     why |= dict.fromkeys(given, "asked for") | resolved.why
     why |= {name: plan.why[name] for name in ("seed",) if name in plan.why}
     job = resolved.job
-    if asked.task in IMAGE_TASKS:  # as measured, if they were
+    if asked.task in IMAGE_TASKS and asked.inpaint_area != "masked":  # as measured, if they were
         job = replace(job, width=plan.job.width, height=plan.job.height)
     if asked.task in PROMPTED and _is_textless(plan.choice):
         job, why["scale"] = replace(job, scale=1.0), "the model takes no text"

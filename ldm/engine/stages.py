@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.engine.batch_noise import Draws
-from ldm.engine.batching import Part, joined, noise_of, stands_alone, started
+from ldm.engine.batching import Part, joined, noise_of, refilled, stands_alone, started
 from ldm.engine.device import Policy
 from ldm.engine.events import BatchStarted, OnEvent, RunWarning, StepDone
 from ldm.engine.guides import Guide
@@ -147,8 +147,7 @@ class Stages:
         problem = joined([part.problem for part in parts])
         sampler, steps = problem.sampler, len(problem.sigmas) - 1
         if not steps and not problem.init_sigma:  # strength 0: nothing is added or taken away
-            assert problem.init is not None
-            return problem.init
+            return refilled(problem, torch.cat(starts))
         xs = [started(part.problem, start) for part, start in zip(parts, starts, strict=True)]
         x = xs[0] if len(xs) == 1 else torch.cat(xs)
         calls = Calls(by_step=sampler.calls == 1)

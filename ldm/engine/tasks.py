@@ -34,7 +34,8 @@ class Problem:
 
     There is a guide for each part of the steps, and there may be a scale for each row. With
     `init` (a clean latent [B,C,h,w]) the start is that with noise of the level `init_sigma`, else
-    noise alone; with `mask` ([1,1,h,w], 1 is free) the rest is held to `init`. `tile` is the side
+    noise alone; with `mask` ([1,1,h,w], 1 is free) the rest is held to `init`. Where `noised`
+    ([1,1,h,w]) is 1, the first noise of each row stands in place of `init`. `tile` is the side
     of the tiles to denoise in, in latent positions. `depth` [1,H,W] is what was estimated.
     `warnings` name the words that the model cannot take in. `rescale` and `zero_snr` are as in
     `Model.denoiser`; `noise_scale` multiplies the noise of the sampler.
@@ -48,6 +49,7 @@ class Problem:
     init: Tensor | None = None
     init_sigma: float = 0.0
     mask: Tensor | None = None
+    noised: Tensor | None = None
     tile: int | None = None
     depth: Tensor | None = None
     warnings: tuple[str, ...] = ()
@@ -128,7 +130,8 @@ def inpaint(job: Job, given: Given) -> Problem:
     place = mask_place(model)
     if not place:  # a latent goes as a whole, or what is masked of it would stay
         mask = _plane(touched_mask(given.sources.mask, *size), given)
-        return replace(_from(problem, job, given.latents(images)), mask=mask)
+        problem = _from(problem, job, given.latents(images))
+        return replace(_refilled(problem, job, mask), mask=mask)
     hard = _plane(hard_mask(given.sources.mask), given)
     mask = _plane(latent_mask(given.sources.mask, *size), given)
     if place == "first":  # Stable Diffusion: grey in the hole, mask, then the image
@@ -138,9 +141,21 @@ def inpaint(job: Job, given: Given) -> Problem:
         hidden = model.encode(images * (1 - hard) - hard, tiling=given.tiling) / model.scale_factor
         concat = torch.cat([hidden, 2 * mask.expand(len(hidden), -1, -1, -1) - 1], dim=1)
     problem = _shown(problem, concat)
-    if job.strength == 1:
+    if job.strength == 1 and job.inpaint_fill is None:
         return problem  # from noise alone
-    return _from(problem, job, given.latents(images))
+    return _refilled(_from(problem, job, given.latents(images)), job, mask)
+
+
+def _refilled(problem: Problem, job: Job, mask: Tensor) -> Problem:
+    """The problem with noise or nothing under the mask [1,1,h,w], where the job wants that.
+
+    As in AUTOMATIC1111's web UI, the noise is the one that each image starts from.
+    """
+    if job.inpaint_fill == "noise":
+        return replace(problem, noised=mask)
+    if job.inpaint_fill == "nothing" and problem.init is not None:
+        return replace(problem, init=problem.init * (1 - mask))
+    return problem
 
 
 def depth2img(job: Job, given: Given) -> Problem:

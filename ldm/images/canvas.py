@@ -66,6 +66,13 @@ class Placement:
         part = _cut(array, (left, top, right, bottom))
         return _scaled(part, (width * factor, height * factor))
 
+    def put(self, array: Array, whole: Array) -> Array:
+        """The source `whole` [H,W,...] with its part `crop` replaced by a canvas array's."""
+        left, top, right, bottom = self.crop
+        made = whole.copy()
+        made[top:bottom, left:right] = self.undo(array)
+        return made
+
 
 def _cut(array: Array, box: Box) -> Array:
     left, top, right, bottom = box

@@ -26,6 +26,7 @@ from ldm.images.canvas import (
     pad_to_multiple,
     paste,
 )
+from ldm.images.inpainting import blurred, fill_from_around, masked_crop
 from ldm.images.reading import (
     LoadedImage,
     check_mask,
@@ -41,6 +42,7 @@ from ldm.jobs.job import Job
 # How the originals' demos padded images (gradio/*.py, pad_image).
 _MULTIPLE = 64
 _LEAST = 128
+_MASKED = 0.5  # of a mask: where the image is inpainted
 UPSCALING = 4
 FLOORS = ("floor-32", "floor-64")
 # Pixels of the image's edge that an outpainting may change, so that no seam shows.
@@ -52,8 +54,10 @@ class Sources:
     """The contents of a job's files. Images are uint8 [H,W,3]; `mask` and `depth` float32 [H,W].
 
     `image`, `mask` and `depth` have the size of the canvas; `original` and `area` (the mask) have
-    the size of the result, `size`. Masks are 1 where the given one is 0.5 or more, else 0.
-    `canvas` is the (width, height) to decode. `images` are the inputs of variations, of any size.
+    the size of the result, `size`. Masks are 1 where the given one is 0.5 or more, else 0, but
+    `area` is soft where it is blurred. `canvas` is the (width, height) to decode. `crop` is the
+    part of `original` that is generated, None for all of it. `images` are the inputs of variations,
+    of any size.
     """
 
     canvas: Size
@@ -64,12 +68,20 @@ class Sources:
     image: Pixels | None = None
     mask: Plane | None = None
     depth: Plane | None = None
+    crop: Placement | None = None
     images: tuple[Pixels, ...] = ()
+
+    @property
+    def is_cropped(self) -> bool:
+        """Whether the canvas is larger than the image that is wanted."""
+        return self.placement is not None and self.placement.canvas != self.placement.source
 
     def finish(self, image: Pixels, job: Job) -> Pixels:
         """Turn a decoded canvas [h,w,3] into the result."""
         if self.placement is not None:
             image = self.placement.undo(image)
+        if self.crop is not None and self.original is not None:
+            image = self.crop.put(image, self.original)
         if self.area is not None and self.original is not None and not job.no_paste:
             image = paste(self.original, image, self.area, job.feather)
         return image
@@ -100,6 +112,9 @@ def read_sources(job: Job, multiple: int, *, padded: bool = True, factor: int = 
     elif job.task == "inpaint" or job.fit in FLOORS:
         # Transparent parts are inpainted anyway; and the scripts dropped transparency.
         rgb = given.rgb
+    if job.inpaint_area == "masked":
+        assert mask is not None
+        return _cropped(job, rgb, mask, multiple, padded=padded)
     return _placed(job, rgb, mask, depth, multiple, padded=padded)
 
 
@@ -166,6 +181,10 @@ def _enlarged(given: LoadedImage, multiple: int) -> Sources:
     )
 
 
+def _by(size: Size) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
 def _times(size: Size, factor: int) -> Size:
     return size[0] * factor, size[1] * factor
 
@@ -200,23 +219,84 @@ def _placed(
         wanted, canvas = floor, pad_to_multiple(floor.canvas, 1)
     else:
         wanted = fit(source, wanted_size(job, source), _fit(job))
-        step, least = (math.lcm(multiple, _MULTIPLE), _LEAST) if padded else (multiple, 0)
-        canvas = pad_to_multiple(wanted.canvas, step, least)
+        canvas = _canvas(wanted.canvas, multiple, padded=padded)
     original = wanted.apply(rgb)
-    area = None if mask is None else hard_mask(wanted.apply(mask))
-    if area is not None:  # the masked area may have been cropped away
-        width, height = wanted.canvas
-        check_mask(area, f"{job.mask or job.init_img} at {width}x{height}")
-    return Sources(
+    sources = Sources(
         canvas=canvas.canvas,
         size=wanted.canvas,
         placement=canvas,
         original=original,
-        area=area,
         image=canvas.apply(original),
-        mask=None if area is None else canvas.apply(area),
         depth=None if depth is None else canvas.apply(wanted.apply(depth)),
     )
+    if mask is None:
+        return sources
+    soft = wanted.apply(_softened(job, mask))
+    hard = hard_mask(soft)  # the masked area may have been cropped away
+    width, height = wanted.canvas
+    check_mask(hard, f"{job.mask or job.init_img} at {width}x{height}")
+    return replace(
+        sources,
+        # The blend of a blurred mask lies outside its edge, as in the web UI.
+        area=(2 * soft).clip(0, 1) if job.mask_blur else hard,
+        image=canvas.apply(_filled(job, original, soft)),
+        mask=canvas.apply(hard),
+    )
+
+
+def _cropped(job: Job, rgb: Pixels, mask: Plane, multiple: int, *, padded: bool) -> Sources:
+    """The part around the mask at the requested size, on a canvas that suits the model."""
+    assert job.inpaint_padding is not None
+    whole, wanted = (rgb.shape[1], rgb.shape[0]), _size_of(job)
+    area = _softened(job, mask)
+    crop = masked_crop(area, job.inpaint_padding, wanted)
+    soft = crop.apply(area)
+    if soft.max() < _MASKED:
+        raise ImageError(
+            f"{job.mask or job.init_img}: the mask is too thin to show at {_by(wanted)}; "
+            "use a larger --width and --height, or a thicker mask"
+        )
+    canvas = _canvas(wanted, multiple, padded=padded)
+    return Sources(
+        canvas=canvas.canvas,
+        size=whole,
+        placement=canvas,
+        original=rgb,
+        area=area if job.mask_blur else hard_mask(area),
+        image=canvas.apply(_filled(job, crop.apply(rgb), soft)),
+        mask=canvas.apply(hard_mask(soft)),
+        crop=crop,
+    )
+
+
+def _canvas(size: Size, multiple: int, *, padded: bool) -> Placement:
+    """An image of a size on the canvas that the model takes."""
+    if padded:
+        return pad_to_multiple(size, math.lcm(multiple, _MULTIPLE), _LEAST)
+    return pad_to_multiple(size, multiple)
+
+
+def _softened(job: Job, mask: Plane) -> Plane:
+    """The mask of an image, blurred where the job wants it."""
+    if not job.mask_blur:
+        return mask
+    soft = blurred(hard_mask(mask), job.mask_blur)
+    if soft.max() < _MASKED:
+        raise ImageError(
+            f"{job.mask or job.init_img}: the mask is too thin for --mask-blur {job.mask_blur}; "
+            "use a smaller blur"
+        )
+    return soft
+
+
+def _filled(job: Job, image: Pixels, mask: Plane) -> Pixels:
+    """The image to start from: as it is, or with the colours around the masked area in it.
+
+    Noise and nothing replace its latents later, but not at the edge of a blurred mask.
+    """
+    if job.inpaint_fill in (None, "original"):
+        return image
+    return fill_from_around(image, mask if job.mask_blur else hard_mask(mask))
 
 
 def _fit(job: Job) -> Fit:

@@ -87,6 +87,8 @@ TASK_NAMES = (
 PROMPTED = ("txt2img", "img2img", "inpaint", "depth2img", "upscale", "variations")
 IMAGE_TASKS = ("img2img", "inpaint", "depth2img", "upscale")
 PARTIAL = ("img2img", "inpaint", "depth2img")
+INPAINT_AREAS = ("whole", "masked")
+INPAINT_FILLS = ("original", "fill", "noise", "nothing")
 HIRES_UPSCALERS = ("latent", "latent-bicubic", "latent-nearest", "lanczos")
 # The tasks that take a size.
 SIZED = tuple(name for name in TASK_NAMES if name != "upscale")
@@ -188,6 +190,34 @@ class Fields:
         help="Width of the blend inside the mask, in pixels [8].",
         tasks=("inpaint",),
     )
+    mask_blur: int | None = option(
+        None,
+        "--mask-blur",
+        help="Blur the mask by this many pixels and blend by it, instead of --feather.",
+        tasks=("inpaint",),
+    )
+    inpaint_area: str | None = option(
+        None,
+        "--inpaint-area",
+        help="masked: generate only the part around the mask, at the model's size [whole].",
+        choices=INPAINT_AREAS,
+        tasks=("inpaint",),
+    )
+    inpaint_padding: int | None = option(
+        None,
+        "--inpaint-padding",
+        help="Pixels around the mask that --inpaint-area masked includes [32].",
+        tasks=("inpaint",),
+    )
+    inpaint_fill: str | None = option(
+        None,
+        "--inpaint-fill",
+        help="Start the masked area from the image, the colours around it, noise or nothing "
+        "[original].",
+        choices=INPAINT_FILLS,
+        tasks=("inpaint",),
+    )
+    whole_size: str | None = option(None)
     no_paste: bool = option(
         False,
         "--no-paste",

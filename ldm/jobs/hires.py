@@ -10,11 +10,13 @@ import math
 import re
 
 from ldm.errors import JobError
-from ldm.jobs.fields import MAX_STEPS
+from ldm.jobs.fields import MAX_STEPS, Fields
+from ldm.jobs.options import check_range
 
 Size = tuple[int, int]  # width, height
 
 LARGEST_FACTOR = 8.0
+LARGEST_SIDE = 99_999
 STRENGTH = 0.7  # the web UI's default
 UPSCALER = "latent"
 _LARGEST_STRENGTH = 0.999  # the largest divisor in the web UI
@@ -22,9 +24,11 @@ _LARGEST_STRENGTH = 0.999  # the largest divisor in the web UI
 
 def parse_hires(text: str) -> float | Size:
     """Parse a factor such as `2` or a size such as `1024x1536`; raises JobError otherwise."""
-    sides = re.fullmatch(r"(\d{1,5})\s*[xX]\s*(\d{1,5})", text.strip())
-    if sides is not None:
-        return int(sides[1]), int(sides[2])
+    size = parse_size(text)
+    if size is not None:
+        if max(size) > LARGEST_SIDE:
+            raise JobError(f"--hires {text}: a side may have at most {LARGEST_SIDE} pixels")
+        return size
     try:
         factor = float(text)
     except ValueError:
@@ -35,6 +39,12 @@ def parse_hires(text: str) -> float | Size:
             f"or a size like 1024x1536, not {text!r}"
         )
     return factor
+
+
+def parse_size(text: str) -> Size | None:
+    """Parse a (width, height) such as `1024x1536`; None for anything else."""
+    sides = re.fullmatch(r"(\d{1,9})\s*[xX]\s*(\d{1,9})", text.strip())
+    return None if sides is None else (int(sides[1]), int(sides[2]))
 
 
 def hires_size(text: str, size: Size, multiple: int) -> Size:
@@ -51,14 +61,41 @@ def hires_size(text: str, size: Size, multiple: int) -> Size:
                 f"--hires {text}: does not enlarge {size[0]}x{size[1]}; try a larger factor"
             )
         return width, height
-    near = [max(multiple, round(side / multiple) * multiple) for side in wanted]
+    if wanted[0] < size[0] or wanted[1] < size[1]:
+        raise JobError(
+            f"--hires {text}: smaller than the first pass, {size[0]}x{size[1]}; "
+            "use a larger size, or a smaller --width and --height"
+        )
+    near = [round(side / multiple) * multiple for side in wanted]
     if list(wanted) != near:
         raise JobError(
             f"--hires {text}: both sides must be multiples of {multiple}; try {near[0]}x{near[1]}"
         )
-    if wanted[0] < size[0] or wanted[1] < size[1]:
-        raise JobError(f"--hires {text}: smaller than the first pass, {size[0]}x{size[1]}")
     return wanted
+
+
+def check_hires(job: Fields) -> None:
+    """Raise JobError for options of hires fix that are out of range or exclude each other."""
+    given = {
+        "--hires-upscaler": job.hires_upscaler is not None,
+        "--hires-strength": job.hires_strength is not None,
+        "--hires-steps": job.hires_steps is not None,
+    }
+    if job.hires is None:
+        for flag in (flag for flag, is_given in given.items() if is_given):
+            raise JobError(f"{flag} does nothing without --hires")
+        return
+    parse_hires(job.hires)
+    if job.noise == "stream" or job.fixed_code or job.schedule_compat != "exact":
+        raise JobError(
+            "--hires needs --noise image and --schedule-compat exact: omit --noise stream "
+            "(the scripts' default), --fixed_code and --schedule-compat ldm"
+        )
+    if job.hires_strength is not None and not 0 <= job.hires_strength <= 1:
+        raise JobError(f"--hires-strength must be 0 to 1, not {job.hires_strength:g}")
+    check_range("--hires-steps", job.hires_steps, 1, MAX_STEPS)
+    if job.hires_steps is not None and job.hires_strength is not None:
+        grid_steps(job.hires_steps, job.hires_strength)
 
 
 def grid_steps(steps: int, strength: float) -> int:

@@ -6,6 +6,7 @@ Nothing here needs a model or torch.
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +16,8 @@ from typing import Any, get_type_hints
 
 from ldm.errors import JobError
 from ldm.jobs.fields import ETA_SAMPLERS, IMAGE_TASKS, MAX_STEPS, PARTIAL, SAMPLER_NAMES, Fields
-from ldm.jobs.hires import STRENGTH, UPSCALER, grid_steps, parse_hires
+from ldm.jobs.hires import STRENGTH, UPSCALER, check_hires, parse_hires, parse_size
+from ldm.jobs.inpainting import PADDING, check_inpainting
 from ldm.jobs.noise_options import check_noise
 from ldm.jobs.options import check_choices, check_range, nearest
 from ldm.jobs.prompts import check_adapters
@@ -76,7 +78,8 @@ class Job(Fields):
         self._validate_images()
         check_noise(self)
         self._validate_seeds()
-        self._validate_hires()
+        check_hires(self)
+        check_inpainting(self)
         if self.precision == "int8" and self.device not in ("auto", "cpu"):
             raise JobError(f"--precision int8 is for the CPU, not {self.device}; use fp16 there")
         sampler = self.sampler and SAMPLER_NAMES[self.sampler]
@@ -113,34 +116,10 @@ class Job(Fields):
                 "and give several prompts as jobs of a file"
             )
 
-    def _validate_hires(self) -> None:
-        """Check the fields about hires fix."""
-        given = {
-            "--hires-upscaler": self.hires_upscaler is not None,
-            "--hires-strength": self.hires_strength is not None,
-            "--hires-steps": self.hires_steps is not None,
-        }
-        if self.hires is None:
-            for flag in (flag for flag, is_given in given.items() if is_given):
-                raise JobError(f"{flag} does nothing without --hires")
-            return
-        parse_hires(self.hires)
-        if self.noise == "stream" or self.fixed_code or self.schedule_compat != "exact":
-            raise JobError(
-                "--hires needs --noise image and --schedule-compat exact: omit --noise stream "
-                "(the scripts' default), --fixed_code and --schedule-compat ldm"
-            )
-        if self.hires_strength is not None and not 0 <= self.hires_strength <= 1:
-            raise JobError(f"--hires-strength must be 0 to 1, not {self.hires_strength:g}")
-        check_range("--hires-steps", self.hires_steps, 1, MAX_STEPS)
-        if self.hires_steps is not None and self.hires_strength is not None:
-            grid_steps(self.hires_steps, self.hires_strength)
-
     def _validate_images(self) -> None:
         """Check the fields about images and classes."""
         if self.strength is not None and not 0 <= self.strength <= 1:
             raise JobError(f"--strength must be 0 to 1, not {self.strength:g}")
-        check_range("--feather", self.feather, 0, None)
         check_range("--tile", self.tile, 32, None)
         most = 350 if self.task == "upscale" else 999
         check_range("--noise-level", self.noise_level, 0, most)
@@ -154,8 +133,6 @@ class Job(Fields):
                 "give one per image, or none"
             )
         self.image_weights()
-        if self.mask is not None and self.outpaint is not None:
-            raise JobError("--mask and --outpaint exclude each other; give one of them")
         if self.depth is not None and self.depth_model is not None:
             raise JobError(
                 "--depth and --depth-model exclude each other: a given depth map is not estimated"
@@ -205,12 +182,15 @@ class Job(Fields):
         sampler = SAMPLER_NAMES[self.sampler or defaults.sampler]
         if sampler in ETA_SAMPLERS:
             family["eta"] = defaults.eta
-        if self.task not in IMAGE_TASKS:  # other tasks take their size from the image
+        masked = self.inpaint_area == "masked"
+        if masked or self.task not in IMAGE_TASKS:  # other tasks take their size from the image
             family |= {"width": defaults.width, "height": defaults.height}
         if self.task in PARTIAL:
             family["strength"] = defaults.strength
         if self.task in ("upscale", "variations"):
             family["noise_level"] = defaults.noise_level
+        if masked:
+            family["inpaint_padding"] = PADDING
         if self.hires is not None:
             family |= {"hires_upscaler": UPSCALER, "hires_strength": STRENGTH}
             family["hires_steps"] = self.steps or defaults.steps
@@ -218,6 +198,9 @@ class Job(Fields):
             if value is None and family.get(name) is not None:
                 filled[name] = family[name]
                 why[name] = defaults.source
+        if self.mask_blur and self.feather:
+            filled["feather"] = 0
+            why["feather"] = "--mask-blur blends instead"
         if self.seeds is not None:
             filled["seed"] = parse_seeds(self.seeds)[0]
         elif self.seed is None or self.seed < 0:
@@ -305,6 +288,8 @@ class Job(Fields):
     def image_size(self) -> tuple[int | None, int | None]:
         """The width and height of the finished images of a resolved job."""
         size = None if self.hires is None else parse_hires(self.hires)
+        if self.whole_size is not None:
+            size = parse_size(self.whole_size)
         return size if isinstance(size, tuple) else (self.width, self.height)
 
     def image_seeds(self) -> tuple[int, ...]:
@@ -377,7 +362,15 @@ def _value(name: str, value: Any, hint: Any) -> Any:
         return float(value)
     elif type(value) in _kinds(hint):
         return value
-    raise JobError(f"field {name!r} of a job cannot be {value!r}")
+    raise JobError(f"{name} must be {_wanted(hint)}, not {json.dumps(value, default=str)}")
+
+
+def _wanted(hint: Any) -> str:
+    """The kind of value that a field takes, in words."""
+    if hint == tuple[str, ...]:
+        return "a list of texts"
+    words = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+    return " or ".join(words[kind] for kind in _kinds(hint) if kind in words)
 
 
 def _kinds(hint: Any) -> tuple[type, ...]:

@@ -32,6 +32,14 @@ UPSCALER_TITLES = {
     "lanczos": "Lanczos",
 }
 
+# What lies under a mask at the start, likewise.
+FILL_TITLES = {
+    "original": "original",
+    "fill": "fill",
+    "noise": "latent noise",
+    "nothing": "latent nothing",
+}
+
 
 @dataclass(frozen=True)
 class Infotext:
@@ -113,7 +121,7 @@ def describe(record: Record) -> Infotext:
         settings["ENSD"] = f"{job.ensd}"
     if job.strength is not None:
         settings["Denoising strength"] = _number(job.strength)
-    settings |= _hires_settings(job)
+    settings |= _hires_settings(job) | _inpaint_settings(job)
     if job.eta is not None:
         settings["Eta DDIM" if job.sampler == "ddim" else "Eta"] = _number(job.eta)
     # No RNG entry means a GPU's generator, which is what "device" is on one.
@@ -137,6 +145,19 @@ def _hires_settings(job: Job) -> dict[str, str]:
         settings["Hires resize"] = f"{width}x{height}"
     settings["Hires steps"] = f"{job.hires_steps}"
     settings["Hires upscaler"] = UPSCALER_TITLES[job.hires_upscaler or ""]
+    return settings
+
+
+def _inpaint_settings(job: Job) -> dict[str, str]:
+    """The options about the mask under the names of the web UI; nothing for the defaults."""
+    settings = {}
+    if job.mask_blur:
+        settings["Mask blur"] = f"{job.mask_blur}"
+    if job.inpaint_area == "masked":
+        settings["Inpaint area"] = "Only masked"
+        settings["Masked area padding"] = f"{job.inpaint_padding}"
+    if job.inpaint_fill is not None:
+        settings["Masked content"] = FILL_TITLES[job.inpaint_fill]
     return settings
 
 

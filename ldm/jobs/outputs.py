@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ldm.errors import JobError
-from ldm.jobs.fields import FILE_FORMATS
+from ldm.jobs.fields import FILE_FORMATS, IMAGE_TASKS
 from ldm.jobs.image_formats import FORMATS, QUALITY
 from ldm.jobs.options import check_choices, check_range, option, options_of
 from ldm.jobs.tuning import Tuning
@@ -86,6 +86,12 @@ class OutputPlan:
         "--matrix",
         help="Run every combination of these values.",
         metavar="NAME=X,Y,...",
+    )
+    seed_per_image: bool = option(
+        False,
+        "--seed-per-image",
+        help="Count the seed on from image to image of a folder; without it all have one.",
+        tasks=IMAGE_TASKS,
     )
     grid_xy: bool = option(
         False, "--grid-xy", help="Label the grid with the values of --matrix (X/Y plot)."

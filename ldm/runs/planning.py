@@ -191,7 +191,8 @@ class _Planner:
                     self.failures.add(error, row.place)
                     continue
                 folder = Path(outputs.outdir) if "output" in asked else Path()
-                ahead = plans[0].job.count()
+                counts = [plan.job.count() for plan in plans]
+                ahead = sum(counts) if outputs.seed_per_image else counts[0]
                 for plan in plans:
                     before = items[-1].start + items[-1].plan.job.count() if items else 0
                     items.append(Item(plan, len(items), before, row.place, name, folder))
@@ -232,9 +233,14 @@ class _Planner:
         return Row({**rest, "prompts": prompts}, "")
 
     def _plans(self, asked: Mapping[str, Any], before: int | None) -> list[Plan]:
-        """The plans of a job, one for each image it begins with, all with one seed."""
+        """The plans of a job, one for each image it begins with.
+
+        All have one seed, or with --seed-per-image count it on from image to image.
+        """
         outputs = self.request.outputs
         given = {key: value for key, value in asked.items() if key != "output"}
+        if outputs.seed_per_image and given.get("seeds") is not None:
+            raise JobError("--seed-per-image counts on from --seed; omit --seeds")
         own = self._seed_of(given, before)
         if own is not None:
             given["seed"] = own
@@ -244,7 +250,7 @@ class _Planner:
         for row in self.pairs or _init_images(given):
             here = {**given, **row}
             if plans:
-                here["seed"] = plans[0].job.seed
+                here |= _next_seeds(plans) if outputs.seed_per_image else _seed_of_all(plans)
             plans.append(make_plan(here, script=self.request.script))
         if self.seed.value is None and own is None:
             self.seed.take(plans[0].job.seed)
@@ -323,6 +329,24 @@ def _init_images(given: Mapping[str, Any]) -> list[dict[str, str]]:
     if given["task"] not in IMAGE_TASKS or given.get("init_img") is None:
         return [{}]
     return [{"init_img": str(path)} for path in expand_inputs([given["init_img"]])]
+
+
+def _seed_of_all(plans: Sequence[Plan]) -> dict[str, Any]:
+    """The field that gives an image of a folder the seed of the first."""
+    return {"seed": plans[0].job.seed}
+
+
+def _next_seeds(plans: Sequence[Plan]) -> dict[str, Any]:
+    """The fields that give an image of a folder the seeds after those of the images before it.
+
+    Of variations only the seed of the variation counts on, as within a job.
+    """
+    job = plans[0].job
+    moved = sum(plan.job.count() for plan in plans) * job.seed_step
+    if job.variation_seed is not None:
+        return {"seed": job.seed, "variation_seed": (job.variation_seed + moved) % 2**64}
+    assert job.seed is not None
+    return {"seed": (job.seed + moved) % 2**64}
 
 
 def _expanded(given: Mapping[str, Any], seed: int) -> dict[str, Any]:

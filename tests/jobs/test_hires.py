@@ -38,6 +38,8 @@ def test_the_size_of_the_second_pass(text: str, size: tuple[int, int]) -> None:
         ("1.1", "does not enlarge 512x512"),
         ("700x512", "try 704x512"),
         ("1024x448", "smaller than the first pass, 512x512"),
+        ("37x51", "smaller than the first pass, 512x512; use a larger size"),
+        ("100000x100000", "a side may have at most 99999 pixels"),
     ],
 )
 def test_sizes_that_cannot_be(text: str, message: str) -> None:

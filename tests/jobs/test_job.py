@@ -58,7 +58,7 @@ def test_a_record_with_an_unknown_field_names_the_nearest() -> None:
     "record", [{"steps": "5"}, {"steps": True}, {"prompts": "ab"}, {"eta": []}]
 )
 def test_a_record_with_a_value_of_the_wrong_kind_is_refused(record: dict[str, object]) -> None:
-    with pytest.raises(JobError, match="cannot be"):
+    with pytest.raises(JobError, match="must be"):
         from_record(record)
 
 

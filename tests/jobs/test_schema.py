@@ -46,6 +46,8 @@ def test_every_field_of_the_schema_is_read_from_files() -> None:
             job |= {"variation_seed": 1, "variation_strength": 0.5}
         if name in ("s_tmin", "s_tmax"):
             job["s_churn"] = 1.0
+        if name == "inpaint_padding":
+            job["inpaint_area"] = "masked"
         if name.startswith("hires_"):
             job["hires"] = "2"
         found = parse_rows(json.dumps(job), "a.jsonl", {})

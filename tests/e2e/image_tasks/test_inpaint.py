@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from ldm.cli.app import run
 from ldm.engine.results import Result
 from ldm.engine.tasks import Given, inpaint
 from ldm.images.sources import read_sources
+from ldm.images.texts import read_texts
 from ldm.jobs.job import Job
 from ldm.models.load import load_model
+from ldm.sampling.noise import ImageNoise
 from tests.image_task_runs import PROMPT, Models, draw, encoded
 from tests.tiny_images import save, scene, square_mask
 
@@ -94,3 +98,90 @@ def test_an_inpainting_model_keeps_more_of_the_hole_at_less_strength(
         draw("inpaint", *HOLE, *PROMPT, *models(name), "--strength", strength)
     first, second, third = (result.latent for result in results)
     assert 0 < (second - first).abs().mean() < (third - first).abs().mean()
+
+
+@pytest.mark.parametrize("name", ["text", "inpaint"])
+def test_what_lies_under_the_mask_at_the_start(
+    models: Models, results: list[Result], name: str
+) -> None:
+    """With no steps left the latent is what sampling would have started from."""
+    argv = [*HOLE, *PROMPT, *models(name), "--strength", "0", "--seed", "3"]
+    for fill in ("original", "fill", "noise", "nothing"):
+        draw("inpaint", *argv, "--inpaint-fill", fill)
+    draw("inpaint", *argv)
+    original, fill, noise, nothing, default = (result.latent for result in results)
+    assert torch.equal(original, default)
+    hole = (nothing == 0).all(dim=0)
+    assert 4 <= hole.sum() < hole.numel() / 2
+    assert (fill != original)[:, hole].all()
+    drawn = ImageNoise([3], "philox", torch.device("cpu")).draw((1, *noise.shape))[0]
+    assert torch.equal(noise[:, hole], drawn[:, hole])
+    assert torch.equal(noise[:, ~hole], nothing[:, ~hole])
+
+
+def test_a_masked_area_has_the_models_size_and_reruns(
+    models: Models, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(Path("in.png"), scene(300, 200))
+    save(Path("mask.png"), square_mask(300, 200))
+    argv = [*HOLE, *PROMPT, *models("inpaint"), "--steps", "1", "--W", "64", "--H", "64"]
+    argv += ["--inpaint-area", "masked", "--mask-blur", "2", "--inpaint-fill", "fill"]
+    made = draw("inpaint", *argv, "--json")
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["width"], printed["height"]) == (300, 200) == made.shape[1::-1]
+    texts = read_texts(Path("out.png"))["parameters"]
+    wanted = (
+        "Mask blur: 2, Inpaint area: Only masked, Masked area padding: 32, Masked content: fill"
+    )
+    assert wanted in texts
+    assert "Size: 64x64" in texts
+    assert run(["rerun", "out.png", "-o", "again.png"]) == 0
+    assert Path("again.png").read_bytes() == Path("out.png").read_bytes()
+
+
+def test_a_folder_may_have_a_seed_for_each_image(
+    models: Models, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("in").mkdir()
+    for name in "abc":
+        save(Path(f"in/{name}.png"), scene(75, 50))
+    argv = ["inpaint", "-i", "in", "--mask", "mask.png", *PROMPT, *models("text"), "--dry-run"]
+    seeds = []
+    for more in ([], ["--seed-per-image"], ["--seed-per-image", "--n_samples", "2"]):
+        assert run([*argv, "--json", "--seed", "7", *more]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        seeds.append([json.loads(line)["seed"] for line in lines])
+    assert seeds == [[7, 7, 7], [7, 8, 9], [7, 8, 9, 10, 11, 12]]
+    argv = [word for word in argv if word not in ("--seed", "7")]
+    assert run([*argv, "--seeds", "1,2", "--seed-per-image"]) == 2
+    assert "omit --seeds" in capsys.readouterr().err
+
+
+def test_the_seed_that_an_image_was_made_from_gets_a_hint(
+    models: Models, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw("inpaint", *HOLE, *PROMPT, *models("text"), "--seed", "5", out="in2.png")
+    for seed, is_hinted in (("5", True), ("6", False)):
+        capsys.readouterr()
+        argv = ["inpaint", "-i", "in2.png", "--mask", "mask.png", *PROMPT, *models("text")]
+        argv = [word for word in argv if word not in ("-q", "--quiet")]
+        assert run([*argv, "--seed", seed, "--dry-run"]) == 0
+        assert ("made from seed 5, too" in capsys.readouterr().err) == is_hinted
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--mask-blur", "4", "--feather", "3"], "--mask-blur and --feather exclude each other"),
+        (["--mask-blur", "-1"], "--mask-blur must be 0 to 256"),
+        (["--inpaint-padding", "4"], "does nothing without --inpaint-area masked"),
+        (["--inpaint-area", "masked", "--fit", "crop"], "--fit does nothing with"),
+        (["--inpaint-fill", "grey"], "--inpaint-fill 'grey' is not known"),
+        (["--hires", "2"], "--hires is no option of this command, but of txt2img"),
+    ],
+)
+def test_refused_options(
+    models: Models, capsys: pytest.CaptureFixture[str], argv: list[str], message: str
+) -> None:
+    assert run(["inpaint", *HOLE, *PROMPT, *models("text"), *argv]) == 2
+    assert message in capsys.readouterr().err
