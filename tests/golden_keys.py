@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from ldm.checkpoints.weights.keys import DDPM_BUFFERS
+
 FOLDER = Path(__file__).parent / "golden" / "keys"
 
 # Golden file -> packaged YAML and family.
@@ -18,6 +20,9 @@ MODELS = {
     "sd-x4-upscaling": ("stable-diffusion/x4-upscaling", "x4"),
     "sd-v2-1-unclip-h": ("stable-diffusion/v2-1-stable-unclip-h-inference", "unclip-h"),
     "sd-v2-1-unclip-l": ("stable-diffusion/v2-1-stable-unclip-l-inference", "unclip-l"),
+    "sdxl-base": ("sdxl/sd_xl_base", "sdxl"),
+    "sdxl-inpainting": ("sdxl/sd_xl_inpainting", "sdxl-inpainting"),
+    "sdxl-refiner": ("sdxl/sd_xl_refiner", "sdxl-refiner"),
     "cin256-v2": ("latent-diffusion/cin256-v2", "ldm-imagenet"),
     "ldm-celeba256": ("latent-diffusion/celebahq-ldm-vq-4", "ldm-vq4-256"),
     "ldm-ffhq256": ("latent-diffusion/ffhq-ldm-vq-4", "ldm-vq4-256"),
@@ -46,3 +51,11 @@ def golden_shapes(name: str) -> dict[str, tuple[int, ...]]:
         del shapes[key]
     own = {key: tuple(shape) for key, shape in content.items() if not key.startswith("__")}
     return {**shapes, **own}
+
+
+def model_shapes(name: str) -> dict[str, tuple[int, ...]]:
+    """Key -> shape of our model, with the DDPM buffers where SDXL's files have sigmas."""
+    shapes = golden_shapes(name)
+    if shapes.pop("denoiser.sigmas", None) is not None:
+        shapes |= dict.fromkeys(DDPM_BUFFERS, (1000,))
+    return shapes

@@ -53,12 +53,12 @@ def lacking(keys: Collection[str], expected: Iterable[str]) -> str | None:
     wanted = {prefix for prefix in PARTS for key in expected if key.startswith(prefix)}
     for prefix, name in PARTS.items():
         if prefix in wanted and not any(key.startswith(prefix) for key in keys):
-            article = "an" if name[0] in "aeiou" else "a"
+            article = "" if name.endswith("s") else "an " if name[0] in "aeiou" else "a "
             component = COMPONENTS.get(prefix)
             advice = (
                 f"give a file with {component.flag}"
                 if component is not None
-                else f"use a checkpoint that has {article} {name}"
+                else f"use a checkpoint that has {article}{name}"
             )
             return f"contains no {name}; {advice}"
     return None

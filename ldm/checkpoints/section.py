@@ -53,6 +53,26 @@ class Section:
         value = self.params.get(key)
         return None if value is None else _section(self.source, f"{self.path}.params.{key}", value)
 
+    def listed(self, key: str, fields: Mapping[str, Kind]) -> list[tuple[Section, dict[str, Any]]]:
+        """The nested sections in a list under a parameter, each with its further fields in use.
+
+        Raises ConfigError for what is no such list, or a field of the wrong type.
+        """
+        values = self.params.get(key)
+        if not isinstance(values, list) or not values:
+            raise self.error(key, "must be a list of sections with a `target:`")
+        found = []
+        for place, value in enumerate(values):
+            path = f"{self.path}.params.{key}[{place}]"
+            more = {k: v for k, v in value.items() if k in fields} if type(value) is dict else {}
+            for name, given in more.items():
+                if given is not None and not _fits(given, fields[name]):
+                    kinds = " or ".join(_KIND_NAMES[kind] for kind in fields[name])
+                    raise ConfigError(f"{self.source}: {path}.{name} must be {kinds}")
+            rest = {k: v for k, v in value.items() if k not in more} if more else value
+            found.append((_section(self.source, path, rest), more))
+        return found
+
 
 @dataclass(frozen=True)
 class Parameters:

@@ -20,7 +20,8 @@ SIZES: Mapping[str, tuple[int, int]] = {
     # number of modules
     "num_res_blocks": (0, 8),
     "num_attention_blocks": (0, 8),
-    "transformer_depth": (0, 16),
+    **dict.fromkeys(("transformer_depth", "transformer_depth_middle"), (0, 16)),
+    "layer_idx": (1, 128),
     **dict.fromkeys(("layers", "n_layer", "num_hidden_layers"), (1, 128)),
     "n_stages": (0, 8),
     # widths
@@ -30,15 +31,18 @@ SIZES: Mapping[str, tuple[int, int]] = {
     ),
     **dict.fromkeys(("z_channels", "embed_dim", "context_dim", "adm_in_channels"), (1, _WIDEST)),
     **dict.fromkeys(("hidden_size", "intermediate_size", "width", "height"), (1, _WIDEST)),
-    **dict.fromkeys(("heads", "head_width", "num_attention_heads", "timestep_dim"), (1, _WIDEST)),
+    **dict.fromkeys(
+        ("heads", "head_width", "num_attention_heads", "timestep_dim", "outdim"), (1, _WIDEST)
+    ),
     # -1 means "not given" in the originals
     **dict.fromkeys(("num_heads", "num_head_channels", "num_heads_upsample"), (-1, _WIDEST)),
     "num_groups": (1, _WIDEST),
+    "emb_models": (0, 0),  # sections, at most LEVELS of them
     # rows of tables
     **dict.fromkeys(("n_embed", "n_classes", "num_classes", "vocab_size"), (1, 1_000_000)),
     **dict.fromkeys(("max_length", "max_seq_len", "context_length"), (1, 8192)),
     "max_position_embeddings": (1, 8192),
-    "timesteps": (2, 100_000),
+    **dict.fromkeys(("timesteps", "num_timesteps", "num_idx"), (2, 100_000)),
     "max_noise_level": (1, 100_000),
     # sides, in pixels or latent positions
     **dict.fromkeys(("image_size", "patch_size"), (1, 1024)),

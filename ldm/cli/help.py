@@ -20,9 +20,9 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 # Heading -> parameters. A parameter in no row comes under the last heading, in its own order.
 GROUPS: dict[str, tuple[str, ...]] = {
     "Input": (
-        "prompt", "negative", "init_img", "images", "weights", "classes", "strength", "mask",
-        "mask_invert", "inpaint_area", "inpaint_padding", "inpaint_fill", "outpaint",
-        "depth", "depth_invert", "depth_model", "noise_level",
+        "prompt", "negative", "prompt_2", "negative_2", "init_img", "images", "weights", "classes",
+        "strength", "mask", "mask_invert", "inpaint_area", "inpaint_padding", "inpaint_fill",
+        "outpaint", "depth", "depth_invert", "depth_model", "noise_level",
         "indir", "from_image", "from_file", "format", "repeat", "matrix", "grid_xy", "expand",
         "keep_going",
     ),
@@ -34,7 +34,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Sampling": (
         "steps", "custom_steps", "scale", "sampler", "eta", "vanilla_sample", "grid",
         "guidance_rescale", "s_churn", "s_tmin", "s_tmax", "s_noise", "zero_snr", "feather",
-        "mask_blur", "no_paste", "prompt_syntax", "clip_skip",
+        "mask_blur", "no_paste", "prompt_syntax", "clip_skip", "unconditional", "original_size",
+        "crop", "target_size", "aesthetic_score", "negative_aesthetic_score",
     ),
     "Model": (
         "resume", "model", "models_dir", "config", "vae", "prediction", "overrides",

@@ -11,6 +11,7 @@ from ldm.checkpoints.families.choice import Choice, choose
 from ldm.checkpoints.hashes import Hashes, hashes_of
 from ldm.checkpoints.weights.header import FLOATS, Header, read_header
 from ldm.checkpoints.weights.keys import (
+    CONDITIONER,
     V_PRED,
     ZERO_SNR,
     Fit,
@@ -18,6 +19,7 @@ from ldm.checkpoints.weights.keys import (
     ema_copies,
     explain,
     part_of,
+    text_encoder_key,
 )
 from ldm.errors import UsageError
 from ldm.models.inventory import expected_shapes
@@ -60,8 +62,10 @@ def describe(checkpoint: Path | str, config: Path | None = None) -> Description:
     try:
         choice = choose(header, config)
         expected = expected_shapes(choice.config)
-        fit = compare(header.shapes, expected)
-        unused = sum(key not in expected for key in header.tensors) - len(fit.unexpected)
+        several = any(key.startswith(CONDITIONER) for key in expected)
+        named = {text_encoder_key(key, several): s for key, s in header.shapes.items()}
+        fit = compare(named, expected)
+        unused = sum(key not in expected for key in named) - len(fit.unexpected)
     except UsageError as error:
         problem = str(error)
     return Description(

@@ -13,6 +13,7 @@ import typer
 from ldm.checkpoints.families.choice import Choice, choose
 from ldm.checkpoints.locate import find_checkpoint, find_config
 from ldm.checkpoints.weights.header import Header, read_header
+from ldm.engine.fit import model_section
 from ldm.errors import ConfigError, JobError
 from ldm.jobs.job import Job
 from ldm.text.chunks import Chunked, Token, chunked
@@ -86,15 +87,12 @@ def text_encoder(choice: Choice, header: Header) -> tuple[Tokenizer, int]:
     Raises JobError for a model that reads no text, and CheckpointError where its vocabulary is not
     to be found.
     """
-    section: Any = choice.config.tree
-    for key in ("model", "params", "cond_stage_config"):
-        section = section.get(key) if isinstance(section, Mapping) else None
-    section = section if isinstance(section, Mapping) else {}
+    section = model_section(choice.config, "cond_stage_config")
     name = str(section.get("target")).rpartition(".")[2]
     params = section.get("params") or {}
     if name == "FrozenCLIPEmbedder":
         return clip_tokenizer(), _length(params, "max_length")
-    if name == "FrozenOpenCLIPEmbedder":
+    if name.startswith("FrozenOpenCLIPEmbedder"):
         return open_clip_tokenizer(), _length(params, "max_length")
     if name == "BERTEmbedder" and params.get("use_tokenizer", True):
         vocabulary = find_vocabulary(header.path.parent, params.get("bert_vocab"))

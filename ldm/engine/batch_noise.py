@@ -37,6 +37,7 @@ class Draws(Noise):
         self.code: Tensor | None = None
         self.first: Tensor | None = None
         self.mixed: ImageNoise | None = None
+        self.steps = 0  # tensors drawn from numpy after the start
         if batch.variation_seed is not None:
             self.mixed = ImageNoise(batch.variation_seeds(), rng, device)
         self.source: ImageNoise | StreamNoise
@@ -65,8 +66,7 @@ class Draws(Noise):
         """The noise to start from [rows,C,h,w]: the fixed code, numpy's, or else a draw."""
         shape = (rows, *self.shape)
         if self.batch.rng == "numpy":
-            numbers = np.random.RandomState((self.batch.seed or 0) & 0xFFFFFFFF).randn(*shape)
-            return torch.from_numpy(numbers.astype(np.float32)).to(self.device)
+            return self._numpy(0, shape)
         noise = self.draw(shape) if self.code is None else self.code[: shape[0]]
         if self.batch.ensd:  # the steps draw from other seeds: the web UI's modules/rng.py
             seeds = [(seed + self.batch.ensd) % (MAX_SEED + 1) for seed in self.batch.image_seeds()]
@@ -77,7 +77,17 @@ class Draws(Noise):
 
     def draw(self, shape: tuple[int, ...]) -> Tensor:
         """The next tensor."""
-        return self.source.draw((self.rows, *shape[1:]))[: shape[0]]
+        drawn = self.source.draw((self.rows, *shape[1:]))[: shape[0]]
+        if self.batch.rng == "numpy" and self.batch.schedule_compat == "sgm":
+            self.steps += 1
+            return self._numpy(self.steps, shape)
+        return drawn
+
+    def _numpy(self, number: int, shape: tuple[int, ...]) -> Tensor:
+        """A tensor from a generator of its own, as generative-models' demo of SDXL-Turbo drew."""
+        seed = ((self.batch.seed or 0) + number) & 0xFFFFFFFF
+        numbers = np.random.RandomState(seed).randn(*shape)
+        return torch.from_numpy(numbers.astype(np.float32)).to(self.device)
 
     def skip(self, draws: int, shape: tuple[int, ...]) -> None:
         """Pass over tensors."""

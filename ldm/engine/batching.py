@@ -110,8 +110,8 @@ def fit(one: Part, other: Part) -> bool:
     alone = (a.mask, b.mask, a.noised, b.noised, a.tile, b.tile)
     if any(part is not None for part in alone):
         return False
-    same = a.sampler is b.sampler and a.options == b.options and a.init_sigma == b.init_sigma
-    extra = [(p.rescale, p.zero_snr, p.noise_scale) for p in (a, b)]
+    same = a.sampler == b.sampler and a.options == b.options and a.init_sigma == b.init_sigma
+    extra = [(p.rescale, p.zero_snr, p.noise_scale, p.snaps) for p in (a, b)]
     return (
         same
         and extra[0] == extra[1]

@@ -14,6 +14,7 @@ from ldm.checkpoints.locate import (
     able_models,
     header_of,
 )
+from ldm.checkpoints.sgm import as_older, input_keys, text_encoders
 from ldm.checkpoints.weights.depth_keys import is_depth_model
 from ldm.checkpoints.weights.header import Header
 from ldm.checkpoints.weights.vae_keys import FIRST_STAGE, autoencoder_keys, autoencoder_sources
@@ -22,6 +23,7 @@ from ldm.jobs.fields import IMAGE_TASKS, PARTIAL
 from ldm.jobs.hires import hires_size
 from ldm.jobs.job import Job
 from ldm.models.inventory import expected_shapes
+from ldm.text.schedule import split_and
 
 
 def check_task(task: str, choice: Choice) -> None:
@@ -33,6 +35,10 @@ def check_task(task: str, choice: Choice) -> None:
         raise JobError(
             f"{family.title} is a model for {family.task}, not for {task}; "
             f"use another --model{able_models(task)}"
+        )
+    if task == "txt2img" and "aesthetic_score" in input_keys(choice.config):
+        raise JobError(
+            "SDXL's refiner only refines an image; use ldm img2img, or the base as --model"
         )
 
 
@@ -85,10 +91,36 @@ def check_parts(job: Job, choice: Choice) -> None:
                 "this model has no depth network: give a depth map with --depth, "
                 "or a network to estimate it with --depth-model"
             )
+    _check_conditions(job, choice)
     if job.vae is not None:
         check_autoencoder(job.vae, choice.config)
     if job.depth_model is not None:
         check_depth_model(job.depth_model)
+
+
+def _check_conditions(job: Job, choice: Choice) -> None:
+    """Raise JobError for a condition that the model does not take."""
+    keys = input_keys(choice.config)
+    wanted = {
+        "--original-size": (job.original_size, "original_size_as_tuple"),
+        "--crop": (job.crop, "crop_coords_top_left"),
+        "--target-size": (job.target_size, "target_size_as_tuple"),
+        "--aesthetic-score": (job.aesthetic_score, "aesthetic_score"),
+        "--negative-aesthetic-score": (job.negative_aesthetic_score, "aesthetic_score"),
+    }
+    for flag, (value, key) in wanted.items():
+        if value is not None and key not in keys:
+            kind = "the refiner of SDXL" if key == "aesthetic_score" else "SDXL"
+            raise JobError(f"{flag} is for {kind}, and this model does not take it; omit it")
+    second = {"--prompt-2": job.prompt_2, "--negative-2": job.negative_2}
+    encoders = len(text_encoders(model_section(choice.config)))
+    for flag, text in second.items():
+        if text is not None and encoders < 2:
+            raise JobError(f"{flag}: this model has no second text encoder; omit it")
+        if text is not None and len(split_and(text, job.prompt_syntax)) > 1:
+            raise JobError(f"{flag} cannot contain AND; write it in --prompt")
+    if job.unconditional == "zeros" and not keys:
+        raise JobError("--unconditional zeros is for SDXL; omit it")
 
 
 def check_autoencoder(name: str, config: Config) -> None:
@@ -186,6 +218,7 @@ def model_section(config: Config, *keys: str) -> dict[str, Any]:
     tree: Any = config.tree
     for key in ("model", "params", *keys):
         tree = tree.get(key) if isinstance(tree, dict) else None
+        tree = as_older(tree) if key == "params" and isinstance(tree, dict) else tree
     return tree if isinstance(tree, dict) else {}
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from ldm.jobs.conditions import numbers_of
 from ldm.jobs.fields import CFG_PP_SAMPLERS
 from ldm.jobs.job import Job
+from ldm.models.conditioner import Extras
 from ldm.models.conditioning import Conditioning
 from ldm.models.encoding import Memory, PromptEncoding
 from ldm.models.model import Model
@@ -60,10 +62,12 @@ def guides_of(
     *,
     steps: int,
     before: int = 0,
+    size: tuple[int, int] = (0, 0),
 ) -> tuple[tuple[Guide, ...], list[Read]]:
     """The guides of a resolved batch over so many `steps`, each a call of the denoiser.
 
-    `before` are the steps of an earlier pass (see `ldm.text.schedule`).
+    `before` are the steps of an earlier pass (see `ldm.text.schedule`), `size` is the generated
+    image's, (width, height).
     """
     assert job.scale is not None
     encoding = PromptEncoding(job.prompt_syntax, job.clip_skip)
@@ -81,25 +85,33 @@ def guides_of(
     lines = [[timeline(parts[i].text) for parts in rows] for i in range(most)]
     both = job.scale != 1 or not plain or job.sampler in CFG_PP_SAMPLERS
     negative = timeline(job.negative) if both else []
-    ends = {x.until for line in [*(x for part in lines for x in part), negative] for x in line}
+    second = [] if job.prompt_2 is None else timeline(job.prompt_2)
+    second_negative = [] if job.negative_2 is None or not negative else timeline(job.negative_2)
+    every = [*(line for part in lines for line in part), negative, second, second_negative]
+    numbers, negative_numbers = numbers_of(job, size)
     found: list[Guide] = []
     last: object = None
     read: dict[Read, None] = {}
-    for end in sorted(ends):
+    for end in sorted({x.until for line in every for x in line}):
         texts = [[_at(line, end) for line in part] for part in lines]
-        negatives = [_at(negative, end)] * len(rows) if negative else []
-        if last == (texts, negatives):
+        negatives, seconds, against = (
+            tuple([_at(line, end)] * len(rows)) if line else ()
+            for line in (negative, second, second_negative)
+        )
+        if last == (texts, negatives, seconds, against):
             found[-1] = replace(found[-1], until=end)
             continue
-        last = (texts, negatives)
+        last = (texts, negatives, seconds, against)
         conds = []
+        extras = Extras(seconds, against or negatives, numbers)
         for part in texts:
-            cond, tails = model.condition(part, encoding, negatives, memory)
+            cond, tails = model.condition(part, encoding, negatives, memory, extras)
             read |= {Read("prompt", *pair): None for pair in zip(part, tails, strict=True)}
             conds.append(cond)
         uncond = None
         if negatives:
-            uncond, tails = model.condition(negatives, encoding, texts[0], memory)
+            extras = Extras(against, seconds, negative_numbers, zeros=job.unconditional == "zeros")
+            uncond, tails = model.condition(negatives, encoding, texts[0], memory, extras)
             read[Read("negative prompt", negatives[0], tails[0])] = None
         found.append(Guide(end, tuple(conds), weights, uncond))
     return tuple(found), list(read)

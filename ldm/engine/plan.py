@@ -20,7 +20,9 @@ from ldm.checkpoints.locate import (
     find_checkpoint,
     find_config,
 )
+from ldm.checkpoints.sgm import is_sgm, zeros_for_no_text
 from ldm.checkpoints.weights.header import Header
+from ldm.engine.advice import notes_about
 from ldm.engine.fit import (
     check_components,
     check_model,
@@ -33,7 +35,7 @@ from ldm.engine.fit import (
 )
 from ldm.engine.same_noise import same_noise
 from ldm.errors import CheckpointError, JobError
-from ldm.jobs.fields import IMAGE_TASKS, PROMPTED
+from ldm.jobs.fields import CONDITIONED, IMAGE_TASKS, PROMPTED
 from ldm.jobs.files import read_text
 from ldm.jobs.imagenet import CLASSES, class_number
 from ldm.jobs.job import Defaults, Job
@@ -98,7 +100,7 @@ def make_plan(given: Mapping[str, Any], *, script: bool = False) -> Plan:
     check_components(plan.job, header, choice)
     check_parts(plan.job, choice)
     job, size_notes = with_sizes(plan.job, choice)
-    found_notes = (*size_notes, *noise_notes(job), *same_noise(job))
+    found_notes = (*size_notes, *noise_notes(job), *notes_about(job, choice), *same_noise(job))
     plan = replace(plan, job=job, notes=(*plan.notes, *found_notes))
     ignored = [flag for name, flag in _TEXTS.items() if getattr(asked, name)]
     if ignored and _is_textless(choice) and asked.task in PROMPTED:
@@ -124,6 +126,8 @@ _TEXTS = {
     "prompt": "--prompt",
     "prompts": "--from-file",
     "negative": "--negative",
+    "prompt_2": "--prompt-2",
+    "negative_2": "--negative-2",
     "scale": "--scale",
 }
 
@@ -166,14 +170,20 @@ def script_defaults(task: str, choice: Choice) -> Mapping[str, Any]:
 
 def _is_v2(choice: Choice) -> bool:
     """Version 2 has the text encoder of OpenCLIP, whatever its size."""
-    return "OpenCLIP" in str(model_section(choice.config, "cond_stage_config").get("target", ""))
+    return not is_sgm(choice.config) and "OpenCLIP" in str(
+        model_section(choice.config, "cond_stage_config").get("target", "")
+    )
 
 
 def _for_task(defaults: Defaults, asked: Job, choice: Choice) -> Defaults:
     """A family's defaults, with those of the originals' script for the task."""
     task = asked.task
+    if task in CONDITIONED and is_sgm(choice.config):
+        zeros = zeros_for_no_text(choice.config)
+        defaults = replace(defaults, unconditional="zeros" if zeros else "encoded")
     if task == "img2img":
-        return replace(defaults, strength=0.8 if _is_v2(choice) else 0.75)
+        usual = defaults.strength if is_sgm(choice.config) else 0.75
+        return replace(defaults, strength=0.8 if _is_v2(choice) else usual)
     if task == "sample" and not asked.classes:
         return replace(defaults, eta=1.0)
     if task == "variations":  # the demo put noise on a mixture, and none on an image alone

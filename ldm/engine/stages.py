@@ -30,7 +30,7 @@ from ldm.models.encoding import Memory
 from ldm.models.model import Model
 from ldm.nn.attention import attention_backend
 from ldm.nn.rows import image_by_image
-from ldm.sampling.denoiser import DenoiseFn
+from ldm.sampling.denoiser import DenoiseFn, snapped
 from ldm.sampling.guidance import Calls, Unguided, held, in_turn
 from ldm.sampling.noise import ScaledNoise
 from ldm.sampling.samplers import final_latent, masked
@@ -83,7 +83,7 @@ class Stages:
         first = None if draws.first is None else draws.first[: batch.n_samples]
         given = Given(self.model, sources, first, tiling, self.memory, start)
         model = self.model
-        named = (model.cond_stage_model, model.first_stage_model, getattr(model, "embedder", None))
+        named = (model.text_conditioner, model.first_stage_model, getattr(model, "embedder", None))
         precise = nn.ModuleList(part for part in named if part is not None)
         return self._run(
             ENCODERS, precise, lambda: TASKS[batch.task](batch, given), Problem.numbers, report
@@ -189,6 +189,8 @@ class Stages:
         """
 
         denoisers = [self._guided(guide, problem, x, unguided) for guide in problem.guides]
+        if problem.snaps:
+            denoisers = [snapped(denoise, self.model.schedule) for denoise in denoisers]
         if len(denoisers) == 1:
             return denoisers[0]
         ends = [guide.until for guide in problem.guides]

@@ -36,7 +36,8 @@ class Problem:
     `init` (a clean latent [B,C,h,w]) the start is that with noise of the level `init_sigma`, else
     noise alone; with `mask` ([1,1,h,w], 1 is free) the rest is held to `init`. Where `noised`
     ([1,1,h,w]) is 1, the first noise of each row stands in place of `init`. `tile` is the side
-    of the tiles to denoise in, in latent positions. `depth` [1,H,W] is what was estimated.
+    of the tiles to denoise in, in latent positions. `snaps` takes the nearest noise level of the
+    model's for every other. `depth` [1,H,W] is what was estimated.
     `warnings` name the words that the model cannot take in. `rescale` and `zero_snr` are as in
     `Model.denoiser`; `noise_scale` multiplies the noise of the sampler.
     """
@@ -51,6 +52,7 @@ class Problem:
     mask: Tensor | None = None
     noised: Tensor | None = None
     tile: int | None = None
+    snaps: bool = False
     depth: Tensor | None = None
     warnings: tuple[str, ...] = ()
     rescale: float = 0.0
@@ -239,12 +241,19 @@ def _guided(job: Job, given: Given) -> Problem:
     start = given.start
     steps, before = (job.steps, 0) if start is None else (start.steps, start.before)
     guides, read = guides_of(
-        job, model, memory, steps=sampler.calls * steps, before=sampler.calls * before
+        job,
+        model,
+        memory,
+        steps=sampler.calls * steps,
+        before=sampler.calls * before,
+        size=given.sources.canvas,
     )
     warnings = _losses(read, PromptEncoding(job.prompt_syntax, job.clip_skip), model)
     schedule = _schedule(job, model, sampler)
-    compat: Compat = "ldm" if job.schedule_compat == "ldm" else "exact"
-    sigmas = make_grid(job.grid or sampler.grid, schedule, job.steps, compat)
+    compat, grid = _compat(job), sampler.grid
+    if compat == "sgm":  # whose samplers all start so, on this grid by default
+        sampler, grid = replace(sampler, start="vp"), "sgm_uniform"
+    sigmas = make_grid(job.grid or grid, schedule, job.steps, compat)
     warnings += _other_count(job.steps, len(sigmas) - 1)
     return Problem(
         guides=guides,
@@ -252,6 +261,7 @@ def _guided(job: Job, given: Given) -> Problem:
         sampler=sampler,
         sigmas=sigmas,
         options=_options(job, sampler, schedule),
+        snaps=compat == "sgm",
         warnings=tuple(warnings),
         rescale=job.guidance_rescale,
         zero_snr=job.zero_snr,
@@ -279,6 +289,11 @@ def _options(job: Job, sampler: Sampler, schedule: NoiseSchedule) -> dict[str, A
     return {k: v for k, v in known.items() if k in sampler.options and v is not None}
 
 
+def _compat(job: Job) -> Compat:
+    kinds: Mapping[str, Compat] = {"ldm": "ldm", "sgm": "sgm"}
+    return kinds.get(job.schedule_compat, "exact")
+
+
 def _from(problem: Problem, job: Job, init: Tensor, most: int | None = None) -> Problem:
     """The problem begun from an image: only the last share of its steps, `strength`, at most
     `most` of them.
@@ -286,11 +301,14 @@ def _from(problem: Problem, job: Job, init: Tensor, most: int | None = None) -> 
     At `exact` the image has noise of the level that the first of these steps begins at. The
     originals took that of the step before (stochastic_encode and decode, ddim.py), a little more
     than they then took away, and some where no step was left. Without strength there is none.
+    generative-models kept a share of the levels, of which there is one more than steps.
     """
     assert job.strength is not None
     total = len(problem.sigmas) - 1
     as_then = job.schedule_compat == "ldm"
     count = int(job.strength * (job.steps or 0)) if as_then else int(job.strength * total + 1e-6)
+    if job.schedule_compat == "sgm":
+        count = max(int(job.strength * (total + 1)), 1) - 1
     first = total - min(count, total if most is None else most)
     level = max(first - 1, 0) if as_then and problem.sampler.start == "vp" else first
     nothing = first == total and (level == first or not job.strength)
@@ -387,7 +405,8 @@ def _losses(read: Sequence[Read], encoding: PromptEncoding, model: Model) -> lis
                 f"the {one.what} is too long for the model; cut off at the end: {one.cut!r}"
             )
         text = encoding.bare(one.text)
-        unknown = model.cond_stage_model.unknown_words(text) if model.cond_stage_model else []
+        embedder = model.text_conditioner
+        unknown = [] if embedder is None else embedder.unknown_words(text)
         if unknown:
             words = ", ".join(repr(word) for word in unknown)
             warnings.append(

@@ -30,24 +30,26 @@ class Placement:
 
     The part `crop` of the source is scaled to the part `area` of the canvas; the rest of the canvas
     repeats the edge of that area. An image, its mask and its depth map share one placement, so that
-    they stay aligned.
+    they stay aligned. Images are scaled `bicubic` or else with LANCZOS.
     """
 
     source: Size
     canvas: Size
     crop: Box
     area: Box
+    bicubic: bool = False
 
     def apply(self, array: Array) -> Array:
         """The canvas [h,w,...] of a source array [H,W,...].
 
-        Images (uint8 [H,W,3]) are scaled with LANCZOS, planes [H,W] by area, or by nearest
-        neighbour when enlarged, so that a plane stays within its range of values.
+        Planes [H,W] are scaled by area, or by nearest neighbour when enlarged, so that a plane
+        stays within its range of values.
         """
         if array.shape[:2] != self.source[::-1]:
             raise ValueError(f"an array of {array.shape} does not have the size {self.source}")
         left, top, right, bottom = self.area
-        scaled = _scaled(_cut(array, self.crop), (right - left, bottom - top))
+        size = (right - left, bottom - top)
+        scaled = _scaled(_cut(array, self.crop), size, bicubic=self.bicubic)
         width, height = self.canvas
         sides = [(top, height - bottom), (left, width - right)]
         return np.pad(scaled, sides + [(0, 0)] * (array.ndim - 2), mode="edge")
@@ -79,7 +81,7 @@ def _cut(array: Array, box: Box) -> Array:
     return array[top:bottom, left:right]
 
 
-def _scaled(array: Array, size: Size) -> Array:
+def _scaled(array: Array, size: Size, *, bicubic: bool = False) -> Array:
     """An array [H,W,...] scaled to a size; a plain copy if it has that size already."""
     if array.shape[:2] == size[::-1]:
         return array.copy()
@@ -87,7 +89,8 @@ def _scaled(array: Array, size: Size) -> Array:
 
     if array.ndim == 3:
         image = Image.fromarray(np.ascontiguousarray(array))
-        return np.asarray(image.resize(size, Image.Resampling.LANCZOS))
+        kernel = Image.Resampling.BICUBIC if bicubic else Image.Resampling.LANCZOS
+        return np.asarray(image.resize(size, kernel))
     plane = Image.fromarray(np.ascontiguousarray(array, np.float32))
     scaled = np.asarray(plane.resize(size, Image.Resampling.BOX))
     # Sums of weights round; clipping makes sure that a full mask stays exactly 1.
@@ -150,18 +153,19 @@ def pad_to_multiple(source: Size, multiple: int, least: int = 0) -> Placement:
     return Placement(source, (width, height), _whole(source), _whole(source))
 
 
-def floor_resize(source: Size, multiple: int) -> Placement:
+def floor_resize(source: Size, multiple: int, *, bicubic: bool = False) -> Placement:
     """Place an image with each side rounded down to a multiple of `multiple`.
 
-    As in the originals' scripts/img2img.py, with 32 for v1 and 64 for v2. Raises ImageError for a
-    side below `multiple`.
+    As in the originals' scripts/img2img.py, with 32 for v1 and 64 for v2; generative-models' demo
+    is `bicubic`. Raises ImageError for a side below `multiple`.
     """
     width, height = (side // multiple * multiple for side in source)
     if not width or not height:
         raise ImageError(
             f"the image is {_by(source)}, but needs at least {multiple} pixels per side; enlarge it"
         )
-    return Placement(source, (width, height), _whole(source), (0, 0, width, height))
+    area = (0, 0, width, height)
+    return Placement(source, (width, height), _whole(source), area, bicubic=bicubic)
 
 
 def hard_mask(mask: Plane) -> Plane:

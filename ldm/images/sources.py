@@ -215,7 +215,8 @@ def _placed(
     """Fit the image to the requested size, then to a canvas that suits the model."""
     source = (rgb.shape[1], rgb.shape[0])
     if job.fit in FLOORS:
-        floor = floor_resize(source, math.lcm(multiple, int(job.fit[-2:])))
+        multiple = math.lcm(multiple, int(job.fit[-2:]))
+        floor = floor_resize(source, multiple, bicubic=job.schedule_compat == "sgm")
         wanted, canvas = floor, pad_to_multiple(floor.canvas, 1)
     else:
         wanted = fit(source, wanted_size(job, source), _fit(job))

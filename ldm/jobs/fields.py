@@ -71,8 +71,8 @@ CFG_PP_SAMPLERS = ("euler_cfg_pp", "euler_ancestral_cfg_pp", "dpmpp_2m_cfg_pp")
 OWN_STEPS = ("dpm_fast", "dpm_adaptive", "restart")
 GRID_NAMES = (
     "ddim", "quad", "dpm_solver", "default", "karras", "exponential", "polyexponential", "simple",
-    "sgm_uniform", "ddim_uniform", "linspace", "leading", "trailing", "beta", "beta_sigmas",
-    "lcm", "tcd", "kl_optimal", "ays", "ays_sdxl", "linear_quadratic",
+    "sgm_uniform", "turbo", "ddim_uniform", "linspace", "leading", "trailing", "beta",
+    "beta_sigmas", "lcm", "tcd", "kl_optimal", "ays", "ays_sdxl", "linear_quadratic",
 )  # fmt: skip
 PRECISIONS = ("auto", "full", "fp16", "bf16", "int8", "autocast")
 ATTENTIONS = ("auto", "sdpa", "xformers", "sliced", "math")
@@ -85,6 +85,7 @@ TASK_NAMES = (
 )  # fmt: skip
 # The tasks that take a prompt, an input image, a strength.
 PROMPTED = ("txt2img", "img2img", "inpaint", "depth2img", "upscale", "variations")
+CONDITIONED = ("txt2img", "img2img", "inpaint")  # those of SDXL
 IMAGE_TASKS = ("img2img", "inpaint", "depth2img", "upscale")
 PARTIAL = ("img2img", "inpaint", "depth2img")
 INPAINT_AREAS = ("whole", "masked")
@@ -114,6 +115,60 @@ class Fields:
         help="Negative prompt: what the image should not show.",
         metavar="TEXT",
         tasks=PROMPTED,
+    )
+    prompt_2: str | None = option(
+        None,
+        "--prompt-2",
+        help="Prompt for the second text encoder of SDXL [--prompt].",
+        metavar="TEXT",
+        tasks=CONDITIONED,
+    )
+    negative_2: str | None = option(
+        None,
+        "--negative-2",
+        help="Negative prompt for the second text encoder of SDXL [--negative].",
+        metavar="TEXT",
+        tasks=CONDITIONED,
+    )
+    unconditional: str | None = option(
+        None,
+        "--unconditional",
+        help="What stands for an empty negative prompt: the encoded text, or zeros [the model's].",
+        choices=("encoded", "zeros"),
+        tasks=CONDITIONED,
+    )
+    original_size: str | None = option(
+        None,
+        "--original-size",
+        help="SDXL: size of the image before scaling; a small one blurs [the image's].",
+        metavar="WxH",
+        tasks=CONDITIONED,
+    )
+    crop: str | None = option(
+        None,
+        "--crop",
+        help="SDXL: where the image was cropped; above 0 cuts off its subject [0,0].",
+        metavar="LEFT,TOP",
+        tasks=CONDITIONED,
+    )
+    target_size: str | None = option(
+        None,
+        "--target-size",
+        help="SDXL: size of the cropped image [the image's].",
+        metavar="WxH",
+        tasks=CONDITIONED,
+    )
+    aesthetic_score: float | None = option(
+        None,
+        "--aesthetic-score",
+        help="SDXL refiner: how pleasing the image is to be, 0 to 10 [6].",
+        tasks=CONDITIONED,
+    )
+    negative_aesthetic_score: float | None = option(
+        None,
+        "--negative-aesthetic-score",
+        help="SDXL refiner: the score to avoid, 0 to 10 [2.5].",
+        tasks=CONDITIONED,
     )
     prompt_syntax: str = option(
         "a1111",
@@ -321,8 +376,9 @@ class Fields:
     schedule_compat: str = option(
         "exact",
         "--schedule-compat",
-        help="exact: the given number of steps; ldm: as the 2022 scripts (30 runs 31).",
-        choices=("exact", "ldm"),
+        help="exact: the given number of steps; ldm: as the 2022 scripts (30 runs 31); "
+        "sgm: levels, start and strength as in generative-models.",
+        choices=("exact", "ldm", "sgm"),
     )
     eta: float | None = option(
         None,

@@ -15,6 +15,7 @@ from functools import cache
 from typing import Any, get_type_hints
 
 from ldm.errors import JobError
+from ldm.jobs.conditions import check_conditions
 from ldm.jobs.fields import ETA_SAMPLERS, IMAGE_TASKS, MAX_STEPS, PARTIAL, SAMPLER_NAMES, Fields
 from ldm.jobs.hires import STRENGTH, UPSCALER, check_hires, parse_hires, parse_size
 from ldm.jobs.inpainting import PADDING, check_inpainting
@@ -41,6 +42,7 @@ class Defaults:
     eta: float | None = None
     strength: float = 0.75
     noise_level: int = 0
+    unconditional: str | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class Job(Fields):
             raise JobError(f"--eta must be 0 to 1, not {self.eta:g}")
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             raise JobError(f"--device must be auto, cpu, cuda, cuda:N or mps, not {self.device!r}")
-        for text in (self.prompt or "", *self.prompts, self.negative):
+        second = (self.prompt_2 or "", self.negative_2 or "")
+        for text in (self.prompt or "", *self.prompts, self.negative, *second):
             if not text.isascii() and text.encode(errors="ignore").decode() != text:
                 raise JobError(f"a prompt must be UTF-8 text, not {text!r}")
             if len(text) > LONGEST_PROMPT:
@@ -75,6 +78,7 @@ class Job(Fields):
                     f"a prompt may have at most {LONGEST_PROMPT} characters: {text[:40]!r}..."
                 )
             check_adapters(text, self.prompt_syntax)
+        check_conditions(self)
         self._validate_images()
         check_noise(self)
         self._validate_seeds()
@@ -179,6 +183,8 @@ class Job(Fields):
             "steps": defaults.steps,
             "sampler": defaults.sampler,
         }
+        if not (self.negative or self.negative_2):
+            family["unconditional"] = defaults.unconditional
         sampler = SAMPLER_NAMES[self.sampler or defaults.sampler]
         if sampler in ETA_SAMPLERS:
             family["eta"] = defaults.eta

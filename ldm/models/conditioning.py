@@ -95,7 +95,8 @@ class FrozenCLIPEmbedder(nn.Module):
     size than ViT-L/14. With `kept_tokens` (ours) the embedding table has rows only for the ids
     listed, ascending, in the buffer of that name; any other id becomes the end token's row. With
     `pooled` (ours) the last place's state is handed to the network as a vector, too, as SDXL does:
-    it then scales every block, which a network of few attentions learns from far sooner.
+    it then scales every block, which a network of few attentions learns from far sooner. With
+    `layer` "hidden" the states are those after layer `layer_idx`, without the norm, as SDXL's.
     """
 
     kept_tokens: Tensor | None
@@ -107,6 +108,8 @@ class FrozenCLIPEmbedder(nn.Module):
         text_config: Mapping[str, Any] | None = None,
         kept_tokens: bool = False,
         pooled: bool = False,
+        layer: str = "last",
+        layer_idx: int | None = None,
     ) -> None:
         super().__init__()
         if text_config is None and "clip-vit-large-patch14" not in version:
@@ -122,8 +125,14 @@ class FrozenCLIPEmbedder(nn.Module):
                 f"text_config.vocab_size {config.vocab_size} is under the {END + 1} tokens of "
                 "CLIP: set kept_tokens to true"
             )
+        if layer not in ("last", "hidden") or (layer == "hidden") != (layer_idx is not None):
+            raise ConfigError(f"layer {layer!r} must be last, or hidden with a layer_idx")
+        layers = config.num_hidden_layers
+        if layer_idx is not None and not 1 <= layer_idx <= layers:
+            raise ConfigError(f"layer_idx must be 1 to {layers}, not {layer_idx}")
         self.max_length = max_length
         self.pooled = pooled
+        self.layer_idx = layer_idx
         self.transformer = CLIPTextTransformer(config)
         rows = torch.zeros(config.vocab_size, dtype=torch.long) if kept_tokens else None
         self.register_buffer("kept_tokens", rows)
@@ -145,8 +154,8 @@ class FrozenCLIPEmbedder(nn.Module):
     def hidden(self, rows: Sequence[Sequence[int]], clip_skip: int | None = None) -> Tensor:
         """Token ids [N][L] -> hidden states [N,L,D] of a layer, after the final norm.
 
-        `clip_skip` counts layers from the last, which is 1 and the default. Raises JobError for
-        more than there are.
+        `clip_skip` counts layers from the last, which is 1. Raises JobError for more than there
+        are.
         """
         text_model = self.transformer.text_model
         check_clip_skip(clip_skip, len(text_model.encoder.layers))
@@ -157,8 +166,17 @@ class FrozenCLIPEmbedder(nn.Module):
             row = row.clamp(max=end)
             ids = torch.where(self.kept_tokens[row] == ids, row, end)
         states = self.transformer.hidden_states(ids)
+        if self.layer_idx is not None:
+            return states[self.layer_idx if clip_skip is None else -clip_skip]
         hidden: Tensor = text_model.final_layer_norm(states[-(clip_skip or 1)])
         return hidden
+
+    def read(
+        self, rows: Sequence[Sequence[int]], clip_skip: int | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `hidden`, with the pooled states [N,D] if the network takes them."""
+        hidden = self.hidden(rows, clip_skip)
+        return hidden, pooled_state(self, hidden)
 
     def unknown_words(self, text: str) -> list[str]:
         """The words of a text that a cut vocabulary does not have; [] for a whole one."""
@@ -178,9 +196,11 @@ def pooled_state(embedder: nn.Module, hidden: Tensor) -> Tensor | None:
 
 
 class FrozenOpenCLIPEmbedder(nn.Module):
-    """The text conditioner of v2: OpenCLIP's last or last but one layer, then the final norm.
+    """The text conditioner of v2 and SDXL: OpenCLIP's last or last but one layer.
 
-    `model_config` (ours: field names of an open_clip model config) gives another size than `arch`.
+    `normed` puts the final norm after it, as v2 does; `pooled` hands the pooled state to the
+    network as well, as SDXL does. `model_config` (ours: field names of an open_clip model config)
+    gives another size than `arch`.
     """
 
     def __init__(
@@ -189,10 +209,14 @@ class FrozenOpenCLIPEmbedder(nn.Module):
         max_length: int = 77,
         layer: str = "last",
         model_config: Mapping[str, Any] | None = None,
+        normed: bool = True,
+        pooled: bool = False,
     ) -> None:
         super().__init__()
         if layer not in ("last", "penultimate"):
             raise ConfigError(f"layer {layer!r} must be last or penultimate")
+        if normed and pooled:
+            raise ConfigError("always_return_pooled goes with legacy: false")
         config = open_clip_config(arch, model_config)
         if max_length > config.text.context_length:
             raise ConfigError(
@@ -205,6 +229,7 @@ class FrozenOpenCLIPEmbedder(nn.Module):
             )
         self.max_length = max_length
         self.layer = layer
+        self.normed, self.pooled = normed, pooled
         self.model = OpenCLIP(config, text_layers=True, vision=False)
 
     @property
@@ -222,15 +247,24 @@ class FrozenOpenCLIPEmbedder(nn.Module):
         return self.hidden(rows), cut
 
     def hidden(self, rows: Sequence[Sequence[int]], clip_skip: int | None = None) -> Tensor:
-        """Token ids [N][L] -> hidden states [N,L,width] of a layer, after the final norm.
+        """Token ids [N][L] -> hidden states [N,L,width] of a layer.
 
         `clip_skip` counts layers from the last, which is 1; the default is what `layer` names.
         Raises JobError for more than there are.
         """
+        return self.read(rows, clip_skip)[0]
+
+    def read(
+        self, rows: Sequence[Sequence[int]], clip_skip: int | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `hidden`, with the pooled states [N,embed_dim] if the network takes them."""
         check_clip_skip(clip_skip, len(self.model.transformer.resblocks))
         ids = torch.tensor(rows, device=self.model.ln_final.weight.device)
         skipped = int(self.layer == "penultimate") if clip_skip is None else clip_skip - 1
-        return self.model.encode_text(ids, skip_last=skipped)
+        if self.normed:
+            return self.model.encode_text(ids, skip_last=skipped), None
+        hidden, pooled = self.model.encode_pooled(ids, skip_last=skipped)
+        return hidden, pooled if self.pooled else None
 
     def unknown_words(self, text: str) -> list[str]:
         """Always []: the vocabulary is whole."""
@@ -301,6 +335,12 @@ class BERTEmbedder(nn.Module):
             raise JobError("--clip-skip: this model's text encoder is not CLIP; omit it")
         out: Tensor = self(torch.tensor(rows, device=self.transformer.norm.weight.device))
         return out
+
+    def read(
+        self, rows: Sequence[Sequence[int]], clip_skip: int | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `hidden`; there is no pooled state."""
+        return self.hidden(rows, clip_skip), None
 
     def forward(self, ids: Tensor) -> Tensor:
         """Token ids [B, max_length at most] -> hidden states [B, L, n_embed]."""

@@ -18,7 +18,6 @@ from ldm.models.conditioning import (
     BERTEmbedder,
     FrozenCLIPEmbedder,
     FrozenOpenCLIPEmbedder,
-    pooled_state,
 )
 from ldm.text.chunks import Chunked, Token, chunked, rows
 from ldm.text.comfy import parse_comfy
@@ -48,8 +47,10 @@ PLAIN = PromptEncoding()
 _LEAST_RATIO = 0.01
 
 
-Key = tuple[str, int, PromptEncoding, torch.dtype]
+Key = tuple[int, str, int, PromptEncoding, torch.dtype]
 Encoded = tuple[Tensor, Tensor | None]
+Lengths = tuple[list[int], list[int]]
+"""The number of chunks of each prompt, and of each on the other side of the guidance."""
 
 
 class Memory:
@@ -70,15 +71,29 @@ class Memory:
         return encoded
 
 
+def chunk_counts(
+    embedder: Reader, texts: Sequence[str], encoding: PromptEncoding, beside: Sequence[str] = ()
+) -> Lengths:
+    """How many chunks prompts have, and those `beside` them, by default the same."""
+    counts = [len(_chunked(embedder, text, encoding).chunks) for text in texts]
+    return counts, [len(_chunked(embedder, text, encoding).chunks) for text in beside] or counts
+
+
 def encode(
     embedder: Reader,
     texts: Sequence[str],
     encoding: PromptEncoding = PLAIN,
     beside: Sequence[str] = (),
     memory: Memory | None = None,
+    *,
+    place: int = 0,
+    least: Lengths | None = None,
 ) -> tuple[Tensor, Tensor | None, list[str]]:
     """Prompts -> hidden states [B,L,D], their pooled state [B,D] where the embedder hands one on,
     and for each what was cut off its end, or "".
+
+    An embedder beside others has a `place` among them, and its prompts get as many chunks as
+    `least` says, so that all embedders have one L.
 
     Each chunk is encoded on its own, and a prompt's chunks follow each other in L. With a `memory`
     a prompt is encoded once, alone, and what it came to is kept for the next time. With `beside`,
@@ -88,19 +103,18 @@ def encode(
     depend on its neighbours' prompts. The pooled state is that of the first chunk, unweighted.
     """
     found = [_chunked(embedder, text, encoding) for text in texts]
-    others = [_chunked(embedder, text, encoding) for text in beside] or found
-    counts = [max(len(a.chunks), len(b.chunks)) for a, b in zip(found, others, strict=True)]
+    own, other = least or chunk_counts(embedder, texts, encoding, beside)
+    counts = [max(pair) for pair in zip(own, other, strict=True)]
     lengths = counts
     if encoding.syntax == "comfy":  # which repeats both sides instead of filling one up
-        counts = [len(one.chunks) for one in found]
-        lengths = [*counts, *(len(one.chunks) for one in others)]
+        counts, lengths = own, [*own, *other]
     if memory is None:
         encoded = _encoded(embedder, found, counts, encoding)
     else:
         encoded, dtype = [], next(embedder.parameters()).dtype
         for text, one, count in zip(texts, found, counts, strict=True):
             make = partial(_encoded, embedder, [one], [count], encoding)
-            encoded += memory.recall((text, count, encoding, dtype), make)
+            encoded += memory.recall((place, text, count, encoding, dtype), make)
     common = math.lcm(*lengths)
     hidden = [states.repeat(common // n, 1) for (states, _), n in zip(encoded, counts, strict=True)]
     pooled = [vector for _, vector in encoded if vector is not None]
@@ -115,15 +129,18 @@ def _encoded(
     for one, count in zip(found, counts, strict=True):
         chunks += one.filled(count)
     ids, weights = rows(chunks, embedder.tokenizer, embedder.pad, embedder.max_length)
-    states = embedder.hidden(ids, encoding.clip_skip)
+    states, pooled = embedder.read(ids, encoding.clip_skip)
     factors = torch.tensor(weights, device=states.device)
     if encoding.syntax == "comfy":
         empty, _ = rows([[]], embedder.tokenizer, embedder.pad, embedder.max_length)
         hidden = interpolated(states, embedder.hidden(empty, encoding.clip_skip), factors)
     else:
         hidden = weighted(states, factors)
-    pairs = zip(torch.split(states, list(counts)), torch.split(hidden, list(counts)), strict=True)
-    return [(own.flatten(0, 1), pooled_state(embedder, plain[0])) for plain, own in pairs]
+    whole = [own.flatten(0, 1) for own in torch.split(hidden, list(counts))]
+    if pooled is None:
+        return [(own, None) for own in whole]
+    firsts = [own[0] for own in torch.split(pooled, list(counts))]
+    return list(zip(whole, firsts, strict=True))
 
 
 def weighted(hidden: Tensor, weights: Tensor) -> Tensor:

@@ -44,7 +44,8 @@ def shapes_of(config: Config) -> dict[str, tuple[int, ...]]:
 def packaged_yamls() -> list[Path]:
     """The YAMLs of models that come with the package."""
     configs = resource("configs")
-    yamls = [*configs.glob("stable-diffusion/*.yaml"), *configs.glob("latent-diffusion/*.yaml")]
+    folders = ("stable-diffusion", "sdxl", "latent-diffusion")
+    yamls = [path for folder in folders for path in configs.glob(f"{folder}/*.yaml")]
     yamls += resource("models").glob("*.yaml")
     return sorted(yamls)
 

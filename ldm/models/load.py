@@ -16,6 +16,7 @@ from ldm.checkpoints.families.family import Family
 from ldm.checkpoints.weights.files import Weights, open_weights
 from ldm.checkpoints.weights.header import Header, read_header
 from ldm.checkpoints.weights.keys import (
+    EMA,
     NETWORK,
     ZERO_SNR,
     Shapes,
@@ -25,6 +26,7 @@ from ldm.checkpoints.weights.keys import (
     is_positions,
     is_scheduled,
     listed,
+    text_encoder_key,
 )
 from ldm.checkpoints.weights.vae_keys import autoencoder_sources
 from ldm.errors import CheckpointError, ConfigError
@@ -89,7 +91,8 @@ def load_model(
     choice = _chosen(header, config, overrides, prediction)
     with outline():
         model = build(choice.config)
-    sources, files = key_sources(header, model.use_ema), components or {}
+    sources = key_sources(header, model.use_ema, several=model.conditioner is not None)
+    files = components or {}
     check_fit(header, choice.config, model, sources, files)
     if isinstance(model.cond_stage_model, BERTEmbedder):
         model.cond_stage_model.look_in(header.path.parent)
@@ -141,9 +144,12 @@ def _settle_prediction(model: Model, choice: Choice) -> Choice:
     return choice
 
 
-def key_sources(header: Header, use_ema: bool) -> dict[str, str]:
-    """Model's key -> file's key: the same, or with `use_ema` that of a complete EMA copy."""
-    sources = {key: key for key in header.tensors}
+def key_sources(header: Header, use_ema: bool, *, several: bool = False) -> dict[str, str]:
+    """Model's key -> file's key: the same, or with `use_ema` that of a complete EMA copy.
+
+    `several` says whether the model has a conditioner of several text encoders.
+    """
+    sources = {text_encoder_key(key, several): key for key in header.tensors}
     copies = ema_copies(header.tensors) if use_ema else {}
     network = [key for key in sources if key.startswith("model.")]
     if copies and len(copies) == len(network):
@@ -332,6 +338,6 @@ def _notes(header: Header, sources: Mapping[str, str]) -> tuple[str, ...]:
         )
     if header.dropped:
         notes.append(f"not made, though the file asks for them: {listed(header.dropped)}")
-    if any(key != source for key, source in sources.items()):
+    if any(source.startswith(EMA) and key != source for key, source in sources.items()):
         notes.append("the network's weights are the EMA copy, as the YAML's use_ema says")
     return tuple(notes)

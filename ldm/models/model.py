@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.errors import JobError
+from ldm.models.conditioner import NO_EXTRAS, Extras, GeneralConditioner
 from ldm.models.conditioning import (
     BERTEmbedder,
     ClassEmbedder,
@@ -84,6 +85,7 @@ class Model(nn.Module):
     model: DiffusionWrapper
     first_stage_model: Autoencoder
     cond_stage_model: TextEmbedder | None
+    conditioner: GeneralConditioner | None
     scale_factor: float | Tensor
     betas: Tensor
     # Of special families only.
@@ -97,7 +99,7 @@ class Model(nn.Module):
         *,
         network: UNetModel,
         autoencoder: Autoencoder,
-        conditioner: TextEmbedder | None,
+        conditioner: TextEmbedder | GeneralConditioner | None,
         schedule: NoiseSchedule,
         prediction: Prediction,
         scale_factor: float = 1.0,
@@ -111,7 +113,11 @@ class Model(nn.Module):
         super().__init__()
         self.model = DiffusionWrapper(network)
         self.first_stage_model = autoencoder
-        self.cond_stage_model = conditioner
+        self.conditioner, self.cond_stage_model = None, None
+        if isinstance(conditioner, GeneralConditioner):
+            self.conditioner = conditioner
+        else:
+            self.cond_stage_model = conditioner
         for name, part in (parts or {}).items():
             self.add_module(name, part)
         self.prediction = prediction
@@ -129,6 +135,11 @@ class Model(nn.Module):
     def network(self) -> UNetModel:
         """The network, which checkpoints call model.diffusion_model."""
         return self.model.diffusion_model
+
+    @property
+    def text_conditioner(self) -> TextEmbedder | GeneralConditioner | None:
+        """What embeds texts, if anything does: checkpoints have it under one of two names."""
+        return self.cond_stage_model if self.conditioner is None else self.conditioner
 
     @property
     def latent_channels(self) -> int:
@@ -177,13 +188,16 @@ class Model(nn.Module):
         encoding: PromptEncoding = PLAIN,
         beside: Sequence[str] = (),
         memory: Memory | None = None,
+        extras: Extras = NO_EXTRAS,
     ) -> tuple[Conditioning, list[str]]:
         """Embed texts: crossattn [B,L,D], and for each text what was cut off its end, or ''.
 
         `beside` are the texts of the other side of the guidance, so that both have one L.
-        `memory` keeps what texts came to. Raises JobError where the model has no such layer as
-        `encoding` asks for.
+        `memory` keeps what texts came to. `extras` are for a conditioner of several embedders.
+        Raises JobError where the model has no such layer as `encoding` asks for.
         """
+        if self.conditioner is not None:
+            return self.conditioner.condition(texts, encoding, beside, memory, extras)
         embedder = self.cond_stage_model
         if isinstance(embedder, READERS):
             hidden, pooled, cut = encode(embedder, texts, encoding, beside, memory)

@@ -14,6 +14,7 @@ from ldm.checkpoints.config import Config
 from ldm.checkpoints.section import (
     FLAG,
     INT,
+    LIST,
     REAL,
     TEXT,
     TREE,
@@ -25,11 +26,14 @@ from ldm.checkpoints.section import (
     names,
     nearest,
 )
+from ldm.checkpoints.sgm import MODEL, SCALINGS
 from ldm.errors import ConfigError, UsageError
+from ldm.models.conditioner import NUMBER_KEYS, TEXT_KEY, GeneralConditioner
 from ldm.models.model import Autoencoder, Model, TextEmbedder
 from ldm.models.targets import (
     AUTOENCODERS,
     DEPTH_MODELS,
+    EMBEDDERS,
     IMAGE_EMBEDDERS,
     NETWORKS,
     NOISE_AUGMENTORS,
@@ -39,6 +43,7 @@ from ldm.models.targets import (
 )
 from ldm.nn.autoencoder import AutoencoderKL
 from ldm.sampling.denoiser import Prediction
+from ldm.sampling.schedule import NoiseSchedule
 
 T = TypeVar("T")
 
@@ -206,7 +211,115 @@ def _latent(
     )
 
 
+# --- models of generative-models ----------------------------------------------------------------
+
+INPUT_KEYS = (TEXT_KEY, *NUMBER_KEYS)
+_DIFFUSION = "sgm.modules.diffusionmodules."
+_EMBEDDER_FIELDS: Mapping[str, Kind] = {
+    "input_key": TEXT,
+    "is_trainable": FLAG,
+    "ucg_rate": REAL,
+    "legacy_ucg_value": TEXT,
+}
+_CONDITIONERS: dict[str, Spec[GeneralConditioner]] = {
+    "sgm.modules.GeneralConditioner": Spec(
+        lambda section, used: _general_conditioner(section),
+        Parameters(takes={"emb_models": LIST}, needs=frozenset({"emb_models"})),
+    )
+}
+_DENOISERS: dict[str, Spec[tuple[Prediction, NoiseSchedule]]] = {
+    f"{_DIFFUSION}denoiser.DiscreteDenoiser": Spec(
+        lambda section, used: _discrete_denoiser(section),
+        Parameters(
+            takes={"num_idx": INT, "scaling_config": TREE, "discretization_config": TREE},
+            needs=frozenset({"num_idx", "scaling_config", "discretization_config"}),
+            inert=names("weighting_config do_append_zero quantize_c_noise flip"),
+        ),
+    )
+}
+_SCALINGS: dict[str, Spec[Prediction]] = {
+    f"{_DIFFUSION}denoiser_scaling.{name}": Spec(lambda section, used: _scaling(section))
+    for name in SCALINGS
+}
+_DISCRETIZATIONS: dict[str, Spec[NoiseSchedule]] = {
+    f"{_DIFFUSION}discretizer.LegacyDDPMDiscretization": Spec(
+        lambda section, used: make_schedule(
+            {
+                "linear_start": used.get("linear_start", 0.00085),
+                "linear_end": used.get("linear_end", 0.012),
+                "timesteps": used.get("num_timesteps", 1000),
+            }
+        ),
+        Parameters(takes={"linear_start": REAL, "linear_end": REAL, "num_timesteps": INT}),
+    )
+}
+
+
+def _diffusion_engine(section: Section, used: dict[str, Any]) -> Model:
+    prediction, schedule = _build(_DENOISERS, _needed(section, "denoiser_config"))
+    return Model(
+        network=_build(NETWORKS, _needed(section, "network_config")),
+        autoencoder=_build(AUTOENCODERS, _needed(section, "first_stage_config")),
+        conditioner=_build(_CONDITIONERS, _needed(section, "conditioner_config")),
+        schedule=schedule,
+        prediction=prediction,
+        scale_factor=used.get("scale_factor", 1.0),
+        image_size=128,
+        use_ema=used.get("use_ema", False),
+    )
+
+
+def _needed(section: Section, key: str) -> Section:
+    nested = section.section(key)
+    if nested is None:  # which `needs` excludes
+        raise section.error(key, "is missing")
+    return nested
+
+
+def _general_conditioner(section: Section) -> GeneralConditioner:
+    listed = section.listed("emb_models", _EMBEDDER_FIELDS)
+    keys = [str(more.get("input_key")) for _, more in listed]
+    for (nested, _), key in zip(listed, keys, strict=True):
+        if key not in INPUT_KEYS:
+            raise ConfigError(
+                f"{section.source}: {nested.path}.input_key must be one of "
+                f"{', '.join(INPUT_KEYS)}, not {key!r}"
+            )
+    return GeneralConditioner([_build(EMBEDDERS, nested) for nested, _ in listed], keys)
+
+
+def _scaling(section: Section) -> Prediction:
+    return _PREDICTIONS[SCALINGS[section.target.rpartition(".")[2]]]
+
+
+def _discrete_denoiser(section: Section) -> tuple[Prediction, NoiseSchedule]:
+    prediction = _build(_SCALINGS, _needed(section, "scaling_config"))
+    schedule = _build(_DISCRETIZATIONS, _needed(section, "discretization_config"))
+    if len(schedule) != section.params["num_idx"]:
+        raise section.error("num_idx", f"must be {len(schedule)}, as the discretization has")
+    return prediction, schedule
+
+
 LATENT_MODELS: dict[str, Spec[Model]] = {
+    MODEL: Spec(
+        _diffusion_engine,
+        Parameters(
+            takes={
+                "network_config": TREE,
+                "denoiser_config": TREE,
+                "first_stage_config": TREE,
+                "conditioner_config": TREE,
+                "scale_factor": REAL,
+                "use_ema": FLAG,
+            },
+            needs=names("network_config denoiser_config first_stage_config conditioner_config"),
+            inert=names(
+                "disable_first_stage_autocast input_key log_keys no_cond_log compile_model "
+                "optimizer_config scheduler_config loss_fn_config sampler_config ckpt_path "
+                "network_wrapper ema_decay_rate en_and_decode_n_samples_a_time"
+            ),
+        ),
+    ),
     "ldm.models.diffusion.ddpm.LatentDiffusion": _latent(),
     "ldm.models.diffusion.ddpm.LatentInpaintDiffusion": _latent(
         inert=_FINETUNE_INERT | {"masked_image_key"}
@@ -233,6 +346,11 @@ TARGETS: Mapping[str, Spec[Any]] = {
     **NETWORKS,
     **AUTOENCODERS,
     **TEXT_EMBEDDERS,
+    **EMBEDDERS,
+    **_CONDITIONERS,
+    **_DENOISERS,
+    **_SCALINGS,
+    **_DISCRETIZATIONS,
     **IMAGE_EMBEDDERS,
     **NOISE_AUGMENTORS,
     **DEPTH_MODELS,

@@ -18,11 +18,13 @@ from ldm.checkpoints.section import (
     REAL,
     TEXT,
     TREE,
+    Kind,
     Parameters,
     Section,
     Spec,
     names,
 )
+from ldm.models.conditioner import ConcatTimestepEmbedderND
 from ldm.models.conditioning import (
     BERTEmbedder,
     ClassEmbedder,
@@ -43,7 +45,56 @@ from ldm.sampling.schedule import NoiseSchedule
 
 # --- networks ---------------------------------------------------------------------------------
 
+_SGM_UNET = Parameters(
+    takes={
+        "in_channels": INT,
+        "model_channels": INT,
+        "out_channels": INT,
+        "num_res_blocks": INT + LIST,
+        "attention_resolutions": LIST,
+        "dropout": REAL,
+        "channel_mult": LIST,
+        "conv_resample": FLAG,
+        "num_classes": INT + TEXT,
+        "num_heads": INT,
+        "num_head_channels": INT,
+        "num_heads_upsample": INT,
+        "use_scale_shift_norm": FLAG,
+        "resblock_updown": FLAG,
+        "transformer_depth": INT + LIST,
+        "transformer_depth_middle": INT,
+        "context_dim": INT + LIST,
+        "disable_self_attentions": LIST,
+        "num_attention_blocks": LIST,
+        "disable_middle_self_attn": FLAG,
+        "use_linear_in_transformer": FLAG,
+        "adm_in_channels": INT,
+        "num_groups": INT,  # ours
+    },
+    needs=names("in_channels model_channels out_channels num_res_blocks attention_resolutions"),
+    inert=names(
+        "image_size use_checkpoint use_fp16 spatial_transformer_attn_type legacy "
+        "use_spatial_transformer offload_to_cpu"
+    ),
+    fixed={"dims": 2, "n_embed": None, "use_fairscale_checkpoint": False},
+)
+
+
+def _sgm_unet(section: Section, used: dict[str, Any]) -> UNetModel:
+    """generative-models' network, whose context may be listed for each transformer block."""
+    context = used.pop("context_dim", None)
+    if isinstance(context, list):
+        if len(set(context)) != 1 or type(context[0]) is not int:
+            raise section.error("context_dim", "must be a list of equal numbers")
+        context = context[0]
+    config = UNetConfig(
+        **used, context_dim=context, use_spatial_transformer=context is not None, legacy=False
+    )
+    return UNetModel(config)
+
+
 NETWORKS: dict[str, Spec[UNetModel]] = {
+    "sgm.modules.diffusionmodules.openaimodel.UNetModel": Spec(_sgm_unet, _SGM_UNET),
     "ldm.modules.diffusionmodules.openaimodel.UNetModel": Spec(
         lambda section, used: UNetModel(UNetConfig(**used)),
         Parameters(
@@ -135,15 +186,19 @@ _VQ: Spec[Autoencoder] = Spec(
     ),
 )
 
-AUTOENCODERS: dict[str, Spec[Autoencoder]] = {
-    "ldm.models.autoencoder.AutoencoderKL": Spec(
-        _autoencoder_kl,
-        Parameters(
-            takes={"ddconfig": TREE, "embed_dim": INT},
-            needs=frozenset({"ddconfig", "embed_dim"}),
-            inert=_AUTOENCODER_INERT,
-        ),
+_KL: Spec[Autoencoder] = Spec(
+    _autoencoder_kl,
+    Parameters(
+        takes={"ddconfig": TREE, "embed_dim": INT},
+        needs=frozenset({"ddconfig", "embed_dim"}),
+        inert=_AUTOENCODER_INERT,
     ),
+)
+
+AUTOENCODERS: dict[str, Spec[Autoencoder]] = {
+    "ldm.models.autoencoder.AutoencoderKL": _KL,
+    "sgm.models.autoencoder.AutoencoderKL": _KL,
+    "sgm.models.autoencoder.AutoencoderKLInferenceWrapper": _KL,
     "ldm.models.autoencoder.VQModelInterface": _VQ,
     "ldm.models.autoencoder.VQModel": _VQ,
 }
@@ -154,25 +209,42 @@ AUTOENCODERS: dict[str, Spec[Autoencoder]] = {
 # checkpoint has its own, so that their name only picks a size.
 _EMBEDDER_INERT = frozenset({"device", "freeze"})
 
+_CLIP_TAKES: Mapping[str, Kind] = {
+    "version": TEXT,
+    "max_length": INT,
+    "text_config": TREE,
+    "kept_tokens": FLAG,
+    "pooled": FLAG,
+    "layer": TEXT,
+    "layer_idx": INT,
+}
+_OPEN_CLIP_TAKES: Mapping[str, Kind] = {
+    "arch": TEXT,
+    "max_length": INT,
+    "layer": TEXT,
+    "model_config": TREE,
+}
+
+
+def _open_clip_2(section: Section, used: dict[str, Any]) -> FrozenOpenCLIPEmbedder:
+    """The text encoder that has a pooled state; `legacy`, which is the default, norms the layer."""
+    normed = used.pop("legacy", True)
+    pooled = used.pop("always_return_pooled", False)
+    return FrozenOpenCLIPEmbedder(**used, normed=normed, pooled=pooled)
+
+
 TEXT_EMBEDDERS: dict[str, Spec[TextEmbedder]] = {
     "ldm.modules.encoders.modules.FrozenCLIPEmbedder": Spec(
         lambda section, used: FrozenCLIPEmbedder(**used),
         Parameters(
-            takes={
-                "version": TEXT,
-                "max_length": INT,
-                "text_config": TREE,
-                "kept_tokens": FLAG,
-                "pooled": FLAG,
-            },
+            takes=_CLIP_TAKES,
             inert=_EMBEDDER_INERT,
-            fixed={"layer": "last", "layer_idx": None},
         ),
     ),
     "ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder": Spec(
         lambda section, used: FrozenOpenCLIPEmbedder(**used),
         Parameters(
-            takes={"arch": TEXT, "max_length": INT, "layer": TEXT, "model_config": TREE},
+            takes=_OPEN_CLIP_TAKES,
             inert=_EMBEDDER_INERT | {"version"},
         ),
     ),
@@ -238,6 +310,32 @@ IMAGE_EMBEDDERS: dict[str, Spec[nn.Module]] = {
             inert=_EMBEDDER_INERT | {"jit", "ucg_rate"},
             fixed={"antialias": True},
         ),
+    ),
+}
+
+# --- embedders of a general conditioner ---------------------------------------------------------
+
+_SGM = "sgm.modules.encoders.modules."
+
+EMBEDDERS: dict[str, Spec[nn.Module]] = {
+    f"{_SGM}FrozenCLIPEmbedder": Spec(
+        lambda section, used: FrozenCLIPEmbedder(**used),
+        Parameters(takes=_CLIP_TAKES, inert=_EMBEDDER_INERT, fixed={"always_return_pooled": False}),
+    ),
+    f"{_SGM}FrozenOpenCLIPEmbedder": Spec(
+        lambda section, used: FrozenOpenCLIPEmbedder(**used),
+        Parameters(takes=_OPEN_CLIP_TAKES, inert=_EMBEDDER_INERT | {"version"}),
+    ),
+    f"{_SGM}FrozenOpenCLIPEmbedder2": Spec(
+        _open_clip_2,
+        Parameters(
+            takes={**_OPEN_CLIP_TAKES, "legacy": FLAG, "always_return_pooled": FLAG},
+            inert=_EMBEDDER_INERT | {"version"},
+        ),
+    ),
+    f"{_SGM}ConcatTimestepEmbedderND": Spec(
+        lambda section, used: ConcatTimestepEmbedderND(**used),
+        Parameters(takes={"outdim": INT}, needs=frozenset({"outdim"}), inert=_EMBEDDER_INERT),
     ),
 }
 

@@ -1,4 +1,4 @@
-"""CLIP towers: the text encoder of v1 and the text and image encoders of v2.
+"""CLIP towers: the text encoders of v1, v2 and SDXL, and the image encoder of v2.
 
 Two key layouts for the same arithmetic: transformers' (v1 checkpoints) and open_clip's (v2).
 Radford et al. 2021 (arXiv 2103.00020).
@@ -214,8 +214,7 @@ class OpenCLIP(nn.Module):
     """The parts of an open_clip model that a checkpoint holds.
 
     `text_layers` and `vision` select the towers: v2 has only the text tower, Stable unCLIP the
-    vision tower (H) or both (L). The text projection, which no forward here uses, exists because
-    the files have it.
+    vision tower (H) or both (L). Only SDXL uses the text projection; the other files have it, too.
     """
 
     def __init__(self, config: OpenClipConfig, *, text_layers: bool, vision: bool) -> None:
@@ -236,9 +235,28 @@ class OpenCLIP(nn.Module):
 
     def encode_text(self, ids: Tensor, skip_last: int = 0) -> Tensor:
         """ids [B, L] -> [B, L, width], after all layers but the last `skip_last` and the norm."""
-        x = self.token_embedding(ids) + self.positional_embedding[: ids.shape[1]]
-        blocks = self.transformer.resblocks
-        for index in range(len(blocks) - skip_last):
-            x = blocks[index](x, causal=True)
-        out: Tensor = self.ln_final(x)
+        out: Tensor = self.ln_final(self._through(ids, skip_last)[0])
         return out
+
+    def encode_pooled(self, ids: Tensor, skip_last: int = 0) -> tuple[Tensor, Tensor]:
+        """ids [B, L] -> [B, L, width] without the norm, and the pooled state [B, embed_dim].
+
+        The first is after all layers but the last `skip_last`. The second is after all of them:
+        the normed state at the end token, which has the highest id, projected.
+        """
+        hidden, rest = self._through(ids, skip_last)
+        last = hidden
+        for block in rest:
+            last = block(last, causal=True)
+        ends = last[torch.arange(len(ids), device=ids.device), ids.argmax(dim=-1)]
+        pooled: Tensor = self.ln_final(ends) @ self.text_projection
+        return hidden, pooled
+
+    def _through(self, ids: Tensor, skip_last: int) -> tuple[Tensor, list[nn.Module]]:
+        """The states after all layers but the last, and those layers."""
+        x = self.token_embedding(ids) + self.positional_embedding[: ids.shape[1]]
+        blocks = list(self.transformer.resblocks)
+        count = len(blocks) - skip_last
+        for block in blocks[:count]:
+            x = block(x, causal=True)
+        return x, blocks[count:]

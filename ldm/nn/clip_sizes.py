@@ -136,6 +136,11 @@ OPEN_CLIP_MODELS = {
         OpenTextConfig(width=1024, heads=16, layers=24),
         OpenVisionConfig(layers=32, width=1280, head_width=80, patch_size=14),
     ),
+    "ViT-bigG-14": OpenClipConfig(
+        1280,
+        OpenTextConfig(width=1280, heads=20, layers=32),
+        OpenVisionConfig(layers=48, width=1664, head_width=104, patch_size=14, mlp_ratio=4.9231),
+    ),
     "ViT-L-14": _VIT_L_14,
     "ViT-L-14-quickgelu": replace(_VIT_L_14, quick_gelu=True),
 }

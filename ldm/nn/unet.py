@@ -1,4 +1,4 @@
-"""The denoising UNet of latent diffusion, in v1 and v2 variants, with the originals' key names.
+"""The denoising UNet of latent diffusion, in v1, v2 and SDXL variants, with the originals' keys.
 
 Source of the structure: CompVis and Stability-AI `ldm/modules/diffusionmodules/openaimodel.py`.
 """
@@ -68,6 +68,7 @@ class UNetConfig:
     use_new_attention_order: bool = False
     use_spatial_transformer: bool = False
     transformer_depth: int | Sequence[int] = 1
+    transformer_depth_middle: int | None = None
     context_dim: int | None = None
     legacy: bool = True
     disable_self_attentions: Sequence[bool] | None = None
@@ -148,13 +149,16 @@ class _Parts:
     def attention(self, ch: int, level: int, *, upward: bool = False) -> nn.Module:
         """The attention of a level."""
         no_self = self.config.disable_self_attentions
-        return self._attention(ch, level, bool(no_self and no_self[level]), upward)
+        depth = self.depths[level]
+        return self._attention(ch, depth, bool(no_self and no_self[level]), upward)
 
     def middle(self, ch: int) -> nn.Module:
         """The attention between the downward and upward paths."""
-        return self._attention(ch, -1, self.config.disable_middle_self_attn, False)
+        depth = self.config.transformer_depth_middle
+        depth = self.depths[-1] if depth is None else depth
+        return self._attention(ch, depth, self.config.disable_middle_self_attn, False)
 
-    def _attention(self, ch: int, level: int, no_self: bool, upward: bool) -> nn.Module:
+    def _attention(self, ch: int, depth: int, no_self: bool, upward: bool) -> nn.Module:
         config = self.config
         if config.num_head_channels == -1:
             heads, dim_head = config.num_heads, ch // config.num_heads
@@ -170,7 +174,7 @@ class _Parts:
             ch,
             heads,
             dim_head,
-            self.depths[level],
+            depth,
             config.context_dim,
             no_self,
             config.use_linear_in_transformer,

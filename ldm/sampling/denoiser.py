@@ -44,6 +44,20 @@ class Prediction(Enum):
         return torch.zeros_like(sigma), one, c_in
 
 
+def snapped(denoise: DenoiseFn, schedule: NoiseSchedule) -> DenoiseFn:
+    """A denoiser that takes each noise level for the nearest of the schedule's.
+
+    Source: generative-models, DiscreteDenoiser; it matters for samplers that go between levels.
+    """
+
+    def nearest(x: Tensor, sigma: Tensor) -> Tensor:
+        levels = schedule.sigmas.to(sigma)
+        place = (sigma[:, None] - levels).abs().argmin(dim=1)
+        return denoise(x, levels[place])
+
+    return nearest
+
+
 def make_denoiser(
     network: Network,
     schedule: NoiseSchedule,

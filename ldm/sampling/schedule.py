@@ -260,8 +260,22 @@ def exponential_grid(schedule: NoiseSchedule, steps: int, compat: Compat = "exac
 
 
 def sgm_uniform_grid(schedule: NoiseSchedule, steps: int, compat: Compat = "exact") -> Tensor:
-    """Even in time from the last step, without the first one, then 0: generative-models'."""
-    return _to_zero(schedule.sigma(_linspace(len(schedule) - 1, 0, steps + 1)[:-1]))
+    """Even in time from the last step, without the first one, then 0: generative-models'.
+
+    With compat "sgm" the time steps are whole numbers, as there.
+    """
+    t = _linspace(len(schedule) - 1, 0, steps + 1)[:-1]
+    return _to_zero(schedule.sigma(t.floor() if compat == "sgm" else t))
+
+
+def turbo_grid(schedule: NoiseSchedule, steps: int, compat: Compat = "exact") -> Tensor:
+    """The last time step and each a tenth before it, then 0: generative-models' demo of SDXL-Turbo.
+
+    Its up to 4 steps end far from the image; more than 10 are spread evenly.
+    """
+    apart = len(schedule) / max(steps, _TURBO)
+    chosen = len(schedule) - 1 - (np.arange(steps) * apart).astype(int)
+    return _to_zero(schedule.sigmas[torch.from_numpy(chosen)])
 
 
 def simple_grid(schedule: NoiseSchedule, steps: int, compat: Compat = "exact") -> Tensor:
@@ -366,6 +380,7 @@ def _through(known: tuple[float, ...], steps: int) -> Tensor:
 
 
 _LINEAR_SHARE = 0.025
+_TURBO = 10  # steps from the last time step to the first
 # The levels that NVIDIA published (research.nvidia.com/labs/toronto-ai/AlignYourSteps).
 AYS_SD1 = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029)
 AYS_SDXL = (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029)
@@ -380,6 +395,7 @@ GRIDS: dict[str, Grid] = {
     "polyexponential": exponential_grid,  # k-diffusion's with its default rho 1
     "simple": simple_grid,
     "sgm_uniform": sgm_uniform_grid,
+    "turbo": turbo_grid,
     "ddim_uniform": ddim_uniform_grid,
     "linspace": default_grid,
     "leading": leading_grid,
@@ -398,11 +414,11 @@ GRIDS: dict[str, Grid] = {
 def make_grid(name: str, schedule: NoiseSchedule, steps: int, compat: Compat = "exact") -> Tensor:
     """The noise levels sigma_0 > ... > sigma_N that a sampler follows, float64 [N+1] on the CPU.
 
-    N is `steps` (1..T) with compat "exact"; with "ldm" it is the originals' number, which may
-    differ for "ddim" and "quad". Raises UsageError for an unknown name or a number out of range.
+    N is `steps` (1..T); with compat "ldm" it is the originals' number, which may differ for
+    "ddim" and "quad". Raises UsageError for an unknown name or a number out of range.
     """
     if name not in GRIDS:
         raise UsageError(f"unknown grid {name!r}; known are {', '.join(GRIDS)}")
-    if steps < 1 or (steps > len(schedule) and compat == "exact"):
+    if steps < 1 or (steps > len(schedule) and compat != "ldm"):
         raise UsageError(f"steps must be 1 to {len(schedule)}, not {steps}")
     return GRIDS[name](schedule, steps, compat)

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-Compat = Literal["exact", "ldm"]
+Compat = Literal["exact", "ldm", "sgm"]
 Floats = npt.NDArray[np.float64]
 
 

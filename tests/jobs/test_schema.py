@@ -41,6 +41,7 @@ def test_every_field_of_the_schema_is_read_from_files() -> None:
         told = {"task": task} if task in ("sample", "variations") else told
         job = {**told, name: value} | ({"images": ["a.png"]} if task == "variations" else {})
         odd = {"device": "cpu", "seeds": "1,2", "hires": "2"}
+        odd |= {"original_size": "64x64", "crop": "0,0", "target_size": "64x64"}
         job |= {key: value for key, value in odd.items() if key == name}
         if name.startswith("variation_"):
             job |= {"variation_seed": 1, "variation_strength": 0.5}

@@ -16,7 +16,7 @@ from ldm.models.inventory import (
     packaged_yamls,
     shapes_of,
 )
-from tests.golden_keys import MODELS, golden_shapes
+from tests.golden_keys import MODELS, model_shapes
 
 
 def test_the_list_is_up_to_date() -> None:
@@ -29,7 +29,7 @@ def test_the_list_is_up_to_date() -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_published_models(name: str) -> None:
     path = resource("configs") / f"{MODELS[name][0]}.yaml"
-    assert expected_shapes(read_config(path)) == golden_shapes(name)
+    assert expected_shapes(read_config(path)) == model_shapes(name)
 
 
 def test_another_yaml_is_built() -> None:

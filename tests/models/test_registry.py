@@ -15,7 +15,7 @@ from ldm.errors import ConfigError
 from ldm.models.registry import TARGETS, build, build_autoencoder, build_first_stage
 from ldm.nn.vq import VQModelInterface
 from ldm.sampling.denoiser import Prediction
-from tests.golden_keys import AUTOENCODERS, MODELS, golden_shapes
+from tests.golden_keys import AUTOENCODERS, MODELS, golden_shapes, model_shapes
 
 SCHEDULER = {
     "target": "ldm.lr_scheduler.LambdaLinearScheduler",
@@ -71,6 +71,9 @@ def with_training(name: str) -> Config:
     model = tree["model"]
     model["base_learning_rate"] = 1e-4
     params = model["params"]
+    if name.startswith("sdxl/"):
+        _add_sgm_training(params)
+        return Config(name, tree)
     params.update(TRAINING)
     params.update(ORIGINAL.get(name.rpartition("/")[2], {}))
     params["unet_config"]["params"].update(
@@ -98,14 +101,32 @@ def with_training(name: str) -> Config:
     return Config(name, tree)
 
 
+def _add_sgm_training(params: dict[str, Any]) -> None:
+    """What generative-models' files for inference and for training say besides."""
+    nothing = {"target": "sgm.modules.diffusionmodules.loss.StandardDiffusionLoss"}
+    params |= {"disable_first_stage_autocast": True, "input_key": "jpg", "loss_fn_config": nothing}
+    params |= {"use_ema": False, "network_wrapper": None, "sampler_config": nothing}
+    params["denoiser_config"]["params"]["weighting_config"] = nothing
+    network = {"use_checkpoint": True, "spatial_transformer_attn_type": "softmax-xformers"}
+    params["network_config"]["params"] |= network
+    for embedder in params["conditioner_config"]["params"]["emb_models"]:
+        embedder |= {"is_trainable": False, "ucg_rate": 0.1}
+        if "OpenCLIP" in embedder["target"]:
+            embedder["params"] |= {"version": "laion2b_s39b_b160k", "freeze": True}
+    stage = params["first_stage_config"]
+    stage["target"] = "sgm.models.autoencoder.AutoencoderKLInferenceWrapper"
+    stage["params"] |= {"monitor": "val/rec_loss"}
+    stage["params"]["ddconfig"]["attn_type"] = "vanilla-xformers"
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_keys_and_shapes_are_the_published_models(name: str) -> None:
-    assert shapes(packaged(MODELS[name][0])) == golden_shapes(name)
+    assert shapes(packaged(MODELS[name][0])) == model_shapes(name)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_an_original_with_its_training_gives_the_same(name: str) -> None:
-    assert shapes(with_training(MODELS[name][0])) == golden_shapes(name)
+    assert shapes(with_training(MODELS[name][0])) == model_shapes(name)
 
 
 @pytest.mark.parametrize("name", AUTOENCODERS)
@@ -113,7 +134,7 @@ def test_keys_and_shapes_are_the_published_autoencoders(name: str) -> None:
     with torch.device("meta"):
         autoencoder = build_first_stage(packaged(AUTOENCODERS[name]))
     keys = {key: tuple(tensor.shape) for key, tensor in autoencoder.state_dict().items()}
-    assert keys == golden_shapes(name)
+    assert keys == model_shapes(name)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +154,7 @@ def test_a_bare_autoencoder_with_a_codebook(
     with torch.device("meta"):
         autoencoder = build_first_stage(config)
     keys = {key: tuple(tensor.shape) for key, tensor in autoencoder.state_dict().items()}
-    assert keys == golden_shapes(name)
+    assert keys == model_shapes(name)
 
 
 def bare_vq(**params: Any) -> Config:
@@ -321,4 +342,4 @@ def test_autoencoder_alone_or_within_a_model() -> None:
 
 
 def test_every_target_is_of_the_originals() -> None:
-    assert all(target.startswith("ldm.") for target in TARGETS)
+    assert all(target.startswith(("ldm.", "sgm.")) for target in TARGETS)

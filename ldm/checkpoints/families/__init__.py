@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from ldm.checkpoints.config import resource
-from ldm.checkpoints.families import latent_diffusion, stable_diffusion
+from ldm.checkpoints.families import latent_diffusion, sdxl, stable_diffusion
 from ldm.checkpoints.families.family import Family
 from ldm.checkpoints.weights.header import Header
 from ldm.checkpoints.weights.keys import Shapes, listed
 from ldm.errors import CheckpointError
 
 FAMILIES: dict[str, Family] = {
-    family.name: family for family in (*stable_diffusion.FAMILIES, *latent_diffusion.FAMILIES)
+    family.name: family
+    for family in (*stable_diffusion.FAMILIES, *sdxl.FAMILIES, *latent_diffusion.FAMILIES)
 }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from ldm.checkpoints.config import Config, override, read_config
 from ldm.checkpoints.families import FAMILIES, candidates, detect, yaml_beside, yaml_of
 from ldm.checkpoints.families.family import Family
+from ldm.checkpoints.sgm import as_older, input_keys, is_sgm
 from ldm.checkpoints.weights.header import Header
 from ldm.checkpoints.weights.keys import V_PRED
 from ldm.errors import CheckpointError, ConfigError
@@ -62,13 +63,11 @@ def _chosen(header: Header, config: Path | None, overrides: Sequence[str]) -> Ch
         return _by_yaml(header, tree, f"{path} ({why})")
     family = detect(header)
     twin = FAMILIES.get(family.twin or "")
-    specified = _SPEC_WORDS.get(header.metadata.get(_SPEC, ""))
-    if V_PRED in header.tensors:
-        specified = "v"
+    specified, reason = _specified(header)
     prediction_why = f"every {family.title} checkpoint" if twin is None else ""
     if twin is not None and specified is not None:
         family = family if specified == family.prediction else twin
-        prediction_why = f"the file's {_SPEC}"
+        prediction_why = reason
     tree = override(read_config(yaml_of(family)), overrides)
     choice = Choice(tree, family, f"{family.yaml} (found from the header)", prediction_why)
     if _prediction(tree) != family.prediction:
@@ -76,6 +75,13 @@ def _chosen(header: Header, config: Path | None, overrides: Sequence[str]) -> Ch
     if V_PRED in header.tensors:
         return with_prediction(choice, "v", f"the file has the key {V_PRED}")
     return choice
+
+
+def _specified(header: Header) -> tuple[str | None, str]:
+    """The prediction type that a file itself names, if it does, and where."""
+    if V_PRED in header.tensors:
+        return "v", f"the file has the key {V_PRED}"
+    return _SPEC_WORDS.get(header.metadata.get(_SPEC, "")), f"the file's {_SPEC}"
 
 
 def with_prediction(choice: Choice, prediction: str, why: str) -> Choice:
@@ -101,7 +107,8 @@ def _by_yaml(header: Header, config: Config, why: str) -> Choice:
     except CheckpointError:
         family = _own_family(header, config)
     choice = Choice(config, family, why, "")
-    return with_prediction(choice, prediction, f"{config.source}: parameterization")
+    where = "scaling_config" if is_sgm(config) else "parameterization"
+    return with_prediction(choice, prediction, f"{config.source}: {where}")
 
 
 def _own_family(header: Header, config: Config) -> Family:
@@ -110,13 +117,19 @@ def _own_family(header: Header, config: Config) -> Family:
     ddconfig = _params(config, "first_stage_config").get("ddconfig")
     levels = ddconfig.get("ch_mult") if isinstance(ddconfig, dict) else None
     factor = 2 ** (len(levels) - 1 if isinstance(levels, list) and levels else 3)
-    image_size = params.get("image_size")
+    keys = input_keys(config)
+    image_size = params.get("image_size", 128 if len(keys) > 1 else None)
     side = (image_size if isinstance(image_size, int) else 64) * factor
     stage = params.get("cond_stage_config")
     open_clip = isinstance(stage, dict) and "OpenCLIP" in str(stage.get("target"))
     task = _task(config)
     scale = 1.0 if task == "sample" else 9.0 if open_clip else 7.5
-    defaults = Defaults(side, side, scale, 50, "ddim", f"image_size of {config.source}")
+    sampler, strength, origin = "ddim", 0.75, f"image_size of {config.source}"
+    if len(keys) > 1:  # SDXL
+        refines = "aesthetic_score" in keys
+        scale, strength = (5.0, 0.3) if refines else (7.0, 0.75)
+        sampler, origin = "euler", f"the kind of model of {config.source}"
+    defaults = Defaults(side, side, scale, 50, sampler, origin, strength=strength)
     return Family(
         name=header.path.stem,
         title=f"{header.path.stem}, of a size of its own",
@@ -150,6 +163,8 @@ def _task(config: Config) -> str:
     stage = _params(config).get("cond_stage_config")
     targets = [model.get("target") if isinstance(model, dict) else None]
     targets.append(stage.get("target") if isinstance(stage, dict) else stage)
+    if is_sgm(config) and _params(config, "unet_config").get("in_channels") == 9:
+        return "inpaint"
     names = [str(target).rpartition(".")[2] for target in targets]
     return next((_TASKS[name] for name in names if name in _TASKS), "txt2img")
 
@@ -184,6 +199,7 @@ def _params(config: Config, section: str | None = None) -> dict[str, Any]:
     """
     tree: Any = config.tree.get("model")
     tree = tree.get("params") if isinstance(tree, dict) else None
+    tree = as_older(tree) if isinstance(tree, dict) else tree
     if section is not None and isinstance(tree, dict):
         tree = tree.get(section)
         tree = tree.get("params") if isinstance(tree, dict) else None

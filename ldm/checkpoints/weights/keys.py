@@ -13,6 +13,10 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 NETWORK = "model.diffusion_model."
 EMA = "model_ema."
+# A text encoder alone, and several; the first of several may be the only one.
+TEXT_ENCODER = "cond_stage_model."
+CONDITIONER = "conditioner."
+_FIRST = f"{CONDITIONER}embedders.0."
 
 # Buffers derived from the YAML; a file without them still loads.
 DDPM_BUFFERS = frozenset(
@@ -41,7 +45,7 @@ _INERT_PREFIXES = (
     "safety_checker.",
     "embedding_manager.",  # textual inversion, as saved by its authors
     "optimizer.",
-    "denoiser.",  # the schedule, in files from another code base
+    "denoiser.",  # the schedule, in files of generative-models
 )
 # Whole keys of this kind.
 _INERT_KEYS = frozenset(
@@ -73,6 +77,7 @@ PARTS: Mapping[str, str] = {
     NETWORK: "network",
     "first_stage_model.": "autoencoder",
     "cond_stage_model.": "text encoder",
+    "conditioner.": "text encoders",
     "embedder.": "image encoder",
     "depth_model.": "depth model",
     EMA: "EMA copy",
@@ -117,7 +122,12 @@ def compare(found: Shapes, expected: Shapes) -> Fit:
 
 def may_be_missing(key: str) -> bool:
     """True for a key that derives from the YAML, or that no computation here uses."""
-    return is_scheduled(key) or is_positions(key) or key in _OPTIONAL_KEYS
+    return (
+        is_scheduled(key)
+        or is_positions(key)
+        or key in _OPTIONAL_KEYS
+        or (key.startswith(CONDITIONER) and key.endswith(".model.logit_scale"))
+    )
 
 
 def is_inert(key: str) -> bool:
@@ -163,6 +173,18 @@ def ema_copies(keys: Iterable[str]) -> dict[str, str]:
     present = set(keys)
     copies = ((key, ema_key(key)) for key in present if key.startswith(NETWORK))
     return {key: copy for key, copy in copies if copy in present}
+
+
+def text_encoder_key(key: str, several: bool) -> str:
+    """A file's key by the name that a model has for it, whose text encoders are several or one.
+
+    The same files of SD2 come with either name.
+    """
+    if several and key.startswith(TEXT_ENCODER):
+        return _FIRST + key.removeprefix(TEXT_ENCODER)
+    if not several and key.startswith(_FIRST):
+        return TEXT_ENCODER + key.removeprefix(_FIRST)
+    return key
 
 
 def part_of(key: str) -> str:

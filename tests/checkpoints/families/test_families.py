@@ -12,6 +12,7 @@ from ldm.checkpoints.config import read_config, resource
 from ldm.checkpoints.families import FAMILIES, candidates, detect, yaml_beside, yaml_of
 from ldm.checkpoints.families.choice import choose, with_prediction
 from ldm.checkpoints.families.family import Pattern
+from ldm.checkpoints.sgm import as_older
 from ldm.checkpoints.weights.header import Entry, Header
 from ldm.errors import CheckpointError, ConfigError
 from ldm.models.inventory import expected_shapes
@@ -43,7 +44,7 @@ def test_no_other_family_fits(name: str) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_names_a_yaml_that_agrees_with_it(name: str) -> None:
     family = FAMILIES[name]
-    params = read_config(yaml_of(family)).tree["model"]["params"]
+    params = as_older(read_config(yaml_of(family)).tree["model"]["params"])
     assert params.get("parameterization", "eps") == family.prediction
     assert family.defaults.width % 64 == family.defaults.height % 64 == 0
 
