@@ -30,6 +30,12 @@ MODELS = {
     "ldm-lsun_churches256": ("latent-diffusion/lsun_churches-ldm-kl-8", "ldm-churches"),
     "txt2img-1p4B": ("latent-diffusion/txt2img-1p4B-eval", "ldm-text"),
 }
+# The same for Stable Diffusion 3, whose files here have no text encoders.
+SD3_MODELS = {
+    "sd3-medium": ("sd3/sd3-medium", "sd3-medium"),
+    "sd3.5-medium": ("sd3/sd3.5-medium", "sd3.5-medium"),
+    "sd3.5-large": ("sd3/sd3.5-large", "sd3.5-large"),
+}
 # Golden file of a bare autoencoder -> a packaged YAML of it, or of a model that has it within.
 AUTOENCODERS = {
     "autoencoder-kl-f32": "autoencoder/autoencoder_kl_8x8x64",

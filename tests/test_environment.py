@@ -26,7 +26,7 @@ PROJECT = PROJECT["project"]
 # The name to install, where it is not the name to import.
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "open_clip": "open_clip_torch"}
 # Declared for a file that it installs, not for its code: the vocabulary.
-NOT_IMPORTED = {"transformers", "open-clip-torch"}
+NOT_IMPORTED = {"open-clip-torch"}
 
 
 def by_name(requirements: list[str]) -> dict[str, SpecifierSet]:

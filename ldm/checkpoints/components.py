@@ -10,8 +10,9 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ldm.checkpoints.weights.keys import PARTS
+from ldm.checkpoints.weights.keys import CLIP_G, CLIP_L, PARTS, T5
 from ldm.checkpoints.weights.vae_keys import FIRST_STAGE
+from ldm.jobs.flow import WITHOUT_T5
 from ldm.jobs.job import Job
 
 DEPTH_MODEL = "depth_model."
@@ -32,20 +33,43 @@ class Component:
 
 AUTOENCODER = Component(FIRST_STAGE, "--vae")
 DEPTH = Component(DEPTH_MODEL, "--depth-model")
-COMPONENTS = {component.prefix: component for component in (AUTOENCODER, DEPTH)}
+TEXT_ENCODERS = (
+    Component(CLIP_L, "--clip-l"),
+    Component(CLIP_G, "--clip-g"),
+    Component(T5, "--t5"),
+)
+COMPONENTS = {component.prefix: component for component in (AUTOENCODER, DEPTH, *TEXT_ENCODERS)}
+
+# Where the YAML of a model of SD3 says whether it has a T5.
+T5_SETTING = "model.params.cond_stage_config.params.t5"
 
 Files = Mapping[str, Path]  # prefix of a component -> the file given for it
 
 
 def files_of(job: Job) -> Files:
     """The files that a job gives for components."""
-    given = {AUTOENCODER.prefix: job.vae, DEPTH.prefix: job.depth_model}
+    given = {
+        AUTOENCODER.prefix: job.vae,
+        DEPTH.prefix: job.depth_model,
+        CLIP_L: job.clip_l,
+        CLIP_G: job.clip_g,
+        T5: None if job.t5 in WITHOUT_T5 else job.t5,
+    }
     return {prefix: Path(name) for prefix, name in given.items() if name is not None}
 
 
-def without(keys: Iterable[str], files: Files) -> list[str]:
-    """The keys that a checkpoint has to provide itself."""
-    return [key for key in keys if not key.startswith(tuple(files))]
+def settings_of(job: Job) -> tuple[str, ...]:
+    """What a job changes in the YAML: its overrides, and whether there is a T5."""
+    if job.t5 is None:
+        return tuple(job.overrides)
+    kind = job.t5 if job.t5 in WITHOUT_T5 else "file"
+    return (*job.overrides, f"{T5_SETTING}={kind}")
+
+
+def without(keys: Iterable[str], prefixes: Iterable[str]) -> list[str]:
+    """The keys that a checkpoint has to provide itself: those with none of the prefixes."""
+    omitted = tuple(prefixes)
+    return [key for key in keys if not key.startswith(omitted)]
 
 
 def lacking(keys: Collection[str], expected: Iterable[str]) -> str | None:

@@ -32,7 +32,7 @@ FITTING: Mapping[str, tuple[str, ...]] = {
 Stamp = tuple[Path, int, int, int]
 SUFFIXES = ("", *ENDINGS)
 _SEARCHED = "./models or the folders of $LDM_MODELS and --models-dir"
-CONFIG_FOLDERS = ("stable-diffusion/", "sdxl/", "latent-diffusion/")
+CONFIG_FOLDERS = ("stable-diffusion/", "sdxl/", "sd3/", "latent-diffusion/")
 
 
 def find_checkpoint(

@@ -24,6 +24,7 @@ SIZES: Mapping[str, tuple[int, int]] = {
     "layer_idx": (1, 128),
     **dict.fromkeys(("layers", "n_layer", "num_hidden_layers"), (1, 128)),
     "n_stages": (0, 8),
+    "depth": (1, 128),  # blocks of a transformer
     # widths
     **dict.fromkeys(("ch_mult", "channel_mult"), (1, 64)),
     **dict.fromkeys(
@@ -34,6 +35,10 @@ SIZES: Mapping[str, tuple[int, int]] = {
     **dict.fromkeys(
         ("heads", "head_width", "num_attention_heads", "timestep_dim", "outdim"), (1, _WIDEST)
     ),
+    **dict.fromkeys(("d_model", "d_kv", "d_ff"), (1, _WIDEST)),
+    "num_layers": (1, 128),
+    "x_block_self_attn_layers": (0, 127),
+    "pos_embed_max_size": (1, 1024),
     # -1 means "not given" in the originals
     **dict.fromkeys(("num_heads", "num_head_channels", "num_heads_upsample"), (-1, _WIDEST)),
     "num_groups": (1, _WIDEST),
@@ -52,6 +57,8 @@ SIZES: Mapping[str, tuple[int, int]] = {
 MEASURES: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys(("linear_start", "linear_end", "cosine_s", "v_posterior", "dropout"), (0, 1)),
     "scale_factor": (1e-6, 1e6),
+    "shift_factor": (-1e6, 1e6),
+    "shift": (1e-3, 1e3),
     "multiplier": (1 / 64, 1),  # scales the sides of a map down to the latent's
     "mlp_ratio": (1 / 64, 64),
 }
@@ -68,8 +75,9 @@ def _check(source: str, path: str, name: str, value: Any) -> None:
         for key, part in value.items():
             _check(source, f"{path}.{key}", str(key), part)
     elif isinstance(value, list):
-        if name in SIZES and len(value) > LEVELS:
-            raise ConfigError(f"{source}: {path} has {len(value)} entries, more than {LEVELS}")
+        longest = SIZES["depth"][1] if name == "x_block_self_attn_layers" else LEVELS
+        if name in SIZES and len(value) > longest:
+            raise ConfigError(f"{source}: {path} has {len(value)} entries, more than {longest}")
         for place, part in enumerate(value):
             _check(source, f"{path}[{place}]", name, part)
     elif isinstance(value, int | float) and not isinstance(value, bool):

@@ -32,13 +32,15 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "hires_upscaler", "hires_strength", "hires_steps",
     ),
     "Sampling": (
-        "steps", "custom_steps", "scale", "sampler", "eta", "vanilla_sample", "grid",
-        "guidance_rescale", "s_churn", "s_tmin", "s_tmax", "s_noise", "zero_snr", "feather",
-        "mask_blur", "no_paste", "prompt_syntax", "clip_skip", "unconditional", "original_size",
-        "crop", "target_size", "aesthetic_score", "negative_aesthetic_score",
+        "steps", "custom_steps", "scale", "sampler", "eta", "vanilla_sample", "grid", "shift",
+        "guidance_rescale", "s_churn", "s_tmin", "s_tmax", "s_noise", "zero_snr", "skip_layers",
+        "skip_layer_scale", "skip_layer_start", "skip_layer_end", "feather",
+        "mask_blur", "no_paste", "prompt_syntax", "clip_skip", "t5_length", "unconditional",
+        "original_size", "crop", "target_size", "aesthetic_score", "negative_aesthetic_score",
     ),
     "Model": (
-        "resume", "model", "models_dir", "config", "vae", "prediction", "overrides",
+        "resume", "model", "models_dir", "config", "vae", "clip_l", "clip_g", "t5", "prediction",
+        "overrides",
     ),
     "Output": (
         "output", "outdir", "logdir", "format_out", "quality", "no_metadata", "overwrite",

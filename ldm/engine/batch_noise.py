@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ldm.jobs.job import Job
-from ldm.jobs.seeds import MAX_SEED
+from ldm.jobs.seeds import MAX_SEED, counted
 from ldm.sampling.noise import ImageNoise, Noise, Rng, StreamNoise, slerp
 
 RNGS: dict[str, Rng] = {"philox": "philox", "cpu": "cpu", "device": "device", "numpy": "cpu"}
@@ -21,6 +21,10 @@ class Draws(Noise):
     In a stream: the fixed code where one is wanted, then the task's own draw (`first`), then what
     earlier batches drew. Every draw has as many rows as a full batch has, and a short one takes the
     first of them. `shape` and `first` are without the batch.
+
+    Stable Diffusion 3 `restarts` its stream at each image, whose seeds count up, and encodes an
+    image with the numbers that the sampler begins with (`sd3_infer.py`); `skip_draws` then counts
+    the images before.
     """
 
     def __init__(
@@ -29,11 +33,14 @@ class Draws(Noise):
         shape: tuple[int, int, int],
         device: torch.device,
         first: tuple[int, ...] | None = None,
+        *,
+        restarts: bool = False,
     ) -> None:
         assert batch.seed is not None
         rng = RNGS[batch.rng]
         self.batch, self.shape, self.device = batch, shape, device
         self.rows = batch.draw_rows or batch.n_samples
+        self.restarts = restarts and batch.noise == "stream"
         self.code: Tensor | None = None
         self.first: Tensor | None = None
         self.mixed: ImageNoise | None = None
@@ -45,6 +52,11 @@ class Draws(Noise):
             self.source = ImageNoise(batch.image_seeds(), rng, device)
             if first is not None:
                 self.first = self.source.draw((self.rows, *first))
+        elif self.restarts:
+            seeds = counted((batch.seed + batch.skip_draws) % (MAX_SEED + 1), 1, self.rows)
+            self.source = ImageNoise(seeds, rng, device)
+            if first is not None:
+                self.first = ImageNoise(seeds, rng, device).draw((self.rows, *first))
         else:
             self.source = StreamNoise(batch.seed, rng, device)
             if batch.fixed_code:
@@ -57,7 +69,12 @@ class Draws(Noise):
 
     @property
     def position(self) -> int:
-        """The tensors drawn from a stream since the fixed code and the task's own draw."""
+        """The tensors drawn from a stream since the fixed code and the task's own draw.
+
+        Where it restarts, the images before this batch.
+        """
+        if self.restarts:
+            return self.batch.skip_draws
         if isinstance(self.source, ImageNoise):
             return 0
         return self.source.draws - (self.code is not None) - (self.first is not None)

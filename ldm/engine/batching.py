@@ -75,7 +75,7 @@ def started(problem: Problem, noise: Tensor) -> Tensor:
     sigma = float(problem.sigmas[0])
     if problem.init is None:
         return start_latent(problem.sampler, noise, sigma)
-    x = torch.add(refilled(problem, noise), noise, alpha=problem.init_sigma)
+    x = problem.schedule.noised(refilled(problem, noise), problem.init_sigma, noise)
     if problem.init_sigma == sigma:
         return x
     return x * math.sqrt((1 + sigma**2) / (1 + problem.init_sigma**2))
@@ -110,8 +110,8 @@ def fit(one: Part, other: Part) -> bool:
     alone = (a.mask, b.mask, a.noised, b.noised, a.tile, b.tile)
     if any(part is not None for part in alone):
         return False
-    same = a.sampler == b.sampler and a.options == b.options and a.init_sigma == b.init_sigma
-    extra = [(p.rescale, p.zero_snr, p.noise_scale, p.snaps) for p in (a, b)]
+    same = a.sampler.name == b.sampler.name and a.init_sigma == b.init_sigma
+    extra = [(p.options, p.skip, p.rescale, p.zero_snr, p.noise_scale, p.snaps) for p in (a, b)]
     return (
         same
         and extra[0] == extra[1]

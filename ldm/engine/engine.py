@@ -17,7 +17,7 @@ from ldm.engine.fallbacks import Fallbacks
 from ldm.engine.passes import Pass, passes_of
 from ldm.engine.results import Result
 from ldm.engine.stages import Stages
-from ldm.engine.tasks import Start, inpaints_without_text
+from ldm.engine.tasks import Start, pads_inputs
 from ldm.images.sources import Sources, digests, read_sources
 from ldm.images.tensors import to_tensor
 from ldm.jobs.job import Job
@@ -69,7 +69,7 @@ class Engine:
     def _parts(self, jobs: Iterable[Job], report: OnEvent) -> Iterator[Part]:
         """The batches of all jobs, encoded; in a stream each waits until the last is sampled."""
         for job in jobs:
-            padded = not inpaints_without_text(job, self.model)
+            padded = pads_inputs(job, self.model)
             sources = read_sources(
                 job, self.model.multiple, padded=padded, factor=self.model.factor
             )
@@ -79,6 +79,9 @@ class Engine:
                 start = time.perf_counter()
                 if draws is None or batch.noise == "image":
                     draws = self.stages.draws(batch, sources)
+                elif draws.restarts:
+                    before = draws.position + draws.rows
+                    draws = self.stages.draws(replace(batch, skip_draws=before), sources)
                 here = replace(batch, skip_draws=draws.position)
                 problem = self.fallbacks.encode(here, sources, draws, report)
                 for text in problem.warnings:

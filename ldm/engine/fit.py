@@ -6,9 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ldm.checkpoints.components import AUTOENCODER, files_of, lacking, without
+from ldm.checkpoints.components import (
+    AUTOENCODER,
+    TEXT_ENCODERS,
+    Component,
+    files_of,
+    lacking,
+    without,
+)
 from ldm.checkpoints.config import Config
-from ldm.checkpoints.families.choice import NOTHING, Choice
+from ldm.checkpoints.families.choice import NOTHING, Choice, is_flow
 from ldm.checkpoints.locate import (
     FITTING,
     able_models,
@@ -17,6 +24,8 @@ from ldm.checkpoints.locate import (
 from ldm.checkpoints.sgm import as_older, input_keys, text_encoders
 from ldm.checkpoints.weights.depth_keys import is_depth_model
 from ldm.checkpoints.weights.header import Header
+from ldm.checkpoints.weights.keys import CLIP_G, CLIP_L
+from ldm.checkpoints.weights.text_keys import text_encoder_sources
 from ldm.checkpoints.weights.vae_keys import FIRST_STAGE, autoencoder_keys, autoencoder_sources
 from ldm.errors import CheckpointError, ConfigError, JobError
 from ldm.jobs.fields import IMAGE_TASKS, PARTIAL
@@ -70,8 +79,10 @@ def check_model(job: Job, choice: Choice, *, script: bool = False) -> list[str]:
 
 
 def check_components(job: Job, header: Header, choice: Choice) -> None:
-    """Raise CheckpointError where the checkpoint has no autoencoder and none is given."""
+    """Raise CheckpointError where the checkpoint lacks a part that must be given then."""
     needed = [AUTOENCODER.prefix] if model_section(choice.config, "first_stage_config") else []
+    if is_flow(choice.config):
+        needed += [CLIP_L, CLIP_G]
     part = lacking(header.tensors, without(needed, files_of(job)))
     if part is not None:
         raise CheckpointError(f"{header.path}: {part}")
@@ -96,6 +107,10 @@ def check_parts(job: Job, choice: Choice) -> None:
         check_autoencoder(job.vae, choice.config)
     if job.depth_model is not None:
         check_depth_model(job.depth_model)
+    for component in TEXT_ENCODERS:
+        path = files_of(job).get(component.prefix)
+        if path is not None:
+            check_text_encoder(component, str(path), choice.config)
 
 
 def _check_conditions(job: Job, choice: Choice) -> None:
@@ -133,6 +148,14 @@ def check_autoencoder(name: str, config: Config) -> None:
     shapes = expected_shapes(config)
     own = {k.removeprefix(FIRST_STAGE): s for k, s in shapes.items() if k.startswith(FIRST_STAGE)}
     autoencoder_sources(header, own)
+
+
+def check_text_encoder(component: Component, name: str, config: Config) -> None:
+    """Raise CheckpointError where a file holds no such text encoder for the model of a YAML."""
+    header = _header_of(component.flag, name)
+    prefix, shapes = component.prefix, expected_shapes(config)
+    own = {k.removeprefix(prefix): s for k, s in shapes.items() if k.startswith(prefix)}
+    text_encoder_sources(header, prefix, own)
 
 
 def check_depth_model(name: str) -> None:
@@ -203,13 +226,15 @@ def is_shown_the_mask_last(config: Config) -> bool:
 
 
 def size_rule(config: Config) -> tuple[int, int]:
-    """Pixels per latent position of a YAML's autoencoder, and the multiple for even halving.
+    """Pixels per latent position of a YAML's autoencoder, and the multiple for even division.
 
-    The network halves its input once per level but the last.
+    A UNet halves its input once per level but the last; a transformer divides it into patches.
     """
     ddconfig = model_section(config, "first_stage_config", "params", "ddconfig")
     network = model_section(config, "unet_config", "params")
     factor = 2 ** (_levels(ddconfig, "ch_mult") - 1)
+    if is_flow(config):
+        return factor, factor * whole_number(network, "patch_size", 2)
     return factor, factor * 2 ** (_levels(network, "channel_mult") - 1)
 
 

@@ -70,7 +70,7 @@ def guides_of(
     image's, (width, height).
     """
     assert job.scale is not None
-    encoding = PromptEncoding(job.prompt_syntax, job.clip_skip)
+    encoding = PromptEncoding(job.prompt_syntax, job.clip_skip, job.t5_length)
     syntax = job.prompt_syntax
     prompts = [split_and(text, syntax) for text in job.texts()]
     most = max(map(len, prompts))

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ldm.checkpoints.components import settings_of
 from ldm.checkpoints.config import resource
 from ldm.checkpoints.families import FAMILIES
-from ldm.checkpoints.families.choice import NOTHING, Choice, with_prediction
+from ldm.checkpoints.families.choice import NOTHING, Choice, is_flow, with_prediction
 from ldm.checkpoints.locate import (
     chosen,
     find_checkpoint,
@@ -33,6 +34,7 @@ from ldm.engine.fit import (
     whole_number,
     with_sizes,
 )
+from ldm.engine.flow_fit import check_flow
 from ldm.engine.same_noise import same_noise
 from ldm.errors import CheckpointError, JobError
 from ldm.jobs.fields import CONDITIONED, IMAGE_TASKS, PROMPTED
@@ -84,7 +86,7 @@ def make_plan(given: Mapping[str, Any], *, script: bool = False) -> Plan:
     if script and asked.model is None and asked.task == "inpaint" and asked.prompt is None:
         _check_usual(checkpoint)
     config, config_notes = find_config(asked.config)
-    header, choice = chosen(checkpoint, config, tuple(asked.overrides))
+    header, choice = chosen(checkpoint, config, settings_of(asked))
     if asked.prediction is not None:
         choice = with_prediction(choice, asked.prediction, "asked for")
     if script:
@@ -97,10 +99,12 @@ def make_plan(given: Mapping[str, Any], *, script: bool = False) -> Plan:
     plan = Plan(asked, asked, {}, header, config, choice, (*notes, *config_notes))
     plan = resolve(plan, choice.family.defaults, given, script=script)
     plan = replace(plan, notes=(*plan.notes, *check_model(plan.job, choice, script=script)))
+    check_flow(plan.job, choice)
     check_components(plan.job, header, choice)
     check_parts(plan.job, choice)
     job, size_notes = with_sizes(plan.job, choice)
     found_notes = (*size_notes, *noise_notes(job), *notes_about(job, choice), *same_noise(job))
+    found_notes = (*found_notes, *check_flow(job, choice))
     plan = replace(plan, job=job, notes=(*plan.notes, *found_notes))
     ignored = [flag for name, flag in _TEXTS.items() if getattr(asked, name)]
     if ignored and _is_textless(choice) and asked.task in PROMPTED:
@@ -182,7 +186,8 @@ def _for_task(defaults: Defaults, asked: Job, choice: Choice) -> Defaults:
         zeros = zeros_for_no_text(choice.config)
         defaults = replace(defaults, unconditional="zeros" if zeros else "encoded")
     if task == "img2img":
-        usual = defaults.strength if is_sgm(choice.config) else 0.75
+        newer = is_sgm(choice.config) or is_flow(choice.config)
+        usual = defaults.strength if newer else 0.75
         return replace(defaults, strength=0.8 if _is_v2(choice) else usual)
     if task == "sample" and not asked.classes:
         return replace(defaults, eta=1.0)

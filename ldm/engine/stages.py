@@ -31,6 +31,7 @@ from ldm.models.model import Model
 from ldm.nn.attention import attention_backend
 from ldm.nn.rows import image_by_image
 from ldm.sampling.denoiser import DenoiseFn, snapped
+from ldm.sampling.flow import FlowSchedule
 from ldm.sampling.guidance import Calls, Unguided, held, in_turn
 from ldm.sampling.noise import ScaledNoise
 from ldm.sampling.samplers import final_latent, masked
@@ -68,7 +69,9 @@ class Stages:
         width, height = sources.canvas
         factor = self.model.factor
         shape = (self.model.latent_channels, height // factor, width // factor)
-        return Draws(batch, shape, self.policy.device, first_draw(batch, self.model, sources))
+        first = first_draw(batch, self.model, sources)
+        restarts = isinstance(self.model.schedule, FlowSchedule)
+        return Draws(batch, shape, self.policy.device, first, restarts=restarts)
 
     def encode(
         self,
@@ -159,7 +162,7 @@ class Stages:
         if problem.noise_scale != 1:
             noise = ScaledNoise(noise, problem.noise_scale)
         if problem.mask is not None and problem.init is not None:
-            if sampler.name == "ddim":  # as the originals did
+            if sampler.name == "ddim" and sampler.start == "vp":  # as the originals did
                 fn = masked(fn, problem.init, 1 - problem.mask)
             else:  # a sampler with a history must see all steps
                 denoise = held(denoise, problem.init, problem.mask)
@@ -207,7 +210,8 @@ class Stages:
         def whole(guide: Guide) -> DenoiseFn:
             how = _How(rescale=problem.rescale, zero_snr=problem.zero_snr, unguided=unguided)
             if guide.is_plain:
-                return self.model.denoiser(guide.conds[0], guide.uncond, problem.scale, **how)
+                cond, uncond, scale = guide.conds[0], guide.uncond, problem.scale
+                return self.model.denoiser(cond, uncond, scale, skip=problem.skip, **how)
             assert guide.uncond is not None
             return self.model.composed_denoiser(
                 guide.conds, guide.weights, guide.uncond, problem.scale, **how

@@ -16,6 +16,7 @@ from ldm.images.canvas import Pixels, Plane, hard_mask, latent_mask, touched_mas
 from ldm.images.sources import Sources
 from ldm.images.tensors import to_tensor
 from ldm.jobs.fields import PARTIAL
+from ldm.jobs.flow import parse_layers
 from ldm.jobs.job import Job
 from ldm.models.conditioning import Conditioning
 from ldm.models.depth import depth_concat, depth_from_map, estimate_depth
@@ -23,8 +24,10 @@ from ldm.models.encoding import Memory, PromptEncoding
 from ldm.models.model import Model
 from ldm.nn.autoencoder import AutoencoderKL
 from ldm.sampling.denoiser import Prediction
+from ldm.sampling.flow import FlowSchedule, fitting
+from ldm.sampling.guidance import SkipLayers
 from ldm.sampling.samplers import Churn, Sampler, find_sampler
-from ldm.sampling.schedule import NoiseSchedule, make_grid
+from ldm.sampling.schedule import NoiseSchedule, Schedule, make_grid
 from ldm.sampling.timesteps import Compat
 
 
@@ -37,15 +40,16 @@ class Problem:
     noise alone; with `mask` ([1,1,h,w], 1 is free) the rest is held to `init`. Where `noised`
     ([1,1,h,w]) is 1, the first noise of each row stands in place of `init`. `tile` is the side
     of the tiles to denoise in, in latent positions. `snaps` takes the nearest noise level of the
-    model's for every other. `depth` [1,H,W] is what was estimated.
-    `warnings` name the words that the model cannot take in. `rescale` and `zero_snr` are as in
-    `Model.denoiser`; `noise_scale` multiplies the noise of the sampler.
+    model's for every other. `depth` [1,H,W] is what was estimated. `skip` guides away from the
+    network without some layers. `warnings` name the words that the model cannot take in. `rescale`
+    and `zero_snr` are as in `Model.denoiser`; `noise_scale` multiplies the noise of the sampler.
     """
 
     guides: tuple[Guide, ...]
     scale: float | tuple[float, ...]
     sampler: Sampler
     sigmas: Tensor
+    schedule: Schedule
     options: dict[str, Any] = field(default_factory=dict)
     init: Tensor | None = None
     init_sigma: float = 0.0
@@ -54,6 +58,7 @@ class Problem:
     tile: int | None = None
     snaps: bool = False
     depth: Tensor | None = None
+    skip: SkipLayers | None = None
     warnings: tuple[str, ...] = ()
     rescale: float = 0.0
     zero_snr: bool = False
@@ -94,7 +99,7 @@ class Given:
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return self.model.betas.device
+        return self.model.device
 
     def images(self, pixels: Pixels, rows: int = 1) -> Tensor:
         """An image as [rows,3,H,W] in [-1,1] on the model's device."""
@@ -237,7 +242,7 @@ def _guided(job: Job, given: Given) -> Problem:
     assert job.steps is not None
     assert job.scale is not None
     assert job.sampler is not None
-    sampler = find_sampler(job.sampler)
+    sampler = fitting(find_sampler(job.sampler), model.schedule)
     start = given.start
     steps, before = (job.steps, 0) if start is None else (start.steps, start.before)
     guides, read = guides_of(
@@ -260,8 +265,10 @@ def _guided(job: Job, given: Given) -> Problem:
         scale=job.scale,
         sampler=sampler,
         sigmas=sigmas,
+        schedule=schedule,
         options=_options(job, sampler, schedule),
         snaps=compat == "sgm",
+        skip=_skipping(job, sigmas),
         warnings=tuple(warnings),
         rescale=job.guidance_rescale,
         zero_snr=job.zero_snr,
@@ -269,8 +276,10 @@ def _guided(job: Job, given: Given) -> Problem:
     )
 
 
-def _schedule(job: Job, model: Model, sampler: Sampler) -> NoiseSchedule:
+def _schedule(job: Job, model: Model, sampler: Sampler) -> NoiseSchedule | FlowSchedule:
     """The schedule of a job's noise levels."""
+    if isinstance(model.schedule, FlowSchedule):
+        return model.schedule if job.shift is None else FlowSchedule(job.shift)
     if not job.zero_snr:
         return model.schedule
     if model.prediction is Prediction.EPS:
@@ -278,7 +287,7 @@ def _schedule(job: Job, model: Model, sampler: Sampler) -> NoiseSchedule:
     return model.schedule.zero_snr_limit if sampler.start == "vp" else model.schedule.zero_snr
 
 
-def _options(job: Job, sampler: Sampler, schedule: NoiseSchedule) -> dict[str, Any]:
+def _options(job: Job, sampler: Sampler, schedule: Schedule) -> dict[str, Any]:
     """What a sampler takes besides the noise levels."""
     high = math.inf if job.s_tmax is None else job.s_tmax
     known = {
@@ -292,6 +301,20 @@ def _options(job: Job, sampler: Sampler, schedule: NoiseSchedule) -> dict[str, A
 def _compat(job: Job) -> Compat:
     kinds: Mapping[str, Compat] = {"ldm": "ldm", "sgm": "sgm"}
     return kinds.get(job.schedule_compat, "exact")
+
+
+def _skipping(job: Job, sigmas: Tensor) -> SkipLayers | None:
+    """The layers to leave out in some of the steps: those between two shares of all steps."""
+    if job.skip_layers is None:
+        return None
+    assert job.steps is not None
+    first, end = (share * job.steps for share in (job.skip_layer_start, job.skip_layer_end))
+    levels = [level for i, level in enumerate(sigmas.tolist()[:-1]) if first < i < end]
+    if not levels:
+        return None
+    # Levels are rounded to float32 on their way to the network.
+    low, high = levels[-1] * (1 - 1e-6), levels[0] * (1 + 1e-6)
+    return SkipLayers(parse_layers(job.skip_layers), job.skip_layer_scale, low, high)
 
 
 def _from(problem: Problem, job: Job, init: Tensor, most: int | None = None) -> Problem:
@@ -309,12 +332,15 @@ def _from(problem: Problem, job: Job, init: Tensor, most: int | None = None) -> 
     count = int(job.strength * (job.steps or 0)) if as_then else int(job.strength * total + 1e-6)
     if job.schedule_compat == "sgm":
         count = max(int(job.strength * (total + 1)), 1) - 1
+    if as_then and isinstance(problem.schedule, FlowSchedule):  # sd3_infer.py rounds what it drops
+        count = total - int(total * (1 - job.strength))
     first = total - min(count, total if most is None else most)
     level = max(first - 1, 0) if as_then and problem.sampler.start == "vp" else first
     nothing = first == total and (level == first or not job.strength)
     return replace(
         problem,
         sigmas=problem.sigmas[first:],
+        skip=_skipping(job, problem.sigmas[first:]),
         init=init,
         init_sigma=0.0 if nothing else float(problem.sigmas[level]),
     )
@@ -366,6 +392,11 @@ def mask_place(model: Model) -> str:
 def inpaints_without_text(job: Job, model: Model) -> bool:
     """Whether it is inpaint.py of latent diffusion: no image padded, no posterior drawn from."""
     return job.task == "inpaint" and mask_place(model) == "last"
+
+
+def pads_inputs(job: Job, model: Model) -> bool:
+    """Whether an image is padded as in the demos of Stable Diffusion 1 and 2."""
+    return not inpaints_without_text(job, model) and not isinstance(model.schedule, FlowSchedule)
 
 
 def takes_noise(model: Model) -> bool:

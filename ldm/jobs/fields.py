@@ -73,7 +73,14 @@ GRID_NAMES = (
     "ddim", "quad", "dpm_solver", "default", "karras", "exponential", "polyexponential", "simple",
     "sgm_uniform", "turbo", "ddim_uniform", "linspace", "leading", "trailing", "beta",
     "beta_sigmas", "lcm", "tcd", "kl_optimal", "ays", "ays_sdxl", "linear_quadratic",
+    "flow", "flow_set_shift", "flow_linear",
 )  # fmt: skip
+# Those for models of flow matching; ldm.sampling.flow has the functions.
+FLOW_GRID_NAMES = (
+    "flow", "flow_set_shift", "flow_linear", "default", "sgm_uniform", "simple", "karras",
+    "exponential", "polyexponential", "kl_optimal", "linear_quadratic",
+)  # fmt: skip
+FLOW_ONLY_GRIDS = ("flow", "flow_set_shift", "flow_linear")
 PRECISIONS = ("auto", "full", "fp16", "bf16", "int8", "autocast")
 ATTENTIONS = ("auto", "sdpa", "xformers", "sliced", "math")
 
@@ -90,6 +97,8 @@ IMAGE_TASKS = ("img2img", "inpaint", "depth2img", "upscale")
 PARTIAL = ("img2img", "inpaint", "depth2img")
 INPAINT_AREAS = ("whole", "masked")
 INPAINT_FILLS = ("original", "fill", "noise", "nothing")
+# The tasks that models of flow matching (Stable Diffusion 3) can do.
+FLOW_TASKS = ("txt2img", "img2img", "inpaint")
 HIRES_UPSCALERS = ("latent", "latent-bicubic", "latent-nearest", "lanczos")
 # The tasks that take a size.
 SIZED = tuple(name for name in TASK_NAMES if name != "upscale")
@@ -184,6 +193,12 @@ class Fields:
         "--clip-skip",
         help="Text encoder layer to use, counted from the end; 1 is the last [the model's].",
         tasks=PROMPTED,
+    )
+    t5_length: int | None = option(
+        None,
+        "--t5-length",
+        help="Number of T5's tokens (SD3) [77, or 256 for a longer prompt].",
+        tasks=FLOW_TASKS,
     )
     init_img: str | None = option(
         None,
@@ -373,6 +388,34 @@ class Fields:
         help="Noise schedule of the steps [the sampler's default].",
         choices=GRID_NAMES,
     )
+    shift: float | None = option(
+        None,
+        "--shift",
+        help="Shift of the noise levels towards noise (SD3) [the model's].",
+        tasks=FLOW_TASKS,
+    )
+    skip_layers: str | None = option(
+        None,
+        "--skip-layers",
+        help="Guide away from the network without these layers (SD3; 7,8,9 for 3.5 medium).",
+        metavar="N,N,...",
+        tasks=FLOW_TASKS,
+    )
+    skip_layer_scale: float = option(
+        2.8, "--skip-layer-scale", help="Strength of --skip-layers [2.8].", tasks=FLOW_TASKS
+    )
+    skip_layer_start: float = option(
+        0.01,
+        "--skip-layer-start",
+        help="Share of the steps after which --skip-layers begins [0.01].",
+        tasks=FLOW_TASKS,
+    )
+    skip_layer_end: float = option(
+        0.2,
+        "--skip-layer-end",
+        help="Share of the steps before which --skip-layers ends [0.2].",
+        tasks=FLOW_TASKS,
+    )
     schedule_compat: str = option(
         "exact",
         "--schedule-compat",
@@ -464,10 +507,32 @@ class Fields:
         None,
         "--prediction",
         help="Prediction type of the network [detected or measured].",
-        choices=("eps", "v"),
+        choices=("eps", "v", "flow"),
     )
     vae: str | None = option(
         None, "--vae", help="Autoencoder (VAE) to use instead of the model's.", metavar="FILE"
+    )
+    clip_l: str | None = option(
+        None,
+        "--clip-l",
+        help="CLIP-L text encoder to use instead of the model's (SD3).",
+        metavar="FILE",
+        tasks=FLOW_TASKS,
+    )
+    clip_g: str | None = option(
+        None,
+        "--clip-g",
+        help="CLIP-G text encoder to use instead of the model's (SD3).",
+        metavar="FILE",
+        tasks=FLOW_TASKS,
+    )
+    t5: str | None = option(
+        None,
+        "--t5",
+        help="T5 text encoder (SD3); without it, zeros as in diffusers or none as in ComfyUI "
+        "[the model's, else zeros].",
+        metavar="FILE|zeros|none",
+        tasks=FLOW_TASKS,
     )
     vae_tiling: str = option(
         "auto",

@@ -17,6 +17,7 @@ from typing import Any, get_type_hints
 from ldm.errors import JobError
 from ldm.jobs.conditions import check_conditions
 from ldm.jobs.fields import ETA_SAMPLERS, IMAGE_TASKS, MAX_STEPS, PARTIAL, SAMPLER_NAMES, Fields
+from ldm.jobs.flow import WITHOUT_T5, check_flow_fields
 from ldm.jobs.hires import STRENGTH, UPSCALER, check_hires, parse_hires, parse_size
 from ldm.jobs.inpainting import PADDING, check_inpainting
 from ldm.jobs.noise_options import check_noise
@@ -84,6 +85,7 @@ class Job(Fields):
         self._validate_seeds()
         check_hires(self)
         check_inpainting(self)
+        check_flow_fields(self)
         if self.precision == "int8" and self.device not in ("auto", "cpu"):
             raise JobError(f"--precision int8 is for the CPU, not {self.device}; use fp16 there")
         sampler = self.sampler and SAMPLER_NAMES[self.sampler]
@@ -171,6 +173,9 @@ class Job(Fields):
             self.depth,
             self.vae,
             self.depth_model,
+            self.clip_l,
+            self.clip_g,
+            None if self.t5 in WITHOUT_T5 else self.t5,
         )
         return tuple(name for name in named if name is not None)
 

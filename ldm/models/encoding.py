@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ldm.models.clip_tower import CLIPTower
 from ldm.models.conditioning import (
     BERTEmbedder,
     FrozenCLIPEmbedder,
@@ -23,18 +24,20 @@ from ldm.text.chunks import Chunked, Token, chunked, rows
 from ldm.text.comfy import parse_comfy
 from ldm.text.prompt import parse
 
-Reader = FrozenCLIPEmbedder | FrozenOpenCLIPEmbedder | BERTEmbedder
+Reader = FrozenCLIPEmbedder | FrozenOpenCLIPEmbedder | BERTEmbedder | CLIPTower
 """An embedder that reads texts as tokens."""
-READERS = (FrozenCLIPEmbedder, FrozenOpenCLIPEmbedder, BERTEmbedder)
+READERS = (FrozenCLIPEmbedder, FrozenOpenCLIPEmbedder, BERTEmbedder, CLIPTower)
 
 
 @dataclass(frozen=True)
 class PromptEncoding:
     """How prompts are meant: `syntax` is "weights" or "plain" (each character as it is, and what
-    is too long cut off); `clip_skip` is the layer of the encoder to take, 1 the last."""
+    is too long cut off); `clip_skip` is the layer of the encoder to take, 1 the last; `t5_length`
+    the number of T5's tokens."""
 
     syntax: str = "plain"
     clip_skip: int | None = None
+    t5_length: int | None = None
 
     def bare(self, text: str) -> str:
         """A prompt without its marks."""

@@ -6,23 +6,42 @@ the two.
 
 from __future__ import annotations
 
+import copy
 import gzip
 import hashlib
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 from ldm.checkpoints.config import Config, read_config, resource
-from ldm.checkpoints.weights.keys import Shapes
+from ldm.checkpoints.families.choice import is_flow
+from ldm.checkpoints.weights.keys import T5, Shapes
 
 _FILE = Path(__file__).with_name("inventory.json.gz")
 
 
 def expected_shapes(config: Config) -> Shapes:
     """Key -> shape of the model of a YAML; of a packaged YAML without torch. Raises ConfigError."""
-    listed = inventory().get(fingerprint(config))
+    listed: Shapes | None = inventory().get(fingerprint(config))
+    if listed is None and is_flow(config):
+        listed = _whole_or_without_t5(config)
     return shapes_of(config) if listed is None else listed
+
+
+def _whole_or_without_t5(config: Config) -> Shapes | None:
+    """The list of a packaged YAML in which only `t5` is set (see `SD3TextEncoders`)."""
+    tree = copy.deepcopy(config.tree)
+    stage = tree["model"]["params"].get("cond_stage_config")
+    params = stage.get("params") if isinstance(stage, dict) else None
+    if not isinstance(params, dict) or set(params) != {"t5"}:
+        return None
+    del stage["params"]
+    listed = inventory().get(fingerprint(replace(config, tree=tree)))
+    if listed is None or params["t5"] == "file":
+        return listed
+    return {key: shape for key, shape in listed.items() if not key.startswith(T5)}
 
 
 def fingerprint(config: Config) -> str:
@@ -44,7 +63,7 @@ def shapes_of(config: Config) -> dict[str, tuple[int, ...]]:
 def packaged_yamls() -> list[Path]:
     """The YAMLs of models that come with the package."""
     configs = resource("configs")
-    folders = ("stable-diffusion", "sdxl", "latent-diffusion")
+    folders = ("stable-diffusion", "sdxl", "sd3", "latent-diffusion")
     yamls = [path for folder in folders for path in configs.glob(f"{folder}/*.yaml")]
     yamls += resource("models").glob("*.yaml")
     return sorted(yamls)

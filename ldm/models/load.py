@@ -9,7 +9,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ldm.checkpoints.components import AUTOENCODER, DEPTH, Files, lacking, without
+from ldm.checkpoints.components import (
+    AUTOENCODER,
+    DEPTH,
+    TEXT_ENCODERS,
+    Component,
+    Files,
+    lacking,
+    without,
+)
 from ldm.checkpoints.config import Config, read_config
 from ldm.checkpoints.families.choice import Choice, choose, fitting_yamls, with_prediction
 from ldm.checkpoints.families.family import Family
@@ -18,8 +26,10 @@ from ldm.checkpoints.weights.header import Header, read_header
 from ldm.checkpoints.weights.keys import (
     EMA,
     NETWORK,
+    T5,
     ZERO_SNR,
     Shapes,
+    aliases,
     compare,
     ema_copies,
     explain,
@@ -28,6 +38,7 @@ from ldm.checkpoints.weights.keys import (
     listed,
     text_encoder_key,
 )
+from ldm.checkpoints.weights.text_keys import text_encoder_sources
 from ldm.checkpoints.weights.vae_keys import autoencoder_sources
 from ldm.errors import CheckpointError, ConfigError
 from ldm.jobs.tuning import compile_network
@@ -40,7 +51,9 @@ from ldm.nn.autoencoder import upsample_in_phases
 from ldm.nn.outline import outline
 from ldm.nn.packing import pack, packable
 from ldm.nn.quantized import quantizable, quantize
+from ldm.nn.unet import UNetModel
 from ldm.sampling.denoiser import Prediction
+from ldm.sampling.flow import FlowSchedule
 from ldm.sampling.schedule import NoiseSchedule
 
 # An eps network gives the pure noise back that it is shown; a v network gives minus the image,
@@ -93,20 +106,27 @@ def load_model(
         model = build(choice.config)
     sources = key_sources(header, model.use_ema, several=model.conditioner is not None)
     files = components or {}
-    check_fit(header, choice.config, model, sources, files)
+    own = omitted(model, files)
+    check_fit(header, choice.config, model, sources, own)
     if isinstance(model.cond_stage_model, BERTEmbedder):
         model.cond_stage_model.look_in(header.path.parent)
     if AUTOENCODER.prefix in files:
         swap_autoencoder(model, files[AUTOENCODER.prefix], dtype, torch.device(device))
+    for component in TEXT_ENCODERS:
+        if component.prefix in files:
+            path = files[component.prefix]
+            swap_text_encoder(model, component, path, dtype, torch.device(device))
     _fill(
         model,
         open_weights(header),
-        {key: sources[key] for key in without(sources, files)},
+        {key: sources[key] for key in without(sources, own)},
         dtype,
         torch.device(device),
         packed=packed and not compiled,
         quantized=quantized,
     )
+    if model.text_encoders is not None and dtype is not None:
+        model.text_encoders.compute_t5_in(dtype)
     if channels_last:
         model.lay_channels_last()
     if packed:
@@ -150,6 +170,7 @@ def key_sources(header: Header, use_ema: bool, *, several: bool = False) -> dict
     `several` says whether the model has a conditioner of several text encoders.
     """
     sources = {text_encoder_key(key, several): key for key in header.tensors}
+    sources |= aliases(header.tensors)
     copies = ema_copies(header.tensors) if use_ema else {}
     network = [key for key in sources if key.startswith("model.")]
     if copies and len(copies) == len(network):
@@ -157,12 +178,18 @@ def key_sources(header: Header, use_ema: bool, *, several: bool = False) -> dict
     return sources
 
 
+def omitted(model: Model, files: Files) -> list[str]:
+    """Prefixes of what a checkpoint need not provide: parts from files, and a T5 not wanted."""
+    texts = model.text_encoders
+    return [*files, *([T5] if texts is not None and texts.t5xxl is None else [])]
+
+
 def check_fit(
-    header: Header, config: Config, model: Model, sources: Mapping[str, str], files: Files
+    header: Header, config: Config, model: Model, sources: Mapping[str, str], files: Sequence[str]
 ) -> None:
     """Raise CheckpointError naming the part that is missing, or the keys that do not fit.
 
-    A YAML that fits is named, too. Parts in `files` do not count.
+    A YAML that fits is named, too. Parts with the prefixes `files` do not count.
     """
     found = {key: header.tensors[sources[key]].shape for key in without(sources, files)}
     own = model.state_dict()
@@ -178,7 +205,7 @@ def check_fit(
     raise CheckpointError(f"{header.path}: does not fit {config.source}; {advice} ({explain(fit)})")
 
 
-def _fits(found: Shapes, yaml: Path, files: Files) -> bool:
+def _fits(found: Shapes, yaml: Path, files: Sequence[str]) -> bool:
     try:
         shapes = expected_shapes(read_config(yaml))
         return compare(found, {key: shapes[key] for key in without(shapes, files)}).good
@@ -241,7 +268,7 @@ def _assign(
             tensor = weights[source]
         # A lone number is a setting, no weight.
         precise = is_scheduled(key) or tensor.dim() == 0 or key in later
-        state[key] = _moved(tensor, None if precise else dtype, device)
+        state[key] = _moved(tensor, None if precise or key.startswith(T5) else dtype, device)
         if source is not None and state[key].data_ptr() != tensor.data_ptr():
             weights.release(source)
     model.load_state_dict(state, assign=True)
@@ -249,6 +276,8 @@ def _assign(
     if stray:
         raise CheckpointError(f"{weights.header.path}: gives no values for {listed(stray)}")
     model.to(device)  # what is no part of a checkpoint; the rest is there
+    if isinstance(model.schedule, FlowSchedule):
+        return
     try:
         model.schedule = NoiseSchedule.from_alphas_cumprod(state["alphas_cumprod"])
     except ValueError as error:
@@ -281,6 +310,36 @@ def swap_autoencoder(
         if state[key].data_ptr() != tensor.data_ptr():
             weights.release(sources[key])
     model.first_stage_model.load_state_dict(state, assign=True)
+
+
+def swap_text_encoder(
+    model: Model,
+    component: Component,
+    path: Path,
+    dtype: torch.dtype | None,
+    device: torch.device,
+) -> None:
+    """Load a text encoder from another file into a model; T5 stays in the file's precision.
+
+    It must fit strictly. Raises CheckpointError before a tensor is read.
+    """
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file; check {component.flag}")
+    part = model.get_submodule(component.prefix.removesuffix("."))
+    header = read_header(path)
+    expected = {key: tuple(own.shape) for key, own in part.state_dict().items()}
+    sources = text_encoder_sources(header, component.prefix, expected)
+    weights = open_weights(header)
+    state = {}
+    for key, own in part.state_dict().items():
+        if is_positions(key):
+            state[key] = torch.arange(own.shape[-1], device=device).expand(own.shape)
+            continue
+        tensor = weights[sources[key]]
+        state[key] = _moved(tensor, None if component.prefix == T5 else dtype, device)
+        if state[key].data_ptr() != tensor.data_ptr():
+            weights.release(sources[key])
+    part.load_state_dict(state, assign=True)
 
 
 def _moved(tensor: Tensor, dtype: torch.dtype | None, device: torch.device) -> Tensor:
@@ -316,6 +375,7 @@ def measure_prediction(model: Model) -> tuple[str, str]:
     of the output for a constant input: modules/sd_models_config.py.)
     """
     network = model.network
+    assert isinstance(network, UNetModel)
     side = 2 ** (network.levels + 1)
     generator = torch.Generator("cpu").manual_seed(0)
     noise = torch.randn((1, network.in_channels, side, side), generator=generator, device="cpu")

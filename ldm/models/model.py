@@ -25,18 +25,22 @@ from ldm.models.image_embedders import (
     FrozenOpenCLIPImageEmbedder,
     SpatialRescaler,
 )
+from ldm.models.sd3_text import SD3TextEncoders
 from ldm.models.tiled_autoencoder import decode_tiled, encode_tiled
 from ldm.nn.allocator import given_back
 from ldm.nn.autoencoder import AutoencoderKL
 from ldm.nn.dpt import MiDaSInference
+from ldm.nn.mmdit import MMDiT
 from ldm.nn.unet import UNetModel
 from ldm.nn.vq import VQModelInterface
 from ldm.sampling.denoiser import DenoiseFn, Prediction, make_denoiser
-from ldm.sampling.guidance import Unguided, cfg, composed, rescaling
-from ldm.sampling.schedule import NoiseSchedule, augmentor_buffers, ddpm_buffers
+from ldm.sampling.flow import FlowSchedule
+from ldm.sampling.guidance import SkipLayers, Unguided, cfg, cfg_skipping, composed, rescaling
+from ldm.sampling.schedule import NoiseSchedule, Schedule, augmentor_buffers, ddpm_buffers
 from ldm.sampling.tiling import wants_tiling
 
 Autoencoder = AutoencoderKL | VQModelInterface
+Network = UNetModel | MMDiT
 # What is asked with a text; a model that knows no texts says so, or takes a class's number for one.
 TextEmbedder = (
     FrozenCLIPEmbedder | FrozenOpenCLIPEmbedder | BERTEmbedder | ClassEmbedder | SpatialRescaler
@@ -46,9 +50,9 @@ TextEmbedder = (
 class DiffusionWrapper(nn.Module):
     """The level of names between a checkpoint's `model.` and the network's own keys."""
 
-    diffusion_model: UNetModel
+    diffusion_model: Network
 
-    def __init__(self, diffusion_model: UNetModel) -> None:
+    def __init__(self, diffusion_model: Network) -> None:
         super().__init__()
         self.diffusion_model = diffusion_model
 
@@ -75,19 +79,22 @@ class ImageNoiseAugmentation(nn.Module):
 class Model(nn.Module):
     """A latent diffusion model with four methods: `condition`, `denoiser`, `encode`, `decode`.
 
-    `scale_factor` makes latents of about unit variance out of the autoencoder's; with
-    `scale_by_std` it was measured in training and is a tensor of the checkpoint. `parts` are the
+    `scale_factor` makes latents of about unit variance out of the autoencoder's, from which
+    `shift_factor` is subtracted before; with `scale_by_std` it was measured in training and is a
+    tensor of the checkpoint. `parts` are the
     modules of special families: depth_model, embedder, noise_augmentor, low_scale_model.
     """
 
-    schedule: NoiseSchedule
+    schedule: NoiseSchedule | FlowSchedule
     memory_format = torch.contiguous_format  # of feature maps
     model: DiffusionWrapper
     first_stage_model: Autoencoder
     cond_stage_model: TextEmbedder | None
     conditioner: GeneralConditioner | None
+    text_encoders: SD3TextEncoders | None
     scale_factor: float | Tensor
     betas: Tensor
+    _place: Tensor
     # Of special families only.
     depth_model: MiDaSInference
     embedder: FrozenOpenCLIPImageEmbedder
@@ -97,12 +104,13 @@ class Model(nn.Module):
     def __init__(
         self,
         *,
-        network: UNetModel,
+        network: Network,
         autoencoder: Autoencoder,
-        conditioner: TextEmbedder | GeneralConditioner | None,
-        schedule: NoiseSchedule,
+        conditioner: TextEmbedder | GeneralConditioner | SD3TextEncoders | None,
+        schedule: NoiseSchedule | FlowSchedule,
         prediction: Prediction,
         scale_factor: float = 1.0,
+        shift_factor: float = 0.0,
         scale_by_std: bool = False,
         v_posterior: float = 0.0,
         conditioning_key: str = "crossattn",
@@ -113,9 +121,11 @@ class Model(nn.Module):
         super().__init__()
         self.model = DiffusionWrapper(network)
         self.first_stage_model = autoencoder
-        self.conditioner, self.cond_stage_model = None, None
+        self.conditioner, self.text_encoders, self.cond_stage_model = None, None, None
         if isinstance(conditioner, GeneralConditioner):
             self.conditioner = conditioner
+        elif isinstance(conditioner, SD3TextEncoders):
+            self.text_encoders = conditioner
         else:
             self.cond_stage_model = conditioner
         for name, part in (parts or {}).items():
@@ -125,6 +135,7 @@ class Model(nn.Module):
             self.register_buffer("scale_factor", torch.tensor(scale_factor))
         else:
             self.scale_factor = scale_factor
+        self.shift_factor = shift_factor
         self.v_posterior = v_posterior
         self.conditioning_key = conditioning_key
         self.image_size = image_size
@@ -132,14 +143,20 @@ class Model(nn.Module):
         self.use_schedule(schedule)
 
     @property
-    def network(self) -> UNetModel:
+    def device(self) -> torch.device:
+        """Where the model computes, wherever its parts are at the moment."""
+        buffer = self._place if isinstance(self.schedule, FlowSchedule) else self.betas
+        return buffer.device
+
+    @property
+    def network(self) -> Network:
         """The network, which checkpoints call model.diffusion_model."""
         return self.model.diffusion_model
 
     @property
-    def text_conditioner(self) -> TextEmbedder | GeneralConditioner | None:
-        """What embeds texts, if anything does: checkpoints have it under one of two names."""
-        return self.cond_stage_model if self.conditioner is None else self.conditioner
+    def text_conditioner(self) -> TextEmbedder | GeneralConditioner | SD3TextEncoders | None:
+        """What embeds texts, if anything does: checkpoints have it under one of three names."""
+        return self.conditioner or self.text_encoders or self.cond_stage_model
 
     @property
     def latent_channels(self) -> int:
@@ -153,18 +170,19 @@ class Model(nn.Module):
 
     @property
     def multiple(self) -> int:
-        """Pixels that the sides are a multiple of for the network to halve them evenly.
+        """Pixels that the sides are a multiple of for the network to divide them evenly."""
+        return int(self.factor * self.network.stride)
 
-        The network halves its input once per level but the last.
-        """
-        return int(self.factor * 2 ** (self.network.levels - 1))
-
-    def use_schedule(self, schedule: NoiseSchedule) -> None:
-        """Take a noise schedule, and fill the twelve DDPM buffers (float32) from it.
+    def use_schedule(self, schedule: NoiseSchedule | FlowSchedule) -> None:
+        """Take a noise schedule, and fill the twelve DDPM buffers (float32) of one of diffusion.
 
         The schedule kept is the one in the float32 buffers: the originals sampled from those,
         and a file with buffers and the same file without them must give the same image.
         """
+        self.schedule = schedule
+        if isinstance(schedule, FlowSchedule):  # which has no buffers, so there is one for `device`
+            self.register_buffer("_place", torch.empty(0, device="cpu"), persistent=False)
+            return
         with torch.device("cpu"):
             buffers = ddpm_buffers(schedule, self.v_posterior)
             self.schedule = NoiseSchedule.from_alphas_cumprod(buffers["alphas_cumprod"])
@@ -198,6 +216,8 @@ class Model(nn.Module):
         """
         if self.conditioner is not None:
             return self.conditioner.condition(texts, encoding, beside, memory, extras)
+        if self.text_encoders is not None:
+            return self.text_encoders.condition(texts, encoding, beside, memory)
         embedder = self.cond_stage_model
         if isinstance(embedder, READERS):
             hidden, pooled, cut = encode(embedder, texts, encoding, beside, memory)
@@ -209,8 +229,13 @@ class Model(nn.Module):
         hidden, cut = embedder.encode(texts)
         return Conditioning(crossattn=hidden), cut
 
-    def predict(self, x_in: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        """The network's raw output for scaled input [B,C,h,w] at timesteps t [B]."""
+    def predict(
+        self, x_in: Tensor, t: Tensor, cond: Conditioning, skip_layers: Sequence[int] = ()
+    ) -> Tensor:
+        """The network's raw output for scaled input [B,C,h,w] at timesteps t [B].
+
+        `skip_layers` are blocks of a transformer to leave out.
+        """
         dtype = self.network.dtype
         x = x_in.to(dtype)
         if cond.concat is not None:
@@ -219,7 +244,8 @@ class Model(nn.Module):
         y = cond.vector
         if y is not None:
             y = y.to(x) if y.is_floating_point() else y.to(x.device)
-        out: Tensor = self.network(x.to(memory_format=self.memory_format), t, context, y)
+        more = {"skip_layers": skip_layers} if skip_layers else {}
+        out: Tensor = self.network(x.to(memory_format=self.memory_format), t, context, y, **more)
         return out
 
     def denoiser(
@@ -231,13 +257,19 @@ class Model(nn.Module):
         rescale: float = 0.0,
         zero_snr: bool = False,
         unguided: Unguided | None = None,
+        skip: SkipLayers | None = None,
     ) -> DenoiseFn:
         """D(x [B,C,h,w], sigma [B]) -> denoised, guided by `scale`; exactly 1 skips uncond.
 
         There may be a scale for each image, none of them 1. `rescale` is a share for `rescaling`,
-        `zero_snr` takes the schedule without signal at its end.
+        `zero_snr` takes the schedule without signal at its end. `skip` guides away from the network
+        without some of its layers as well, and knows none of the others.
         """
         alone = self._denoiser(cond, zero_snr)
+        if skip is not None:
+            both = None if uncond is None else self._denoiser(uncond.stack(cond))
+            skipped = self._denoiser(cond, skip_layers=skip.layers)
+            return cfg_skipping(alone, both, skipped, scale, skip)
         if uncond is None:
             return alone
         pair = self._denoiser(uncond.stack(cond), zero_snr)
@@ -262,11 +294,15 @@ class Model(nn.Module):
         after = rescaling(rescale, self.prediction) if rescale else None
         return composed(pair, alone, weights, scale, unguided=unguided, rescale=after)
 
-    def _denoiser(self, cond: Conditioning, zero_snr: bool) -> DenoiseFn:
+    def _denoiser(
+        self, cond: Conditioning, zero_snr: bool = False, skip_layers: Sequence[int] = ()
+    ) -> DenoiseFn:
         def network(x_in: Tensor, t: Tensor) -> Tensor:
-            return self.predict(x_in, t, cond)
+            return self.predict(x_in, t, cond, skip_layers)
 
-        schedule = self.schedule.zero_snr if zero_snr else self.schedule
+        schedule: Schedule = self.schedule
+        if zero_snr and isinstance(self.schedule, NoiseSchedule):
+            schedule = self.schedule.zero_snr
         return make_denoiser(network, schedule, self.prediction, self.network.dtype)
 
     def encode(self, images: Tensor, noise: Tensor | None = None, tiling: str = "auto") -> Tensor:
@@ -283,12 +319,16 @@ class Model(nn.Module):
             else:
                 posterior = self.first_stage_model.encode(images)
         z = posterior.mode() if noise is None else posterior.sample(noise.to(posterior.mean))
-        return self.scale_factor * z.float()
+        z = z.float()
+        return self.scale_factor * (z - self.shift_factor if self.shift_factor else z)
 
     def decode(self, z: Tensor, tiling: str = "auto") -> Tensor:
         """Scaled latents [B,C,h,w] -> images [B,3,H,W], float32, near [-1,1] but not clamped."""
         dtype = _dtype(self.first_stage_model)
-        unscaled = (z / self.scale_factor).to(dtype, memory_format=self.memory_format)
+        unscaled = z / self.scale_factor
+        if self.shift_factor:
+            unscaled = unscaled + self.shift_factor
+        unscaled = unscaled.to(dtype, memory_format=self.memory_format)
         height, width = (side * self.factor for side in z.shape[-2:])
         with given_back(height * width):
             if wants_tiling(tiling, height, width, z.device):

@@ -38,11 +38,14 @@ from ldm.models.targets import (
     NETWORKS,
     NOISE_AUGMENTORS,
     SCHEDULE,
+    SD3_TEXT_ENCODERS,
     TEXT_EMBEDDERS,
+    TRANSFORMERS,
     make_schedule,
 )
 from ldm.nn.autoencoder import AutoencoderKL
 from ldm.sampling.denoiser import Prediction
+from ldm.sampling.flow import FlowSchedule
 from ldm.sampling.schedule import NoiseSchedule
 
 T = TypeVar("T")
@@ -300,7 +303,45 @@ def _discrete_denoiser(section: Section) -> tuple[Prediction, NoiseSchedule]:
     return prediction, schedule
 
 
+# --- Stable Diffusion 3 ---
+
+
+def _flow_model(section: Section, used: dict[str, Any]) -> Model:
+    """Stable Diffusion 3: a transformer, trained by flow matching, and three text encoders."""
+    sections = {key: section.section(key) for key in _FLOW_SECTIONS}
+    network, autoencoder, texts = sections.values()
+    if network is None or autoencoder is None or texts is None:  # which `needs` excludes
+        raise section.error("unet_config", "is missing")
+    return Model(
+        network=_build(TRANSFORMERS, network),
+        autoencoder=_build(AUTOENCODERS, autoencoder),
+        conditioner=_build(SD3_TEXT_ENCODERS, texts),
+        schedule=FlowSchedule(used.get("shift", 3.0)),
+        prediction=Prediction.FLOW,
+        scale_factor=used.get("scale_factor", 1.0),
+        shift_factor=used.get("shift_factor", 0.0),
+        image_size=used.get("image_size", 128),
+    )
+
+
+_FLOW_SECTIONS = ("unet_config", "first_stage_config", "cond_stage_config")
+_FLOW_TAKES: dict[str, Kind] = {
+    **dict.fromkeys(_FLOW_SECTIONS, TREE),
+    "shift": REAL,
+    "scale_factor": REAL,
+    "shift_factor": REAL,
+    "image_size": INT,
+}
+
 LATENT_MODELS: dict[str, Spec[Model]] = {
+    "sd3_impls.BaseModel": Spec(
+        _flow_model,
+        Parameters(
+            takes=_FLOW_TAKES,
+            needs=frozenset(_FLOW_SECTIONS),
+            fixed={"parameterization": "flow"},
+        ),
+    ),
     MODEL: Spec(
         _diffusion_engine,
         Parameters(
@@ -344,6 +385,7 @@ LATENT_MODELS: dict[str, Spec[Model]] = {
 TARGETS: Mapping[str, Spec[Any]] = {
     **LATENT_MODELS,
     **NETWORKS,
+    **TRANSFORMERS,
     **AUTOENCODERS,
     **TEXT_EMBEDDERS,
     **EMBEDDERS,
@@ -351,6 +393,7 @@ TARGETS: Mapping[str, Spec[Any]] = {
     **_DENOISERS,
     **_SCALINGS,
     **_DISCRETIZATIONS,
+    **SD3_TEXT_ENCODERS,
     **IMAGE_EMBEDDERS,
     **NOISE_AUGMENTORS,
     **DEPTH_MODELS,

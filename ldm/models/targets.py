@@ -37,8 +37,10 @@ from ldm.models.image_embedders import (
     SpatialRescaler,
 )
 from ldm.models.model import Autoencoder, ImageNoiseAugmentation, TextEmbedder
+from ldm.models.sd3_text import SD3TextEncoders
 from ldm.nn.autoencoder import AutoencoderKL
 from ldm.nn.dpt import MiDaSInference
+from ldm.nn.mmdit import MMDiT, MMDiTConfig
 from ldm.nn.unet import UNetConfig, UNetModel
 from ldm.nn.vq import VQModelInterface
 from ldm.sampling.schedule import NoiseSchedule
@@ -137,6 +139,30 @@ NETWORKS: dict[str, Spec[UNetModel]] = {
     ),
 }
 
+TRANSFORMERS: dict[str, Spec[MMDiT]] = {
+    "mmditx.MMDiTX": Spec(
+        lambda section, used: MMDiT(MMDiTConfig(**used)),
+        Parameters(
+            takes={
+                "depth": INT,
+                "hidden_size": INT,
+                "num_heads": INT,
+                "pos_embed_max_size": INT,
+                "adm_in_channels": INT,
+                "context_dim": INT,
+                "in_channels": INT,
+                "out_channels": INT,
+                "patch_size": INT,
+                "qk_norm": TEXT,
+                "x_block_self_attn_layers": LIST,
+            },
+            needs=names(
+                "depth hidden_size num_heads pos_embed_max_size adm_in_channels context_dim"
+            ),
+        ),
+    ),
+}
+
 # --- autoencoders -----------------------------------------------------------------------------
 
 _DDCONFIG = Parameters(
@@ -171,6 +197,11 @@ def _autoencoder_kl(section: Section, used: dict[str, Any]) -> AutoencoderKL:
     return AutoencoderKL(_DDCONFIG.check(section, "ddconfig"), used["embed_dim"])
 
 
+def _autoencoder_sd3(section: Section, used: dict[str, Any]) -> AutoencoderKL:
+    ddconfig = _DDCONFIG.check(section, "ddconfig")
+    return AutoencoderKL(ddconfig, used["embed_dim"], quant_convs=False)
+
+
 def _autoencoder_vq(section: Section, used: dict[str, Any]) -> VQModelInterface:
     ddconfig = _DDCONFIG.check(section, "ddconfig")
     return VQModelInterface(ddconfig, used["embed_dim"], used["n_embed"])
@@ -199,6 +230,13 @@ AUTOENCODERS: dict[str, Spec[Autoencoder]] = {
     "ldm.models.autoencoder.AutoencoderKL": _KL,
     "sgm.models.autoencoder.AutoencoderKL": _KL,
     "sgm.models.autoencoder.AutoencoderKLInferenceWrapper": _KL,
+    "sd3_impls.SDVAE": Spec(
+        _autoencoder_sd3,
+        Parameters(
+            takes={"ddconfig": TREE, "embed_dim": INT},
+            needs=frozenset({"ddconfig", "embed_dim"}),
+        ),
+    ),
     "ldm.models.autoencoder.VQModelInterface": _VQ,
     "ldm.models.autoencoder.VQModel": _VQ,
 }
@@ -281,6 +319,21 @@ TEXT_EMBEDDERS: dict[str, Spec[TextEmbedder]] = {
                 "in_channels": INT,
                 "out_channels": INT,
                 "bias": FLAG,
+            },
+        ),
+    ),
+}
+
+
+SD3_TEXT_ENCODERS: dict[str, Spec[SD3TextEncoders]] = {
+    "sd3_infer.SD3Inferencer": Spec(
+        lambda section, used: SD3TextEncoders(**used),
+        Parameters(
+            takes={
+                "t5": TEXT,
+                "clip_l_config": TREE,
+                "clip_g_config": TREE,
+                "t5_config": TREE,
             },
         ),
     ),

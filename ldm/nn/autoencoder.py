@@ -292,17 +292,28 @@ def make_networks(ddconfig: Mapping[str, Any]) -> tuple[Encoder, Decoder]:
 class AutoencoderKL(nn.Module):
     """Variational autoencoder. Images are [B,3,H,W] in [-1,1]; latents are not scaled here.
 
-    `ddconfig` as in `make_networks`. H and W must be multiples of `factor`.
+    `ddconfig` as in `make_networks`. H and W must be multiples of `factor`. Without `quant_convs`
+    (ours) the latents are those between encoder and decoder, as in Stable Diffusion 3.
     """
 
-    def __init__(self, ddconfig: Mapping[str, Any], embed_dim: int) -> None:
+    quant_conv: nn.Module
+    post_quant_conv: nn.Module
+
+    def __init__(
+        self, ddconfig: Mapping[str, Any], embed_dim: int, quant_convs: bool = True
+    ) -> None:
         super().__init__()
         if not ddconfig.get("double_z", True):
             raise ValueError("a KL autoencoder needs double_z: true")
         self.encoder, self.decoder = make_networks(ddconfig)
         z_channels = ddconfig["z_channels"]
-        self.quant_conv = nn.Conv2d(2 * z_channels, 2 * embed_dim, 1)
-        self.post_quant_conv = nn.Conv2d(embed_dim, z_channels, 1)
+        if quant_convs:
+            self.quant_conv = nn.Conv2d(2 * z_channels, 2 * embed_dim, 1)
+            self.post_quant_conv = nn.Conv2d(embed_dim, z_channels, 1)
+        elif embed_dim != z_channels:
+            raise ValueError("embed_dim must be z_channels where quant_convs is false")
+        else:
+            self.quant_conv, self.post_quant_conv = nn.Identity(), nn.Identity()
         self.embed_dim = embed_dim
         self.factor = 2 ** (len(ddconfig["ch_mult"]) - 1)
 

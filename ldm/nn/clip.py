@@ -104,13 +104,15 @@ class CLIPTextTransformer(nn.Module):
     """The text tower of v1. ids [B, L] -> hidden states [B, L, hidden_size].
 
     `forward` returns the last layer after the final norm; `hidden_states` all layers before the
-    norm, starting with the embeddings.
+    norm, starting with the embeddings. With `projects` there is a projection of pooled states.
     """
 
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig, projects: bool = False) -> None:
         super().__init__()
         self.config = config
         self.text_model = _TextModel(config)
+        if projects:
+            self.text_projection = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def hidden_states(self, ids: Tensor) -> list[Tensor]:
         states = [self.text_model.embeddings(ids)]

@@ -50,7 +50,7 @@ class TextConfig:
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> TextConfig:
         """Raises ConfigError for an unknown field or activation, or heads that do not divide."""
-        config = _read(cls, values, cls._INERT, "text_config")
+        config = read_sizes(cls, values, cls._INERT, "text_config")
         if config.hidden_act not in _ACTIVATIONS:
             raise ConfigError(f"text_config.hidden_act must be one of {', '.join(_ACTIVATIONS)}")
         if config.hidden_size % config.num_attention_heads:
@@ -59,6 +59,13 @@ class TextConfig:
 
 
 CLIP_VIT_L_14 = TextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12)
+CLIP_VIT_BIG_G_14 = TextConfig(
+    hidden_size=1280,
+    intermediate_size=5120,
+    num_hidden_layers=32,
+    num_attention_heads=20,
+    hidden_act="gelu",
+)
 
 
 @dataclass(frozen=True)
@@ -113,8 +120,10 @@ class OpenClipConfig:
         if type(embed_dim) is not int or embed_dim < 1:
             raise ConfigError(f"model_config.embed_dim must be a positive number, not {embed_dim}")
         text_values, vision_values = values.get("text_cfg") or {}, values.get("vision_cfg") or {}
-        text = _read(OpenTextConfig, text_values, OpenTextConfig._INERT, "model_config.text_cfg")
-        vision = _read(
+        text = read_sizes(
+            OpenTextConfig, text_values, OpenTextConfig._INERT, "model_config.text_cfg"
+        )
+        vision = read_sizes(
             OpenVisionConfig, vision_values, OpenVisionConfig._INERT, "model_config.vision_cfg"
         )
         if text.width % text.heads:
@@ -158,7 +167,7 @@ def open_clip_config(arch: str, values: Mapping[str, Any] | None) -> OpenClipCon
     return OPEN_CLIP_MODELS[arch]
 
 
-def _read(cls: type[C], values: Mapping[str, Any], inert: frozenset[str], where: str) -> C:
+def read_sizes(cls: type[C], values: Mapping[str, Any], inert: frozenset[str], where: str) -> C:
     """A dataclass of sizes from a section of a YAML; null stands for a field's default.
 
     Raises ConfigError for an unknown field, suggesting a similar one, and for an invalid size.

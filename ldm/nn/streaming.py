@@ -1,4 +1,4 @@
-"""Stream a network's layers to the device, each only while it computes."""
+"""Stream a network's layers to a device or a precision, each only while it computes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ class Streamed:
 
     The parts are the entries of module lists (the blocks of a UNet), and all other children. The
     weights stay in place; the copies on the device live for one call, so every call pays for the
-    copying.
+    copying. With a `dtype` the copies have that precision.
     """
 
-    def __init__(self, module: nn.Module, device: torch.device) -> None:
-        self.device = device
+    def __init__(
+        self, module: nn.Module, device: torch.device, dtype: torch.dtype | None = None
+    ) -> None:
+        self.device, self.dtype = device, dtype
         self.kept: list[tuple[nn.Module, _Tensors, _Tensors]] = []
         self.hooks = []
         for part in _parts(module):
@@ -43,7 +45,10 @@ class Streamed:
             module._buffers = {name: self._moved(own) for name, own in buffers.items()}
 
     def _moved(self, tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.to(self.device, non_blocking=True)
+        if tensor is None:
+            return None
+        dtype = self.dtype if tensor.is_floating_point() else None
+        return tensor.to(self.device, dtype, non_blocking=True)
 
     def _drop(self, *_: Any) -> None:
         while self.kept:

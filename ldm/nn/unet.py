@@ -244,6 +244,11 @@ class UNetModel(nn.Module):
         """The dtype of the weights."""
         return next(self.parameters()).dtype
 
+    @property
+    def stride(self) -> int:
+        """Latent positions that one of the lowest level covers along a side."""
+        return int(2 ** (self.levels - 1))
+
     def forward(
         self, x: Tensor, timesteps: Tensor, context: Tensor | None = None, y: Tensor | None = None
     ) -> Tensor:

@@ -11,7 +11,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from ldm.sampling.schedule import NoiseSchedule
+from ldm.sampling.schedule import Schedule
 
 DenoiseFn = Callable[[Tensor, Tensor], Tensor]
 Network = Callable[[Tensor, Tensor], Tensor]
@@ -44,7 +44,7 @@ class Prediction(Enum):
         return torch.zeros_like(sigma), one, c_in
 
 
-def snapped(denoise: DenoiseFn, schedule: NoiseSchedule) -> DenoiseFn:
+def snapped(denoise: DenoiseFn, schedule: Schedule) -> DenoiseFn:
     """A denoiser that takes each noise level for the nearest of the schedule's.
 
     Source: generative-models, DiscreteDenoiser; it matters for samplers that go between levels.
@@ -60,7 +60,7 @@ def snapped(denoise: DenoiseFn, schedule: NoiseSchedule) -> DenoiseFn:
 
 def make_denoiser(
     network: Network,
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     prediction: Prediction,
     dtype: torch.dtype = torch.float32,
 ) -> DenoiseFn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -68,6 +69,44 @@ def rescaling(share: float, prediction: Prediction) -> Rescale:
         return rest + output * (share * ratio + 1 - share)
 
     return rescale
+
+
+@dataclass(frozen=True)
+class SkipLayers:
+    """Guidance away from the network without some of its layers, at noise levels low to high."""
+
+    layers: tuple[int, ...]
+    scale: float
+    low: float
+    high: float
+
+
+def cfg_skipping(
+    cond: DenoiseFn,
+    pair: DenoiseFn | None,
+    skipped: DenoiseFn,
+    scale: float | Sequence[float],
+    skip: SkipLayers,
+) -> DenoiseFn:
+    """Guidance as in `cfg`, plus skip.scale * (cond - skipped) at some noise levels.
+
+    `skipped` denoises under the condition without some layers. Source: Stability-AI/sd3.5
+    `sd3_impls.py`, SkipLayerCFGDenoiser.
+    """
+
+    def guided(x: Tensor, sigma: Tensor) -> Tensor:
+        if pair is None or scale == 1:
+            with_cond = whole = cond(x, sigma)
+        else:
+            both = pair(torch.cat([x, x]), torch.cat([sigma, sigma]))
+            without, with_cond = both.chunk(2)
+            scales = torch.tensor([scale] * len(x) if isinstance(scale, float | int) else scale)
+            whole = torch.lerp(without, with_cond, scales.to(x).view(-1, *[1] * (x.ndim - 1)))
+        if not skip.low <= float(sigma[0]) <= skip.high:
+            return whole
+        return torch.add(whole, with_cond - skipped(x, sigma), alpha=skip.scale)
+
+    return guided
 
 
 def composed(

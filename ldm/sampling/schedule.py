@@ -7,9 +7,10 @@ variance-preserving latent is x / sqrt(1 + sigma**2), so alphas_cumprod = 1 / (1
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,7 +20,8 @@ from ldm.errors import UsageError
 from ldm.sampling.quantiles import beta_quantiles
 from ldm.sampling.timesteps import Compat, Floats, ddim_timesteps, lcm_timesteps, quad_timesteps
 
-Grid = Callable[["NoiseSchedule", int, Compat], Tensor]
+Grid = Callable[[Any, int, Compat], Tensor]
+"""(schedule, steps, compat) -> levels; a grid knows the schedules that it is for."""
 
 SNAP = 1e-3
 """Distance within which a time step computed from a sigma is rounded to a whole number."""
@@ -93,6 +95,11 @@ class NoiseSchedule:
 
     def __len__(self) -> int:
         return len(self.alphas_cumprod)
+
+    @property
+    def grids(self) -> Mapping[str, Grid]:
+        """The grids that are known here, by name."""
+        return GRIDS
 
     @cached_property
     def rounded(self) -> Tensor:
@@ -169,6 +176,32 @@ class NoiseSchedule:
     def noised(self, z: Tensor, sigma: float, noise: Tensor) -> Tensor:
         """z with noise of level sigma: alpha * z + sigma * noise, of z's shape."""
         return torch.add(z, noise, alpha=sigma)
+
+
+class Schedule(Protocol):
+    """The noise levels of a network: these of diffusion, or those of `ldm.sampling.flow`."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def grids(self) -> Mapping[str, Grid]:
+        """The grids that are known here, by name."""
+
+    @property
+    def sigmas(self) -> Tensor:
+        """Noise levels by time step, increasing, float64."""
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """The noise level at time steps."""
+
+    def t(self, sigma: Tensor) -> Tensor:
+        """What a network is shown for a noise level."""
+
+    def alpha(self, sigma: Tensor) -> Tensor:
+        """The factor of the signal at a noise level."""
+
+    def noised(self, z: Tensor, sigma: float, noise: Tensor) -> Tensor:
+        """z with noise of level sigma."""
 
 
 def ddpm_buffers(schedule: NoiseSchedule, v_posterior: float = 0.0) -> dict[str, Tensor]:
@@ -411,14 +444,15 @@ GRIDS: dict[str, Grid] = {
 }
 
 
-def make_grid(name: str, schedule: NoiseSchedule, steps: int, compat: Compat = "exact") -> Tensor:
+def make_grid(name: str, schedule: Schedule, steps: int, compat: Compat = "exact") -> Tensor:
     """The noise levels sigma_0 > ... > sigma_N that a sampler follows, float64 [N+1] on the CPU.
 
     N is `steps` (1..T); with compat "ldm" it is the originals' number, which may differ for
     "ddim" and "quad". Raises UsageError for an unknown name or a number out of range.
     """
-    if name not in GRIDS:
-        raise UsageError(f"unknown grid {name!r}; known are {', '.join(GRIDS)}")
+    grids = schedule.grids
+    if name not in grids:
+        raise UsageError(f"unknown grid {name!r} for this model; known are {', '.join(grids)}")
     if steps < 1 or (steps > len(schedule) and compat != "ldm"):
         raise UsageError(f"steps must be 1 to {len(schedule)}, not {steps}")
-    return GRIDS[name](schedule, steps, compat)
+    return grids[name](schedule, steps, compat)

@@ -60,6 +60,7 @@ class DiffusionLoss(nn.Module):
     def __init__(self, model: Model, layout: LayoutLoss | None = None, weight: float = 0.0) -> None:
         super().__init__()
         assert model.cond_stage_model is not None
+        assert isinstance(model.network, UNetModel)
         self.network = model.network
         self.conditioner = model.cond_stage_model
         self.schedule, self.prediction = model.schedule, model.prediction
@@ -105,6 +106,8 @@ class DiffusionStage:
                 f"{config.source}: train.autoencoder must name the first stage's weights"
             )
         self.model = build(config)
+        if not isinstance(self.model.network, UNetModel):
+            raise ConfigError(f"{config.source}: only models with a UNet are trained here")
         self.plan = plan
         self.hint = find_hint(self.model)
         zero_last_layers(self.model.network)
@@ -136,7 +139,9 @@ class DiffusionStage:
         self.shown.scale_factor = self.model.scale_factor
 
     def _layout_loss(self, data: Data) -> LayoutLoss | None:
-        return LayoutLoss(self.model.network, data.kinds) if self.plan.layout_weight else None
+        network = self.model.network
+        assert isinstance(network, UNetModel)
+        return LayoutLoss(network, data.kinds) if self.plan.layout_weight else None
 
     def _probe(self, data: Data) -> tuple[list[str], Kept]:
         """The captions of the sample images, and their hints."""

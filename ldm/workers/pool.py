@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ldm.checkpoints.components import Files, files_of
+from ldm.checkpoints.components import Files, files_of, settings_of
 from ldm.checkpoints.families.choice import Choice
 from ldm.checkpoints.weights.keys import NETWORK
 from ldm.engine.events import ModelLoaded, Note, OnEvent
@@ -218,7 +218,7 @@ def load_engine(
         report(Note(note))
     with phase("load"):
         path, files = plan.header.path, files_of(job)
-        loaded = load_as(policy, path, plan.config, job.overrides, job.prediction, files)
+        loaded = load_as(policy, path, plan.config, settings_of(job), job.prediction, files)
     for note in loaded.notes:
         report(Note(note))
     if policy.compiled:
@@ -311,5 +311,5 @@ def _with_choice(plan: Plan, choice: Choice, given: Mapping[str, Any], *, script
 def model_key(plan: Plan) -> tuple[Any, ...]:
     """The values that two jobs must share to use one engine."""
     job = plan.job
-    parts = (job.overrides, job.prediction, job.vae, job.depth_model)
+    parts = (settings_of(job), job.prediction, *sorted(files_of(job).items()))
     return (plan.header.path, plan.config, *parts, job.device, job.precision, job.attention)

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ldm.errors import JobError
-from ldm.jobs.fields import ATTENTIONS, ETA_SAMPLERS, GRID_NAMES, SAMPLER_ALIASES, TASK_NAMES
+from ldm.jobs.fields import (
+    ATTENTIONS,
+    ETA_SAMPLERS,
+    FLOW_GRID_NAMES,
+    FLOW_ONLY_GRIDS,
+    GRID_NAMES,
+    SAMPLER_ALIASES,
+    TASK_NAMES,
+)
 from ldm.jobs.job import Defaults, Job, from_record, to_record
 from ldm.jobs.legacy import Legacy, translate
 from ldm.jobs.options import options_of
@@ -144,12 +152,14 @@ def test_every_field_is_an_option_with_help() -> None:
 
 def test_names_are_those_of_the_floors_above() -> None:
     from ldm.nn.attention import BACKENDS
+    from ldm.sampling.flow import FLOW_GRIDS
     from ldm.sampling.samplers import SAMPLERS
     from ldm.sampling.schedule import GRIDS
 
     assert {name: row.aliases for name, row in SAMPLERS.items()} == SAMPLER_ALIASES
     assert {name for name, row in SAMPLERS.items() if "eta" in row.options} == set(ETA_SAMPLERS)
-    assert tuple(GRIDS) == GRID_NAMES
+    assert (*GRIDS, *FLOW_ONLY_GRIDS) == GRID_NAMES
+    assert tuple(FLOW_GRIDS) == FLOW_GRID_NAMES
     assert tuple(BACKENDS) == ATTENTIONS
 
 

@@ -40,7 +40,7 @@ def test_every_field_of_the_schema_is_read_from_files() -> None:
         told = {"task": task, "init_img": "a.png"} if task not in ("txt2img", "sample") else {}
         told = {"task": task} if task in ("sample", "variations") else told
         job = {**told, name: value} | ({"images": ["a.png"]} if task == "variations" else {})
-        odd = {"device": "cpu", "seeds": "1,2", "hires": "2"}
+        odd = {"device": "cpu", "seeds": "1,2", "hires": "2", "skip_layers": "7,8"}
         odd |= {"original_size": "64x64", "crop": "0,0", "target_size": "64x64"}
         job |= {key: value for key, value in odd.items() if key == name}
         if name.startswith("variation_"):
@@ -51,5 +51,7 @@ def test_every_field_of_the_schema_is_read_from_files() -> None:
             job["inpaint_area"] = "masked"
         if name.startswith("hires_"):
             job["hires"] = "2"
+        if name.startswith("skip_layer_"):
+            job |= {"skip_layers": "7", "skip_layer_end": 1.0}
         found = parse_rows(json.dumps(job), "a.jsonl", {})
         assert name in found[0].fields

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from ldm.checkpoints.config import read_config, resource
+from ldm.checkpoints.config import override, read_config, resource
 from ldm.models.inventory import (
     encode,
     expected_shapes,
@@ -16,7 +16,7 @@ from ldm.models.inventory import (
     packaged_yamls,
     shapes_of,
 )
-from tests.golden_keys import MODELS, model_shapes
+from tests.golden_keys import MODELS, SD3_MODELS, golden_shapes, model_shapes
 
 
 def test_the_list_is_up_to_date() -> None:
@@ -30,6 +30,27 @@ def test_the_list_is_up_to_date() -> None:
 def test_published_models(name: str) -> None:
     path = resource("configs") / f"{MODELS[name][0]}.yaml"
     assert expected_shapes(read_config(path)) == model_shapes(name)
+
+
+@pytest.mark.parametrize("name", SD3_MODELS)
+def test_published_models_without_text_encoders(name: str) -> None:
+    shapes = expected_shapes(read_config(resource("configs") / f"{SD3_MODELS[name][0]}.yaml"))
+    texts = {key: shapes[key] for key in shapes if key.startswith("text_encoders.")}
+    assert shapes == {**golden_shapes(name), **texts}
+    table = "text_encoders.t5xxl.transformer.encoder.embed_tokens.weight"
+    assert texts[table] == (32128, 4096)
+    assert texts["text_encoders.clip_g.transformer.text_projection.weight"] == (1280, 1280)
+
+
+def test_a_yaml_without_t5_is_known_too() -> None:
+    config = read_config(resource("configs") / "sd3" / "sd3-medium.yaml")
+    whole = expected_shapes(config)
+    less = override(config, ["model.params.cond_stage_config.params.t5=none"])
+    assert fingerprint(less) not in inventory()
+    assert expected_shapes(less) == shapes_of(less)
+    assert not any("t5xxl" in key for key in expected_shapes(less))
+    same = override(config, ["model.params.cond_stage_config.params.t5=file"])
+    assert expected_shapes(same) == whole
 
 
 def test_another_yaml_is_built() -> None:

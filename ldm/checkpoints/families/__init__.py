@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ldm.checkpoints.config import resource
-from ldm.checkpoints.families import latent_diffusion, sdxl, stable_diffusion
+from ldm.checkpoints.families import latent_diffusion, sd3, sdxl, stable_diffusion
 from ldm.checkpoints.families.family import Family
 from ldm.checkpoints.weights.header import Header
 from ldm.checkpoints.weights.keys import Shapes, listed
@@ -13,7 +13,8 @@ from ldm.errors import CheckpointError
 
 FAMILIES: dict[str, Family] = {
     family.name: family
-    for family in (*stable_diffusion.FAMILIES, *sdxl.FAMILIES, *latent_diffusion.FAMILIES)
+    for module in (stable_diffusion, sdxl, sd3, latent_diffusion)
+    for family in module.FAMILIES
 }
 
 

@@ -12,7 +12,7 @@ from ldm.checkpoints.families import FAMILIES, candidates, detect, yaml_beside, 
 from ldm.checkpoints.families.family import Family
 from ldm.checkpoints.sgm import as_older, input_keys, is_sgm
 from ldm.checkpoints.weights.header import Header
-from ldm.checkpoints.weights.keys import V_PRED
+from ldm.checkpoints.weights.keys import T5, V_PRED
 from ldm.errors import CheckpointError, ConfigError
 from ldm.jobs.job import Defaults
 from ldm.jobs.options import nearest
@@ -44,14 +44,38 @@ def choose(header: Header, config: Path | None = None, overrides: Sequence[str] 
 
     Raises ConfigError for an unreadable YAML, and CheckpointError if there is no YAML and not
     exactly one family fits the header. A checkpoint without its depth network, which may come from
-    a separate file, is loaded without one.
+    a separate file, is loaded without one, and so is one without its T5.
     """
     choice = _chosen(header, config, overrides)
+    if is_flow(choice.config):
+        return _without_lacking_t5(header, choice)
     holds = any(key.startswith("depth_model.") for key in header.tensors)
     if holds or _params(choice.config).get(_DEPTH) is None:
         return choice
     tree = override(choice.config, [f"model.params.{_DEPTH}={{target: {NOTHING}}}"])
     return replace(choice, config=tree, why=f"{choice.why}; the file has no depth network")
+
+
+def is_flow(config: Config) -> bool:
+    """Whether a YAML describes a model of flow matching."""
+    return _prediction(config) == "flow"
+
+
+def t5_of(config: Config) -> str:
+    """What a YAML says about T5: file, zeros or none."""
+    return str(_params(config, "cond_stage_config").get("t5") or "file")
+
+
+def _without_lacking_t5(header: Header, choice: Choice) -> Choice:
+    """The choice with zeros for T5 where neither the checkpoint nor the YAML has it."""
+    said = _params(choice.config, "cond_stage_config").get("t5") is not None
+    if said or any(key.startswith(T5) for key in header.tensors):
+        return choice
+    tree = override(choice.config, ["model.params.cond_stage_config.params.t5=zeros"])
+    return replace(choice, config=tree, why=f"{choice.why}; {LACKS_T5}")
+
+
+LACKS_T5 = "the file has no T5"
 
 
 def _chosen(header: Header, config: Path | None, overrides: Sequence[str]) -> Choice:
@@ -106,6 +130,8 @@ def _by_yaml(header: Header, config: Config, why: str) -> Choice:
         family = detect(header)
     except CheckpointError:
         family = _own_family(header, config)
+    else:  # whose defaults another YAML for the same network may change
+        family = replace(family, defaults=_sampling(config, family.defaults))
     choice = Choice(config, family, why, "")
     where = "scaling_config" if is_sgm(config) else "parameterization"
     return with_prediction(choice, prediction, f"{config.source}: {where}")

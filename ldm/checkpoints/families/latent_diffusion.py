@@ -17,7 +17,7 @@ _CLASSES = "cond_stage_model.embedding.weight"
 _TOKENS = "cond_stage_model.transformer.token_emb.weight"
 _MAPPER = "cond_stage_model.channel_mapper.weight"
 # An autoencoder in a separate file has these keys, without a prefix.
-AUTOENCODER_KEYS = ("encoder.conv_in.weight", "decoder.conv_in.weight", "post_quant_conv.weight")
+AUTOENCODER_KEYS = ("encoder.conv_in.weight", "decoder.conv_in.weight", "decoder.conv_out.weight")
 
 
 def _family(

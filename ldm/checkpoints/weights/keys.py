@@ -6,7 +6,7 @@ which keys may be missing or superfluous without harm.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -17,6 +17,11 @@ EMA = "model_ema."
 TEXT_ENCODER = "cond_stage_model."
 CONDITIONER = "conditioner."
 _FIRST = f"{CONDITIONER}embedders.0."
+CLIP_L, CLIP_G, T5 = (f"text_encoders.{name}." for name in ("clip_l", "clip_g", "t5xxl"))
+"""The text encoders of Stable Diffusion 3."""
+SHARED, TABLE = "shared.weight", "encoder.embed_tokens.weight"
+"""Two names of T5's table of tokens, of which a file has one or both."""
+_SHARED, _TABLE = (f"{T5}transformer.{name}" for name in (SHARED, TABLE))
 
 # Buffers derived from the YAML; a file without them still loads.
 DDPM_BUFFERS = frozenset(
@@ -57,6 +62,9 @@ _INERT_KEYS = frozenset(
         "cond_stage_model.transformer.text_projection.weight",
         "cond_stage_model.model.attn_mask",
         "embedder.model.attn_mask",
+        f"{CLIP_L}transformer.text_projection.weight",
+        *(f"{prefix}logit_scale" for prefix in (CLIP_L, CLIP_G, T5)),
+        _SHARED,
     }
 )
 # Not used when the text tower runs here, so any file may lack them.
@@ -78,6 +86,9 @@ PARTS: Mapping[str, str] = {
     "first_stage_model.": "autoencoder",
     "cond_stage_model.": "text encoder",
     "conditioner.": "text encoders",
+    CLIP_L: "CLIP-L text encoder",
+    CLIP_G: "CLIP-G text encoder",
+    T5: "T5 text encoder",
     "embedder.": "image encoder",
     "depth_model.": "depth model",
     EMA: "EMA copy",
@@ -103,6 +114,7 @@ class Fit:
 
 def compare(found: Shapes, expected: Shapes) -> Fit:
     """Compare a file's keys with a model's, ignoring keys that may be missing or superfluous."""
+    found = {**found, **{key: found[own] for key, own in aliases(found).items()}}
     missing = tuple(key for key in expected if key not in found and not may_be_missing(key))
     unexpected = tuple(
         key
@@ -118,6 +130,11 @@ def compare(found: Shapes, expected: Shapes) -> Fit:
         if key in expected and shape != expected[key] and not is_positions(key)
     )
     return Fit(missing, unexpected, misshapen)
+
+
+def aliases(keys: Collection[str]) -> dict[str, str]:
+    """A model's key -> the key that a file has in its place."""
+    return {_TABLE: _SHARED} if _SHARED in keys and _TABLE not in keys else {}
 
 
 def may_be_missing(key: str) -> bool:

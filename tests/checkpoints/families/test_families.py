@@ -16,7 +16,7 @@ from ldm.checkpoints.sgm import as_older
 from ldm.checkpoints.weights.header import Entry, Header
 from ldm.errors import CheckpointError, ConfigError
 from ldm.models.inventory import expected_shapes
-from tests.golden_keys import AUTOENCODERS, MODELS, golden_shapes
+from tests.golden_keys import AUTOENCODERS, MODELS, SD3_MODELS, golden_shapes
 
 YAMLS = resource("configs") / "latent-diffusion"
 
@@ -28,16 +28,16 @@ def header_of(
     return Header(path, "safetensors", tensors, metadata)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", MODELS | SD3_MODELS)
 def test_each_published_model_is_recognised(name: str) -> None:
-    assert detect(header_of(golden_shapes(name))).name == MODELS[name][1]
+    assert detect(header_of(golden_shapes(name))).name == (MODELS | SD3_MODELS)[name][1]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", MODELS | SD3_MODELS)
 def test_no_other_family_fits(name: str) -> None:
     shapes = golden_shapes(name)
     fitting = {family.name for family in FAMILIES.values() if family.matches(shapes)}
-    expected = FAMILIES[MODELS[name][1]]
+    expected = FAMILIES[(MODELS | SD3_MODELS)[name][1]]
     assert fitting == {expected.name} | ({expected.twin} if expected.twin else set())
 
 
