@@ -9,15 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ldm.checkpoints.locate import model_folders
 from ldm.checkpoints.weights.header import Header, read_header
 from ldm.checkpoints.weights.keys import Shapes, listed
 from ldm.checkpoints.weights.lora_keys import UNET, Name, Target, read_key, targets_of
 from ldm.errors import CheckpointError
+from ldm.jobs.options import nearest
 
 # The width of the text states that a network attends to -> the family.
 _WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "SDXL"}
 _STATED = {"sd_v1": 768, "sd_v2": 1024, "sdxl": 2048, "stable-diffusion-v1": 768,
            "stable-diffusion-v2": 1024, "stable-diffusion-xl": 2048}  # fmt: skip
+
+
+# Folders of LoRAs beside the checkpoints, in our layout and those of other programs.
+FOLDERS = ("lora", "Lora", "loras", "LyCORIS")
+SUFFIXES = (".safetensors", ".pt", ".bin", ".ckpt")
+PEFT = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,32 @@ def match_lora(path: Path | str, shapes: Shapes) -> LoraFile:
             f"({listed(unmatched, 3)})"
         )
     return LoraFile(header, groups, unmatched)
+
+
+def find_lora(name: str) -> Path:
+    """Find a file by path, or by its stem in a folder of LoRAs; raises CheckpointError."""
+    path = Path(name).expanduser()
+    for place in (path, path.with_name(f"{path.name}.safetensors"), path / PEFT):
+        if place.is_file():
+            return place
+    folders = [root / sub for root in model_folders() for sub in FOLDERS]
+    files = [
+        file
+        for folder in dict.fromkeys(folders)
+        for file in sorted(folder.rglob("*"))
+        if file.suffix in SUFFIXES and file.is_file()
+    ]
+    wanted = name.lower()
+    found = [f for f in files if wanted in (f.stem.lower(), f.name.lower())]
+    different = {file.resolve() for file in found}
+    if len(different) > 1:
+        raise CheckpointError(f"LoRA {name} fits several files: {', '.join(map(str, found[:4]))}")
+    if not found:
+        hint = nearest(name, [file.stem for file in files])
+        raise CheckpointError(
+            f"LoRA {name}: no such file, nor in a folder lora of the models{hint}"
+        )
+    return found[0]
 
 
 def family_of(header: Header) -> str | None:
@@ -126,9 +160,8 @@ def _peft_settings(header: Header) -> dict[str, Any]:
             text = beside.read_text(encoding="utf-8")
         found = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{header.path}: its PEFT settings cannot be read ({error})"
-        ) from None
+        reason = f"its PEFT settings cannot be read ({error})"
+        raise CheckpointError(f"{header.path}: {reason}") from None
     return found if isinstance(found, dict) else {}
 
 

@@ -38,7 +38,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "crop", "target_size", "aesthetic_score", "negative_aesthetic_score",
     ),
     "Model": (
-        "resume", "model", "models_dir", "config", "vae", "prediction", "overrides",
+        "resume", "model", "models_dir", "config", "vae", "loras", "prediction", "overrides",
     ),
     "Output": (
         "output", "outdir", "logdir", "format_out", "quality", "no_metadata", "overwrite",

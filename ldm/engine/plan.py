@@ -25,6 +25,7 @@ from ldm.checkpoints.weights.header import Header
 from ldm.engine.advice import notes_about
 from ldm.engine.fit import (
     check_components,
+    check_loras,
     check_model,
     check_parts,
     check_task,
@@ -99,6 +100,10 @@ def make_plan(given: Mapping[str, Any], *, script: bool = False) -> Plan:
     plan = replace(plan, notes=(*plan.notes, *check_model(plan.job, choice, script=script)))
     check_components(plan.job, header, choice)
     check_parts(plan.job, choice)
+    files, lora_notes = check_loras(plan.job, choice)
+    asked = replace(plan.asked, lora_files=files)
+    plan = replace(plan, asked=asked, job=replace(plan.job, lora_files=files))
+    plan = replace(plan, notes=(*plan.notes, *lora_notes))
     job, size_notes = with_sizes(plan.job, choice)
     found_notes = (*size_notes, *noise_notes(job), *notes_about(job, choice), *same_noise(job))
     plan = replace(plan, job=job, notes=(*plan.notes, *found_notes))

@@ -71,7 +71,7 @@ class Lora:
 def parse_lora(text: str) -> Lora:
     """Read `FILE[:weight[:text-weight]]` with options; raises JobError."""
     words = text.split(":")
-    options = []
+    options: list[str] = []
     while len(words) > 1 and "=" in words[-1] and words[-1].partition("=")[0].isalpha():
         options.insert(0, words.pop())
     numbers: list[str] = []
@@ -113,9 +113,7 @@ def _read_tag(tag: re.Match[str]) -> Lora:
         raise JobError(f"{tag[0]} in the prompt names no file; write <lora:name:weight>")
     numbers = [word for word in rest if "=" not in word]
     if len(numbers) > 2:
-        raise JobError(
-            f"{tag[0]} in the prompt: write <lora:name:weight>, with at most two weights"
-        )
+        raise JobError(f"{tag[0]} in the prompt: write at most two weights")
     values = [_number(tag[0], word) for word in numbers] or [1.0]
     options = [word for word in rest if "=" in word]
     return _with_options(tag[0], Lora(name, values[-1], values[0]), options)

@@ -31,6 +31,7 @@ from ldm.checkpoints.weights.keys import (
 from ldm.checkpoints.weights.vae_keys import autoencoder_sources
 from ldm.errors import CheckpointError, ConfigError
 from ldm.jobs.tuning import compile_network
+from ldm.models.adapters.merging import Merging
 from ldm.models.conditioning import BERTEmbedder
 from ldm.models.depth import load_depth_model
 from ldm.models.inventory import expected_shapes
@@ -98,9 +99,10 @@ def load_model(
         model.cond_stage_model.look_in(header.path.parent)
     if AUTOENCODER.prefix in files:
         swap_autoencoder(model, files[AUTOENCODER.prefix], dtype, torch.device(device))
+    weights = open_weights(header)
     _fill(
         model,
-        open_weights(header),
+        weights,
         {key: sources[key] for key in without(sources, files)},
         dtype,
         torch.device(device),
@@ -111,6 +113,10 @@ def load_model(
         model.lay_channels_last()
     if packed:
         upsample_in_phases(model.first_stage_model)
+    shapes = {key: header.tensors[source].shape for key, source in sources.items()}
+    model.merging = Merging(
+        model, lambda key: weights[sources[key]], shapes, dtype or torch.float32
+    )
     choice = _settle_prediction(model, choice)
     if DEPTH.prefix in files:
         model.depth_model = load_depth_model(files[DEPTH.prefix], dtype, device)

@@ -4,9 +4,9 @@ A file's key is a part of a model, a module's name and the tensor's role there. 
 compared with dots as underscores, and looked up in a table made of the model's own keys: no name
 is parsed. Torch-free: the header alone shows what a file changes.
 
-Layouts: kohya's sd-scripts (lora_unet_, lora_te_, ...), LyCORIS (the same, and lycoris_), OneTrainer
-(lora_transformer_), diffusers (unet., text_encoder.; before 2023-06 .processor.to_q_lora.), PEFT
-(base_model.model.), ComfyUI (diffusion_model., text_encoders.).
+Layouts: kohya's sd-scripts (lora_unet_, lora_te_, ...), LyCORIS (the same, and lycoris_),
+OneTrainer (lora_transformer_), diffusers (unet., text_encoder.; before 2023-06
+.processor.to_q_lora.), PEFT (base_model.model.), ComfyUI (diffusion_model., text_encoders.).
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ def oft(roles: Roles, weight: Tensor, scale: float) -> Tensor:
     if blocks.dim() == 4:
         changed = _butterfly(turn, weight)
     else:
-        rows = weight.unflatten(0, (blocks.shape[0], blocks.shape[-1]))
+        rows = weight.reshape(*blocks.shape[:2], *weight.shape[1:])
         changed = torch.einsum("knm,kn...->km...", turn, rows).flatten(0, 1)
     if "rescale" in roles:
         changed = changed * roles["rescale"].reshape(-1, *[1] * (weight.dim() - 1))
@@ -128,18 +128,18 @@ def _rotation(blocks: Tensor, out: int, roles: Roles) -> Tensor:
         norm = q.norm() + 1e-8
         q = q * (norm.clamp(max=limit) / norm)
     identity = torch.eye(blocks.shape[-1]).expand_as(q)
-    return (identity + q) @ torch.linalg.inv(identity - q)
+    turn: Tensor = (identity + q) @ torch.linalg.inv(identity - q)
+    return turn
 
 
 def _butterfly(turn: Tensor, weight: Tensor) -> Tensor:
     """Rotations [stages,n,b,b] of blocks of rows, whose order each stage shuffles."""
-    size = turn.shape[-1]
-    rows = weight
+    size, rest, rows = turn.shape[-1], weight.shape[1:], weight
     for stage, blocks in enumerate(turn):
         k = 2**stage * (size // 2)
-        rows = rows.unflatten(0, (-1, 2, k)).transpose(1, 2).flatten(0, 2).unflatten(0, (-1, size))
+        rows = rows.reshape(-1, 2, k, *rest).transpose(1, 2).reshape(-1, size, *rest)
         rows = torch.einsum("bij,bj...->bi...", blocks, rows)
-        rows = rows.flatten(0, 1).unflatten(0, (-1, k, 2)).transpose(1, 2).flatten(0, 2)
+        rows = rows.reshape(-1, k, 2, *rest).transpose(1, 2).reshape(-1, *rest)
     return rows
 
 

@@ -59,7 +59,7 @@ def test_weights_change_as_their_own_tool_changed_them(name: str) -> None:
         flat = found[key].flatten().double()
         places = [j * (len(flat) - 1) // 15 for j in range(16)]
         digest = torch.cat([flat.sum()[None], flat.abs().sum()[None], flat[places]]).float()
-        torch.testing.assert_close(digest, values, rtol=1e-4, atol=2e-5, msg=lambda m: f"{key} {m}")
+        torch.testing.assert_close(digest, values, rtol=1e-4, atol=2e-5)
 
 
 def test_nothing_is_left_over() -> None:
