@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldm.checkpoints.locate import model_folders
+from ldm.checkpoints.folders import model_files
 from ldm.checkpoints.weights.header import Header, read_header
 from ldm.checkpoints.weights.keys import Shapes, listed
 from ldm.checkpoints.weights.lora_keys import UNET, Name, Target, read_key, targets_of
@@ -22,8 +22,6 @@ _STATED = {"sd_v1": 768, "sd_v2": 1024, "sdxl": 2048, "stable-diffusion-v1": 768
            "stable-diffusion-v2": 1024, "stable-diffusion-xl": 2048}  # fmt: skip
 
 
-# Folders of LoRAs beside the checkpoints, in our layout and those of other programs.
-FOLDERS = ("lora", "Lora", "loras", "LyCORIS")
 SUFFIXES = (".safetensors", ".pt", ".bin", ".ckpt")
 PEFT = "adapter_model.safetensors"
 
@@ -84,13 +82,7 @@ def find_lora(name: str) -> Path:
     for place in (path, path.with_name(f"{path.name}.safetensors"), path / PEFT):
         if place.is_file():
             return place
-    folders = [root / sub for root in model_folders() for sub in FOLDERS]
-    files = [
-        file
-        for folder in dict.fromkeys(folders)
-        for file in sorted(folder.rglob("*"))
-        if file.suffix in SUFFIXES and file.is_file()
-    ]
+    files = [file.path for file in model_files(SUFFIXES) if file.kind == "LoRA"]
     wanted = name.lower()
     found = [f for f in files if wanted in (f.stem.lower(), f.name.lower())]
     different = {file.resolve() for file in found}
