@@ -38,7 +38,7 @@ class Reader:
         rows = self._rows(group, weight)
         try:
             added = difference(roles, weight[rows].float(), scale)
-        except (RuntimeError, ValueError, IndexError, KeyError, StopIteration) as error:
+        except (ArithmeticError, LookupError, RuntimeError, StopIteration, ValueError) as error:
             key = next(iter(group.roles.values()))
             raise CheckpointError(
                 f"{self.file.header.path}: {key} and its kin do not fit the model's "

@@ -88,3 +88,14 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     save_file({f"{place}.{n}.weight": x for n, x in pair.items()}, path)
     with pytest.raises(CheckpointError, match="NaN or infinity"):
         merged(path, 1.0)
+
+
+def test_tensors_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    place = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    path = tmp_path / "odd.safetensors"
+    for rank, width in ((0, 32), (4, 31)):
+        pair = {"lora_down": torch.ones(rank, width), "lora_up": torch.ones(32, rank)}
+        content = {f"{place}.{n}.weight": x for n, x in pair.items()}
+        save_file({**content, f"{place}.alpha": torch.ones(())}, path)
+        with pytest.raises(CheckpointError, match="do not fit the model's"):
+            merged(path, 1.0)
