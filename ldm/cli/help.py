@@ -39,8 +39,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "original_size", "crop", "target_size", "aesthetic_score", "negative_aesthetic_score",
     ),
     "Model": (
-        "resume", "model", "models_dir", "config", "vae", "clip_l", "clip_g", "t5", "prediction",
-        "overrides",
+        "resume", "model", "models_dir", "config", "vae", "clip_l", "clip_g", "t5", "loras",
+        "prediction", "overrides",
     ),
     "Output": (
         "output", "outdir", "logdir", "format_out", "quality", "no_metadata", "overwrite",

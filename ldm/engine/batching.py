@@ -15,6 +15,7 @@ from ldm.engine.guides import Guide
 from ldm.engine.tasks import Problem
 from ldm.images.sources import Sources
 from ldm.jobs.job import Job
+from ldm.jobs.loras import Lora
 from ldm.models.conditioning import Conditioning
 from ldm.sampling.noise import Noise
 from ldm.sampling.samplers import start_latent
@@ -49,6 +50,11 @@ class Part:
     def count(self) -> int:
         """Images in it."""
         return len(range(self.job.n_samples)[self.rows])
+
+    @property
+    def loras(self) -> tuple[Lora, ...]:
+        """The LoRAs of its images."""
+        return self.job.loras_of(self.job.texts()[0])
 
     def depth(self) -> Tensor | None:
         """The depth [1,H,W] that the network was shown, without the edges added to the image."""
@@ -107,6 +113,8 @@ def fit(one: Part, other: Part) -> bool:
     if not (stands_alone(one.job) and stands_alone(other.job)):
         return False
     a, b = one.problem, other.problem
+    if one.loras != other.loras:
+        return False
     alone = (a.mask, b.mask, a.noised, b.noised, a.tile, b.tile)
     if any(part is not None for part in alone):
         return False

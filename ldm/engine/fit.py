@@ -21,10 +21,11 @@ from ldm.checkpoints.locate import (
     able_models,
     header_of,
 )
+from ldm.checkpoints.lora import find_lora, match_lora
 from ldm.checkpoints.sgm import as_older, input_keys, text_encoders
 from ldm.checkpoints.weights.depth_keys import is_depth_model
 from ldm.checkpoints.weights.header import Header
-from ldm.checkpoints.weights.keys import CLIP_G, CLIP_L
+from ldm.checkpoints.weights.keys import CLIP_G, CLIP_L, listed
 from ldm.checkpoints.weights.text_keys import text_encoder_sources
 from ldm.checkpoints.weights.vae_keys import FIRST_STAGE, autoencoder_keys, autoencoder_sources
 from ldm.errors import CheckpointError, ConfigError, JobError
@@ -136,6 +137,24 @@ def _check_conditions(job: Job, choice: Choice) -> None:
             raise JobError(f"{flag} cannot contain AND; write it in --prompt")
     if job.unconditional == "zeros" and not keys:
         raise JobError("--unconditional zeros is for SDXL; omit it")
+
+
+def check_loras(job: Job, choice: Choice) -> tuple[tuple[str, ...], list[str]]:
+    """The file of each LoRA that a job names, as `name=path`, and notes about what matched.
+
+    Raises CheckpointError for a file that is missing, or made for another model.
+    """
+    prompts = job.prompts or (job.prompt or "",)
+    names = {lora.name: lora for text in prompts for lora in job.loras_of(text)}
+    notes, files = [], []
+    for name in names:
+        path = find_lora(name)
+        found = match_lora(path, expected_shapes(choice.config))
+        files.append(f"{name}={path.as_posix()}")
+        notes.append(f"LoRA {name}: {found.matched} of {len(found.header.tensors)} tensors match")
+        if found.unmatched:
+            notes[-1] += f"; without effect: {listed(found.unmatched, 3)}"
+    return tuple(files), notes
 
 
 def check_autoencoder(name: str, config: Config) -> None:

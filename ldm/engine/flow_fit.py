@@ -9,6 +9,7 @@ from ldm.errors import JobError
 from ldm.jobs.fields import FLOW_GRID_NAMES, FLOW_ONLY_GRIDS
 from ldm.jobs.flow import parse_layers
 from ldm.jobs.job import Job
+from ldm.text.schedule import split_and
 
 
 def check_flow(job: Job, choice: Choice) -> list[str]:
@@ -55,6 +56,9 @@ def _check_diffusion(job: Job, choice: Choice) -> None:
 
 
 def _check_layers(job: Job, config: Config) -> None:
+    texts = job.prompts or (job.prompt or "",)
+    if job.skip_layers and any(len(split_and(text, job.prompt_syntax)) > 1 for text in texts):
+        raise JobError("--skip-layers cannot be used with AND in the prompt; omit one of them")
     depth = whole_number(model_section(config, "unet_config", "params"), "depth", 0)
     wrong = [layer for layer in parse_layers(job.skip_layers or "0") if layer >= depth]
     if wrong and job.skip_layers is not None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from ldm.jobs.conditions import numbers_of
 from ldm.jobs.fields import CFG_PP_SAMPLERS
 from ldm.jobs.job import Job
+from ldm.jobs.loras import split_tags
 from ldm.models.conditioner import Extras
 from ldm.models.conditioning import Conditioning
 from ldm.models.encoding import Memory, PromptEncoding
@@ -72,7 +73,8 @@ def guides_of(
     assert job.scale is not None
     encoding = PromptEncoding(job.prompt_syntax, job.clip_skip, job.t5_length)
     syntax = job.prompt_syntax
-    prompts = [split_and(text, syntax) for text in job.texts()]
+    texts_of = [split_tags(text, syntax)[0] for text in job.texts()]
+    prompts = [split_and(text, syntax) for text in texts_of]
     most = max(map(len, prompts))
     rows = [[*parts, *[Part(parts[0].text, 0.0)] * (most - len(parts))] for parts in prompts]
     weights = tuple(tuple(parts[i].weight for parts in rows) for i in range(most))

@@ -26,6 +26,7 @@ from ldm.checkpoints.weights.header import Header
 from ldm.engine.advice import notes_about
 from ldm.engine.fit import (
     check_components,
+    check_loras,
     check_model,
     check_parts,
     check_task,
@@ -98,14 +99,7 @@ def make_plan(given: Mapping[str, Any], *, script: bool = False) -> Plan:
     _check_vocabulary(header, choice)
     plan = Plan(asked, asked, {}, header, config, choice, (*notes, *config_notes))
     plan = resolve(plan, choice.family.defaults, given, script=script)
-    plan = replace(plan, notes=(*plan.notes, *check_model(plan.job, choice, script=script)))
-    check_flow(plan.job, choice)
-    check_components(plan.job, header, choice)
-    check_parts(plan.job, choice)
-    job, size_notes = with_sizes(plan.job, choice)
-    found_notes = (*size_notes, *noise_notes(job), *notes_about(job, choice), *same_noise(job))
-    found_notes = (*found_notes, *check_flow(job, choice))
-    plan = replace(plan, job=job, notes=(*plan.notes, *found_notes))
+    plan = _fitted(plan, script=script)
     ignored = [flag for name, flag in _TEXTS.items() if getattr(asked, name)]
     if ignored and _is_textless(choice) and asked.task in PROMPTED:
         note = f"this model takes no text: {' and '.join(ignored)} will do nothing"
@@ -113,6 +107,24 @@ def make_plan(given: Mapping[str, Any], *, script: bool = False) -> Plan:
     prompts = (asked.prompt or "", *asked.prompts)
     found = {hint: None for text in prompts for hint in hints(text, asked.prompt_syntax)}
     return replace(plan, notes=(*plan.notes, *found), given=given)
+
+
+def _fitted(plan: Plan, *, script: bool) -> Plan:
+    """A plan with the sizes and the LoRA files for its model, and notes about how they fit.
+
+    Raises JobError and CheckpointError for what the model cannot do.
+    """
+    choice = plan.choice
+    fit_notes = check_model(plan.job, choice, script=script)
+    flow_notes = check_flow(plan.job, choice)
+    check_components(plan.job, plan.header, choice)
+    check_parts(plan.job, choice)
+    files, lora_notes = check_loras(plan.job, choice)
+    asked = replace(plan.asked, lora_files=files)
+    job, size_notes = with_sizes(replace(plan.job, lora_files=files), choice)
+    notes = (*fit_notes, *flow_notes, *lora_notes, *size_notes, *noise_notes(job))
+    notes = (*notes, *notes_about(job, choice), *same_noise(job))
+    return replace(plan, asked=asked, job=job, notes=(*plan.notes, *notes))
 
 
 def _check_usual(checkpoint: Path) -> None:

@@ -14,6 +14,7 @@ from typing import TypedDict, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ldm.checkpoints.lora import match_lora
 from ldm.engine.batch_noise import Draws
 from ldm.engine.batching import Part, joined, noise_of, refilled, stands_alone, started
 from ldm.engine.device import Policy
@@ -22,7 +23,7 @@ from ldm.engine.guides import Guide
 from ldm.engine.memory import Offload, OutOfMemory, free, is_out_of_memory
 from ldm.engine.tasks import TASKS, Given, Problem, Start, first_draw
 from ldm.engine.timing import phase
-from ldm.errors import NonFiniteError
+from ldm.errors import JobError, NonFiniteError
 from ldm.images.sources import Sources
 from ldm.images.tensors import ImageArray, to_image_array
 from ldm.jobs.job import Job
@@ -83,6 +84,7 @@ class Stages:
         start: Start | None = None,
     ) -> Problem:
         """Encode one batch into a Problem; `start` is the result of the pass before."""
+        self._merge(batch)
         first = None if draws.first is None else draws.first[: batch.n_samples]
         given = Given(self.model, sources, first, tiling, self.memory, start)
         model = self.model
@@ -95,6 +97,7 @@ class Stages:
     def sample(self, parts: Sequence[Part], report: OnEvent) -> Tensor:
         """The latents [B,C,h,w] of batches as one, ready to be decoded."""
         rows = sum(part.count for part in parts)
+        self._merge(parts[0].job, step=0, steps=len(parts[0].problem.sigmas) - 1)
         report(BatchStarted(rows, len(parts[0].problem.sigmas) - 1, parts[0].name))
         precise = self.model.network if len(parts) == 1 else None
         return self._run(
@@ -107,6 +110,7 @@ class Stages:
         How a matrix product or a convolution is rounded may depend on the size of the batch, but
         not on its content, so the first step decides for all batches of this shape.
         """
+        self._merge(parts[0].job, step=0, steps=len(parts[0].problem.sigmas) - 1)
         fresh = [self.draws(part.job, part.sources) for part in parts]
         starts, _ = noise_of(parts, fresh)
         xs = [started(part.problem, x) for part, x in zip(parts, starts, strict=True)]
@@ -142,6 +146,31 @@ class Stages:
         )
         return to_image_array(image[0])
 
+    def _merge(self, job: Job, step: int | None = None, steps: int = 0) -> None:
+        """Merge a batch's LoRAs into the network for a step, or into the text encoders."""
+        merging = self.model.merging
+        loras = job.loras_of(job.texts()[0])
+        if merging is None:
+            if loras:
+                raise JobError("--lora needs a model that was loaded from a file")
+            return
+        side = merging.text if step is None else merging.network
+        if step is not None:
+            loras = tuple(lora for lora in loras if lora.is_active(step, steps))
+        loras = tuple(x for x in loras if (x.text if step is None else x.network))
+        if loras == side.merged:
+            return
+        shapes = self._shapes()
+        paths = dict(pair.split("=", 1) for pair in job.lora_files)
+        chosen = tuple((lora, match_lora(paths[lora.name], shapes)) for lora in loras)
+        if step is None:
+            self.memory = Memory()  # of another text encoder
+        merging.use(side, chosen)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        assert self.model.merging is not None
+        return self.model.merging.shapes
+
     def _solve(self, parts: Sequence[Part], report: OnEvent) -> Tensor:
         draws = [self.draws(p.job, p.sources) if p.used else p.draws for p in parts]
         starts, noise = noise_of(parts, draws)
@@ -170,6 +199,8 @@ class Stages:
         def on_step(index: int, x: Tensor, denoised: Tensor) -> None:
             calls.step_done()
             report(StepDone(index + 1, steps, denoised))
+            if index + 1 < steps:
+                self._merge(parts[0].job, step=index + 1, steps=steps)
 
         with image_by_image(len(x) if stands_alone(parts[0].job) else 1):
             x = fn(

@@ -534,6 +534,15 @@ class Fields:
         metavar="FILE|zeros|none",
         tasks=FLOW_TASKS,
     )
+    loras: tuple[str, ...] = option(
+        (),
+        "--lora",
+        help="LoRA file, or its name in a folder lora; may be repeated. The weights are those of "
+        "the network and the text encoder [1].",
+        metavar="FILE[:WEIGHT[:TEXT]]",
+        tasks=PROMPTED,
+    )
+    lora_files: tuple[str, ...] = option(())
     vae_tiling: str = option(
         "auto",
         "--vae-tiling",

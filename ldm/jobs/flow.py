@@ -38,6 +38,8 @@ def check_flow_fields(job: Fields) -> None:
             raise JobError(f"{flag} does nothing without --skip-layers")
         return
     parse_layers(job.skip_layers)
+    if job.guidance_rescale:
+        raise JobError("--guidance-rescale and --skip-layers exclude each other; omit one of them")
     if not math.isfinite(job.skip_layer_scale):
         raise JobError(f"--skip-layer-scale must be a number, not {job.skip_layer_scale}")
     if not 0 <= job.skip_layer_start <= job.skip_layer_end <= 1:

@@ -20,6 +20,7 @@ from ldm.jobs.fields import ETA_SAMPLERS, IMAGE_TASKS, MAX_STEPS, PARTIAL, SAMPL
 from ldm.jobs.flow import WITHOUT_T5, check_flow_fields
 from ldm.jobs.hires import STRENGTH, UPSCALER, check_hires, parse_hires, parse_size
 from ldm.jobs.inpainting import PADDING, check_inpainting
+from ldm.jobs.loras import Lora, loras_of, parse_lora, split_tags
 from ldm.jobs.noise_options import check_noise
 from ldm.jobs.options import check_choices, check_range, nearest
 from ldm.jobs.prompts import check_adapters
@@ -79,6 +80,13 @@ class Job(Fields):
                     f"a prompt may have at most {LONGEST_PROMPT} characters: {text[:40]!r}..."
                 )
             check_adapters(text, self.prompt_syntax)
+            split_tags(text, self.prompt_syntax)
+        for named in self.loras:
+            parse_lora(named)
+        if split_tags(self.negative, self.prompt_syntax)[1]:
+            raise JobError(
+                "the negative prompt names a LoRA; name it in the prompt, or with --lora"
+            )
         check_conditions(self)
         self._validate_images()
         check_noise(self)
@@ -176,6 +184,7 @@ class Job(Fields):
             self.clip_l,
             self.clip_g,
             None if self.t5 in WITHOUT_T5 else self.t5,
+            *(pair.partition("=")[2] for pair in self.lora_files),
         )
         return tuple(name for name in named if name is not None)
 
@@ -232,7 +241,7 @@ class Job(Fields):
             yield from self._listed_batches(self.seeds)
             return
         size = self.n_samples
-        chunks = [self.prompts[i : i + size] for i in range(0, len(self.prompts), size)] or [()]
+        chunks = list(self._chunks(size)) or [()]
         seed = self.seed or 0
         alone = self.noise == "image" and not self.fixed_code
         varied = self.variation_strength > 0
@@ -253,6 +262,17 @@ class Job(Fields):
                     draw_rows=(self.draw_rows or size) if self.noise == "stream" else 0,
                 )
                 image += rows
+
+    def _chunks(self, size: int) -> Iterator[tuple[str, ...]]:
+        """The prompts of each batch: at most `size`, with one set of LoRAs."""
+        for _, group in itertools.groupby(self.prompts, self.loras_of):
+            members = tuple(group)
+            for start in range(0, len(members), size):
+                yield members[start : start + size]
+
+    def loras_of(self, prompt: str) -> tuple[Lora, ...]:
+        """The LoRAs of an image of a prompt."""
+        return loras_of(self.loras, prompt, self.prompt_syntax)
 
     def _listed_batches(self, listed: str) -> Iterator[Job]:
         """The batches of a job with one seed per image."""

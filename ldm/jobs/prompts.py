@@ -6,9 +6,9 @@ import re
 
 from ldm.errors import JobError
 
-_NETWORK = re.compile(r"<(?P<kind>lora|lyco|hypernet)\s*:[^>]*>", re.IGNORECASE)
+_NETWORK = re.compile(r"<(?P<kind>hypernet)\s*:[^>]*>", re.IGNORECASE)
 _EMBEDDING = re.compile(r"\bembedding:[^\s,()\[\]]+", re.IGNORECASE)
-_TITLES = {"lora": "a LoRA", "lyco": "a LyCORIS network", "hypernet": "a hypernetwork"}
+_TITLES = {"hypernet": "a hypernetwork"}
 
 
 def check_adapters(text: str, syntax: str) -> None:

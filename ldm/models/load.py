@@ -42,6 +42,7 @@ from ldm.checkpoints.weights.text_keys import text_encoder_sources
 from ldm.checkpoints.weights.vae_keys import autoencoder_sources
 from ldm.errors import CheckpointError, ConfigError
 from ldm.jobs.tuning import compile_network
+from ldm.models.adapters.merging import Merging
 from ldm.models.conditioning import BERTEmbedder
 from ldm.models.depth import load_depth_model
 from ldm.models.inventory import expected_shapes
@@ -116,9 +117,10 @@ def load_model(
         if component.prefix in files:
             path = files[component.prefix]
             swap_text_encoder(model, component, path, dtype, torch.device(device))
+    weights = open_weights(header)
     _fill(
         model,
-        open_weights(header),
+        weights,
         {key: sources[key] for key in without(sources, own)},
         dtype,
         torch.device(device),
@@ -131,6 +133,10 @@ def load_model(
         model.lay_channels_last()
     if packed:
         upsample_in_phases(model.first_stage_model)
+    shapes = {key: header.tensors[source].shape for key, source in sources.items()}
+    model.merging = Merging(
+        model, lambda key: weights[sources[key]], shapes, dtype or torch.float32
+    )
     choice = _settle_prediction(model, choice)
     if DEPTH.prefix in files:
         model.depth_model = load_depth_model(files[DEPTH.prefix], dtype, device)

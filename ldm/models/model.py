@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.errors import JobError
+from ldm.models.adapters.merging import Merging
 from ldm.models.conditioner import NO_EXTRAS, Extras, GeneralConditioner
 from ldm.models.conditioning import (
     BERTEmbedder,
@@ -95,6 +96,7 @@ class Model(nn.Module):
     scale_factor: float | Tensor
     betas: Tensor
     _place: Tensor
+    merging: Merging | None = None  # of a model that was loaded from a file
     # Of special families only.
     depth_model: MiDaSInference
     embedder: FrozenOpenCLIPImageEmbedder

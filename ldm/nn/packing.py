@@ -45,6 +45,10 @@ class PackedConv2d(nn.Module):
             list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups,
         )  # fmt: skip
         self.bias = layer.bias
+        self.set_weight(weight)
+
+    def set_weight(self, weight: Tensor) -> None:
+        """Pack another weight."""
         packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.settings)
         self.register_buffer("packed", packed, persistent=False)
 
@@ -63,7 +67,11 @@ class PackedLinear(nn.Module):
     def __init__(self, layer: nn.Linear | nn.Conv2d, weight: Tensor) -> None:
         super().__init__()
         self.bias = layer.bias
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+        self.set_weight(weight)
+
+    def set_weight(self, weight: Tensor) -> None:
+        """Pack another weight [D',D], or that of a 1x1 convolution."""
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight.flatten(1))
         self.register_buffer("packed", packed, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -93,6 +101,12 @@ class PackedUpsample(nn.Module):
         self.bias = layer.bias
         kernels = phase_kernels(weight)
         self.phases = nn.ModuleList(PackedConv2d(layer, kernel) for kernel in kernels)
+
+    def set_weight(self, weight: Tensor) -> None:
+        """Pack another weight [C',C,3,3]."""
+        for phase, kernel in zip(self.phases, phase_kernels(weight), strict=True):
+            assert isinstance(phase, PackedConv2d)
+            phase.set_weight(kernel)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         if size is None or is_double(x, size):

@@ -46,7 +46,11 @@ class Int8Conv2d(nn.Module):
             list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups,
         )  # fmt: skip
         self.bias = layer.bias
-        weight, scales = _rounded(layer.weight)
+        self.set_weight(layer.weight)
+
+    def set_weight(self, weight: Tensor) -> None:
+        """Quantize another weight."""
+        weight, scales = _rounded(weight)
         packed = torch.ops.onednn.qconv_prepack(weight, scales, 1.0, _ZERO, *self.settings)
         self.register_buffer("weight", packed, persistent=False)
         self.register_buffer("scales", scales, persistent=False)
@@ -73,7 +77,11 @@ class Int8Linear(nn.Module):
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
         self.bias = layer.bias
-        weight, scales = _rounded(layer.weight)
+        self.set_weight(layer.weight)
+
+    def set_weight(self, weight: Tensor) -> None:
+        """Quantize another weight."""
+        weight, scales = _rounded(weight)
         packed = torch.ops.onednn.qlinear_prepack(weight, None)
         self.register_buffer("weight", packed, persistent=False)
         self.register_buffer("scales", scales, persistent=False)

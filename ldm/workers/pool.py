@@ -57,7 +57,8 @@ class Engines:
             from ldm.engine.device import choose
 
             job = plan.job
-            policy = choose(job.device, job.precision, job.attention, dict(os.environ))
+            environment = dict(os.environ)
+            policy = choose(job.device, job.precision, job.attention, environment, self.tuning)
             predicted = plan.choice.family.prediction
             return replace(
                 job, device=policy.device.type, precision=policy.precision, prediction=predicted

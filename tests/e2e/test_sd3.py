@@ -178,6 +178,7 @@ BAD = {
     "--prediction eps": "--prediction eps: ",
     "--grid ddim": "--grid ddim is not for",
     "--skip-layers 2": "--skip-layers 2: this model has the layers 0 to 1",
+    "--skip-layers 1 --guidance-rescale 0.5": "--guidance-rescale and --skip-layers exclude",
     "--skip-layers seven": "--skip-layers must be numbers of layers such as 7,8,9",
     "--skip-layer-scale 2": "--skip-layer-scale does nothing without --skip-layers",
     "--shift 0": "--shift must be a number above 0",

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ldm.errors import ImageError, JobError
+from ldm.errors import ImageError
 from ldm.jobs.job import Job
 from ldm.jobs.metadata import parse_infotext
 from ldm.jobs.programs import Settings, read_settings
@@ -219,10 +219,11 @@ def test_values_of_the_wrong_kind_are_listed() -> None:
     assert all(len(entry) < 130 for entry in found.unused)
 
 
-def test_a_lora_in_the_prompt_is_refused() -> None:
+def test_a_lora_in_the_prompt_is_read() -> None:
     text = TEXTS["AUTOMATIC1111"]["parameters"].replace("8k", "<lora:x:0.8>")
-    with pytest.raises(JobError, match="LoRA"):
-        Job(**with_our_names(settings_of({"parameters": text}).fields)).validate()
+    job = Job(**with_our_names(settings_of({"parameters": text}).fields))
+    job.validate()
+    assert [(lora.name, lora.network) for lora in job.loras_of(job.texts()[0])] == [("x", 0.8)]
 
 
 def test_plain_texts_are_no_settings() -> None:

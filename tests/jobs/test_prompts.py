@@ -12,9 +12,6 @@ from ldm.text.hints import hints
 @pytest.mark.parametrize(
     ("text", "title"),
     [
-        ("a cat <lora:foo:0.8>", "a LoRA, '<lora:foo:0.8>'"),
-        ("<LoRA:foo>, a cat", "a LoRA"),
-        ("<lyco:foo:1>", "a LyCORIS network"),
         ("<hypernet:foo:1>", "a hypernetwork"),
         ("a photo, embedding:easynegative, hands", "'embedding:easynegative'"),
         ("(embedding:bad_prompt_v2:1.2)", "a textual inversion embedding"),
