@@ -16,6 +16,7 @@ from ldm.checkpoints.weights.header import Header, read_header
 from ldm.engine.fit import model_section
 from ldm.errors import ConfigError, JobError
 from ldm.jobs.job import Job
+from ldm.jobs.loras import split_tags
 from ldm.text.chunks import Chunked, Token, chunked
 from ldm.text.schedule import split_and, stretches
 from ldm.text.tokenizer import LENGTH, Tokenizer, clip_tokenizer, open_clip_tokenizer
@@ -53,6 +54,7 @@ def tokens(
     header = read_header(checkpoint)
     choice = choose(header, yaml)
     tokenizer, length = text_encoder(choice, header)
+    prompt, loras = split_tags(prompt, syntax)
     total = steps or choice.family.defaults.steps
     found = [
         _Reading(number, part.weight, x.until, chunked(x.text, tokenizer, length - 2, syntax))
@@ -72,6 +74,9 @@ def tokens(
         return 0
     for note in (*notes, *more):
         typer.echo(f"ldm: {note}", err=True)
+    for lora in loras:
+        weights = f"{lora.network:g} for the network and {lora.text:g} for text"
+        typer.echo(f"LoRA {lora.name}, weight {weights}")
     for one in found:
         if len(found) > 1:
             typer.echo(

@@ -344,8 +344,12 @@ def lcm_grid(schedule: NoiseSchedule, steps: int, compat: Compat = "exact") -> T
 
 
 def tcd_grid(schedule: NoiseSchedule, steps: int, compat: Compat = "exact") -> Tensor:
-    """The time steps of `lcm`, ending at alphas_cumprod[0]: diffusers' TCDScheduler."""
-    return torch.cat([lcm_grid(schedule, steps)[:-1], schedule.sigmas[:1]])
+    """The time steps of `lcm`, ending at alphas_cumprod[0]: diffusers' TCDScheduler.
+
+    Where the last time step is that level, which needs hundreds of steps, the end is 0.
+    """
+    levels, end = lcm_grid(schedule, steps)[:-1], schedule.sigmas[:1]
+    return torch.cat([levels, end if levels[-1] > end else torch.zeros_like(end)])
 
 
 def beta_grid(schedule: NoiseSchedule, steps: int, compat: Compat = "exact") -> Tensor:

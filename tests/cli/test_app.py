@@ -115,7 +115,7 @@ def test_a_full_size_file_is_described_without_torch(home: Path) -> None:
         (["--prompt", "x", "--set", "model.params.scale_facto=1"], "scale_factor"),
         (["--prompt", "x", "--from-file", "none.txt"], "none.txt: cannot be read"),
         (["--prompt", "x", "--outdir", "models/sub/tiny.ckpt/x"], "cannot be written"),
-        (["--prompt", "x", "-o", "a.jpg"], "must end in .png"),
+        (["--prompt", "x", "-o", "a.bmp"], "must end in .png"),
         (["--prompt", "x", "-o", "a.png", "--n_iter", "2"], "the job makes 2"),
         (["--prompt", "x", "-o", "-", "--json"], "both use standard output"),
         (["--prompt", "x", "--laion400m"], "models/ldm/text2img-large/model.ckpt: no such file"),

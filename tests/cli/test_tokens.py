@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 
 from ldm.cli.app import run
 from ldm.text.tokenizer import clip_tokenizer, open_clip_tokenizer
-from tests.tiny_commands import error_of
 from tests.tiny_models import v1_tree, v2_tree
 
 ROOT = Path(__file__).parents[2]
@@ -150,5 +149,7 @@ def test_a_prompt_that_changes(tmp_path: Path, capfd: pytest.CaptureFixture[str]
     ]
     texts = [" ".join(t["text"] for t in x["chunks"][0]) for x in found["parts"]]
     assert texts == ["a cat", "a dog", "red"]
-    assert run(["tokens", "a <lora:x:1>", "-m", model]) == 2
-    assert "a LoRA" in error_of(capfd)
+    assert run(["tokens", "a <lora:x:-0.5:0.25> dog", "-m", model]) == 0
+    shown = capfd.readouterr().out
+    assert shown.startswith("LoRA x, weight 0.25 for the network and -0.5 for text\n")
+    assert "lora" not in shown

@@ -16,6 +16,7 @@ from ldm.cli.app import main_script, run
 from ldm.jobs.fields import SIZED, TASK_NAMES
 from ldm.models.targets import DEPTH_MODELS
 from ldm.nn.dpt import MiDaSInference
+from tests.sd3_runs import write_sd3, write_sd35
 from tests.test_readme import examples
 from tests.textless_models import class_tree, free_tree
 from tests.tiny_dpt import TINY_DPT
@@ -64,6 +65,7 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
             write(tree_of(), (models / name).with_suffix(".yaml"))
             save_file(state(make(tree_of())), models / name)
     place_unclip(models / "sd21-unclip-h.safetensors")
+    place_sd3(folder)
     for name in IMAGES:
         save(folder / name, scene(64, 48))
     for name in MASKS:
@@ -71,6 +73,16 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save(folder / "depth.png", scene(64, 48)[..., 0])
     (folder / "jobs.csv").write_text("prompt,seed\na cat,1\na dog,2\n", encoding="utf-8")
     return folder
+
+
+def place_sd3(folder: Path) -> None:
+    """A network of version 3.5, and the files of its other components, each a whole model."""
+    for ending in ("safetensors", "yaml"):
+        path = write_sd35(folder).with_suffix(f".{ending}")
+        path.replace(folder / "models" / f"sd3.5_medium.{ending}")
+    whole = write_sd3(folder)
+    for name in ("sd3_vae", "clip_l", "clip_g", "t5xxl_fp8_e4m3fn"):
+        shutil.copy(whole, folder / f"{name}.safetensors")
 
 
 @pytest.fixture

@@ -80,7 +80,7 @@ def test_a_class_by_name_and_by_number(home: Path, capfd: pytest.CaptureFixture[
     [
         (["-m", "free", "--class", "3"], "--class: this model has no classes"),
         (["-m", "free", "--scale", "3"], "--scale: this model has no text and no classes"),
-        (["-m", "free", "--prompt", "x"], "no such option: --prompt"),
+        (["-m", "free", "--prompt", "x"], "--prompt is no option of this command"),
         (["-m", "classes"], "--class is missing"),
         (["-m", "classes", "--class", "21"], "--class 21: this model has the classes 0 to 20"),
         (["-m", "classes", "--class", "goldn fish"], "did you mean goldfish?"),

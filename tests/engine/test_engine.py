@@ -17,6 +17,7 @@ from ldm.engine.stages import ENCODERS
 from ldm.errors import JobError, NonFiniteError
 from ldm.jobs.job import Job
 from ldm.jobs.metadata import Record
+from ldm.models.conditioner import Extras
 from ldm.models.conditioning import Conditioning
 from ldm.models.encoding import Memory, PromptEncoding
 from ldm.sampling.denoiser import DenoiseFn
@@ -57,12 +58,13 @@ class Stub:
     latent_channels = 3
     factor = 8
     multiple = 8  # the network has one level
+    merging = None
 
     def __init__(self, broken: str = "", *, even_in_float32: bool = False) -> None:
         self.schedule = NoiseSchedule.from_betas()
         self.network = Part()
         self.first_stage_model = Part()
-        self.cond_stage_model = Encoder()
+        self.cond_stage_model = self.text_conditioner = Encoder()
         self.broken = broken
         self.even_in_float32 = even_in_float32
         self.calls: list[tuple[str, torch.dtype]] = []
@@ -80,13 +82,20 @@ class Stub:
         return values
 
     def condition(
-        self, texts: Sequence[str], encoding: PromptEncoding, beside: Sequence[str], memory: Memory
+        self,
+        texts: Sequence[str],
+        encoding: PromptEncoding,
+        beside: Sequence[str],
+        memory: Memory,
+        extras: Extras,
     ) -> tuple[Conditioning, list[str]]:
         lengths = torch.tensor([float(len(text)) for text in texts]).view(-1, 1, 1)
         hidden = self._through(ENCODERS, self.cond_stage_model, lengths)
         return Conditioning(crossattn=hidden), [text[5:] for text in texts]
 
-    def denoiser(self, cond: Conditioning, uncond: Conditioning | None, scale: float) -> DenoiseFn:
+    def denoiser(
+        self, cond: Conditioning, uncond: Conditioning | None, scale: float, **how: object
+    ) -> DenoiseFn:
         assert cond.crossattn is not None
         target = (cond.crossattn / 10).view(-1, 1, 1, 1)
 

@@ -41,10 +41,10 @@ def seen(tiny: tuple[Engine, Job], monkeypatch: pytest.MonkeyPatch) -> list[str]
     found: list[str] = []
     predict = Model.predict
 
-    def look(self: Model, x: Tensor, t: Tensor, cond: Any) -> Tensor:
+    def look(self: Model, x: Tensor, t: Tensor, cond: Any, *more: Any) -> Tensor:
         shown = cond.crossattn[-1]
         found.extend(name for name, own in known.items() if torch.equal(own[0], shown))
-        return predict(self, x, t, cond)
+        return predict(self, x, t, cond, *more)
 
     monkeypatch.setattr(Model, "predict", look)
     return found

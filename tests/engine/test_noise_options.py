@@ -60,9 +60,9 @@ def test_zero_snr_is_for_networks_that_predict_v(
     levels: list[float] = []
     predict = Model.predict
 
-    def look(self: Model, x: Tensor, t: Tensor, cond: Any) -> Tensor:
+    def look(self: Model, x: Tensor, t: Tensor, cond: Any, *more: Any) -> Tensor:
         levels.append(float(x.std()))
-        return predict(self, x, t, cond)
+        return predict(self, x, t, cond, *more)
 
     monkeypatch.setattr(Model, "predict", look)
     engine, job = tiny

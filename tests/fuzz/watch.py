@@ -1,7 +1,8 @@
 """A watch on code that reads what strangers wrote: what it may raise, take and touch.
 
 Inside `watched` an audit hook notes every start of code, of a program or of a connection and every
-change of a file outside one folder; the memory and the time that the reader takes are bounded.
+change of a file outside one folder and the cache; the memory and the time that the reader takes
+are bounded.
 """
 
 from __future__ import annotations
@@ -101,7 +102,9 @@ class Watch:
         if isinstance(path, int):
             return  # a file that is open already
         where = os.path.abspath(os.fsdecode(path))
-        if not f"{where}{os.sep}".startswith(self.folder + os.sep) and "__pycache__" not in where:
+        allowed = (self.folder, os.environ["XDG_CACHE_HOME"])  # hashes are cached
+        inside = any(f"{where}{os.sep}".startswith(folder + os.sep) for folder in allowed)
+        if not inside and "__pycache__" not in where:
             self.seen.append(f"{event} of {where}")
 
 
@@ -113,7 +116,7 @@ sys.addaudithook(_WATCH)
 def watched(folder: Path) -> Iterator[None]:
     """Fail where the block takes too much or does what it must not; its UsageErrors are expected.
 
-    Files may change in `folder` alone.
+    Files may change in `folder` and in the user's cache alone.
     """
     cases[os.environ.get("PYTEST_CURRENT_TEST", "")] += 1
     _WATCH.seen, _WATCH.importing = [], False

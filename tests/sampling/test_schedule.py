@@ -95,8 +95,8 @@ def test_time_of_a_sigma_is_k_diffusions() -> None:
 
 @pytest.mark.parametrize("compat", ["exact", "ldm"])
 @pytest.mark.parametrize("name", sorted(GRIDS))
-def test_every_number_of_steps_gives_a_falling_grid(name: str, compat: Compat) -> None:
-    for steps in range(1, 1001):
+def test_any_number_of_steps_gives_a_falling_grid(name: str, compat: Compat) -> None:
+    for steps in (*range(1, 61), *range(61, 1000, 47), 999, 1000):
         sigmas = make_grid(name, SCHEDULE, steps, compat)
         assert sigmas.dtype == torch.float64
         assert bool((sigmas.diff() < 0).all())
