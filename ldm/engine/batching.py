@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ldm.engine.batch_noise import Draws, Joined, Rows
 from ldm.engine.guides import Guide
-from ldm.engine.tasks import Problem
+from ldm.engine.problem import Problem
 from ldm.images.sources import Sources
 from ldm.jobs.job import Job
 from ldm.jobs.loras import Lora

@@ -15,9 +15,10 @@ from ldm.engine.device import Policy
 from ldm.engine.events import OnEvent, RunWarning, ignore, warn_once
 from ldm.engine.fallbacks import Fallbacks
 from ldm.engine.passes import Pass, passes_of
+from ldm.engine.problem import Start
 from ldm.engine.results import Result
 from ldm.engine.stages import Stages
-from ldm.engine.tasks import Start, pads_inputs
+from ldm.engine.tasks import pads_inputs
 from ldm.images.sources import Sources, digests, read_sources
 from ldm.images.tensors import to_tensor
 from ldm.jobs.job import Job

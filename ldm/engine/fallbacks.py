@@ -18,8 +18,8 @@ from ldm.engine.batch_noise import Draws
 from ldm.engine.batching import Part, kinds
 from ldm.engine.events import OnEvent, RunWarning
 from ldm.engine.memory import OutOfMemory
+from ldm.engine.problem import Problem, Start
 from ldm.engine.stages import Stages
-from ldm.engine.tasks import Problem, Start
 from ldm.errors import NonFiniteError
 from ldm.images.sources import Sources
 from ldm.images.tensors import ImageArray

@@ -21,7 +21,8 @@ from ldm.engine.device import Policy
 from ldm.engine.events import BatchStarted, OnEvent, RunWarning, StepDone
 from ldm.engine.guides import Guide
 from ldm.engine.memory import Offload, OutOfMemory, free, is_out_of_memory
-from ldm.engine.tasks import TASKS, Given, Problem, Start, first_draw
+from ldm.engine.problem import Given, Problem, Start
+from ldm.engine.tasks import TASKS, first_draw
 from ldm.engine.timing import phase
 from ldm.errors import JobError, NonFiniteError
 from ldm.images.sources import Sources

@@ -16,7 +16,8 @@ from ldm.errors import ConfigError, UsageError
 from ldm.nn.clip import OpenCLIP
 from ldm.nn.clip_sizes import open_clip_config
 from ldm.nn.layers import timestep_embedding
-from ldm.sampling.schedule import NoiseSchedule, augmentor_buffers
+from ldm.sampling.buffers import augmentor_buffers
+from ldm.sampling.schedule import NoiseSchedule
 
 
 class SpatialRescaler(nn.Module):

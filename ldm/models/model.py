@@ -34,10 +34,11 @@ from ldm.nn.dpt import MiDaSInference
 from ldm.nn.mmdit import MMDiT
 from ldm.nn.unet import UNetModel
 from ldm.nn.vq import VQModelInterface
+from ldm.sampling.buffers import augmentor_buffers, ddpm_buffers
 from ldm.sampling.denoiser import DenoiseFn, Prediction, make_denoiser
 from ldm.sampling.flow import FlowSchedule
 from ldm.sampling.guidance import SkipLayers, Unguided, cfg, cfg_skipping, composed, rescaling
-from ldm.sampling.schedule import NoiseSchedule, Schedule, augmentor_buffers, ddpm_buffers
+from ldm.sampling.schedule import NoiseSchedule, Schedule
 from ldm.sampling.tiling import wants_tiling
 
 Autoencoder = AutoencoderKL | VQModelInterface

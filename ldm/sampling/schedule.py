@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ldm.errors import UsageError
+from ldm.sampling.betas import betas
 from ldm.sampling.quantiles import beta_quantiles
 from ldm.sampling.timesteps import Compat, Floats, ddim_timesteps, lcm_timesteps, quad_timesteps
 
@@ -25,36 +26,6 @@ Grid = Callable[[Any, int, Compat], Tensor]
 
 SNAP = 1e-3
 """Distance within which a time step computed from a sigma is rounded to a whole number."""
-
-
-def betas(
-    name: str = "linear",
-    timesteps: int = 1000,
-    linear_start: float = 1e-4,
-    linear_end: float = 2e-2,
-    cosine_s: float = 8e-3,
-) -> Floats:
-    """The variance of the noise that each forward step adds, [timesteps] float64.
-
-    The names are the originals': "linear" is linear in the square root of beta (elsewhere called
-    "scaled_linear", also accepted) and "sqrt_linear" is linear in beta. Raises UsageError for an
-    unknown name. Source: CompVis `ldm/modules/diffusionmodules/util.py`, make_beta_schedule.
-    """
-    if name in ("linear", "scaled_linear"):
-        root: Floats = np.linspace(linear_start**0.5, linear_end**0.5, timesteps)
-        return root**2
-    if name == "sqrt_linear":
-        return np.linspace(linear_start, linear_end, timesteps)
-    if name == "sqrt":
-        return np.linspace(linear_start, linear_end, timesteps) ** 0.5
-    if name in ("cosine", "squaredcos_cap_v2"):
-        offset = cosine_s if name == "cosine" else 0.008
-        at = np.arange(timesteps + 1) / timesteps
-        left = np.cos((at + offset) / (1 + offset) * (math.pi / 2)) ** 2
-        capped: Floats = np.clip(1 - left[1:] / left[:-1], 0, 0.999)
-        return capped
-    known = "linear, scaled_linear, sqrt_linear, sqrt, cosine, squaredcos_cap_v2"
-    raise UsageError(f"unknown beta schedule {name!r}; known are {known}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,40 +173,6 @@ class Schedule(Protocol):
 
     def noised(self, z: Tensor, sigma: float, noise: Tensor) -> Tensor:
         """z with noise of level sigma."""
-
-
-def ddpm_buffers(schedule: NoiseSchedule, v_posterior: float = 0.0) -> dict[str, Tensor]:
-    """The twelve float32 buffers [T] in every checkpoint of the originals.
-
-    `v_posterior` selects the variance of the reverse step: 0 the posterior's, 1 beta.
-    Source: CompVis `ldm/models/diffusion/ddpm.py`, register_schedule.
-    """
-    ac = schedule.alphas_cumprod.numpy()
-    prev = np.append(1.0, ac[:-1])
-    alphas = ac / prev
-    beta = 1 - alphas
-    variance = (1 - v_posterior) * beta * (1 - prev) / (1 - ac) + v_posterior * beta
-    buffers = {
-        "betas": beta,
-        "alphas_cumprod": ac,
-        "alphas_cumprod_prev": prev,
-        "sqrt_alphas_cumprod": np.sqrt(ac),
-        "sqrt_one_minus_alphas_cumprod": np.sqrt(1 - ac),
-        "log_one_minus_alphas_cumprod": np.log(1 - ac),
-        "sqrt_recip_alphas_cumprod": np.sqrt(1 / ac),
-        "sqrt_recipm1_alphas_cumprod": np.sqrt(1 / ac - 1),
-        "posterior_variance": variance,
-        "posterior_log_variance_clipped": np.log(np.maximum(variance, 1e-20)),
-        "posterior_mean_coef1": beta * np.sqrt(prev) / (1 - ac),
-        "posterior_mean_coef2": (1 - prev) * np.sqrt(alphas) / (1 - ac),
-    }
-    return {key: torch.from_numpy(value.astype(np.float32)) for key, value in buffers.items()}
-
-
-def augmentor_buffers(schedule: NoiseSchedule) -> dict[str, Tensor]:
-    """The eight DDPM buffers in the originals' noise augmentors."""
-    buffers = ddpm_buffers(schedule)
-    return {name: values for name, values in buffers.items() if not name.startswith("posterior_")}
 
 
 def _falling(schedule: NoiseSchedule, rising_t: Floats) -> Tensor:

@@ -11,18 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ldm.errors import UsageError
-from ldm.sampling.schedule import (
-    AYS_SD1,
-    AYS_SDXL,
-    GRIDS,
-    Compat,
-    NoiseSchedule,
-    betas,
-    ddim_timesteps,
-    ddpm_buffers,
-    make_grid,
-    quad_timesteps,
-)
+from ldm.sampling.betas import betas
+from ldm.sampling.buffers import ddpm_buffers
+from ldm.sampling.schedule import AYS_SD1, AYS_SDXL, GRIDS, NoiseSchedule, make_grid
+from ldm.sampling.timesteps import Compat, ddim_timesteps, quad_timesteps
 from tests.golden_data import tensors
 
 SCHEDULE = NoiseSchedule.from_betas("linear", 1000, 0.00085, 0.012)

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from ldm.cli.app import run
+from ldm.engine.problem import Given
 from ldm.engine.results import Result
-from ldm.engine.tasks import Given, inpaint
+from ldm.engine.tasks import inpaint
 from ldm.images.sources import read_sources
 from ldm.images.texts import read_texts
 from ldm.jobs.job import Job
