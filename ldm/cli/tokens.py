@@ -60,6 +60,7 @@ def tokens(
         _Reading(number, part.weight, x.until, chunked(x.text, tokenizer, length - 2, syntax))
         for number, part in enumerate(split_and(prompt, syntax), 1)
         for x in stretches(part.text, total, syntax=syntax)
+        if x.until > 0  # an edit may be over before the first step
     ]
     known = kept_tokens(header)
     if as_json:
@@ -69,7 +70,7 @@ def tokens(
             | _as_json(one.chunks, length - 2, known)
             for one in found
         ]
-        changes = {"steps": total, "parts": parts} if len(found) > 1 else {}
+        changes = {"steps": total, "parts": parts} if len(found) > 1 or found[0].weight != 1 else {}
         typer.echo(json.dumps(first | {"model": checkpoint.stem} | changes))
         return 0
     for note in (*notes, *more):
@@ -78,7 +79,7 @@ def tokens(
         weights = f"{lora.network:g} for the network and {lora.text:g} for text"
         typer.echo(f"LoRA {lora.name}, weight {weights}")
     for one in found:
-        if len(found) > 1:
+        if len(found) > 1 or one.weight != 1:
             typer.echo(
                 f"prompt {one.part}, weight {one.weight:g}, until step {one.until} of {total}"
             )

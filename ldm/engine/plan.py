@@ -43,8 +43,10 @@ from ldm.jobs.files import read_text
 from ldm.jobs.imagenet import CLASSES, class_number
 from ldm.jobs.job import Defaults, Job
 from ldm.jobs.legacy import SCRIPT_CHECKPOINTS, SCRIPT_DEFAULTS
+from ldm.jobs.loras import split_tags
 from ldm.jobs.noise_options import noise_notes
 from ldm.jobs.sampler_names import with_our_names
+from ldm.text.bounds import check_weights
 from ldm.text.hints import hints
 
 
@@ -105,6 +107,9 @@ def make_plan(given: Mapping[str, Any], *, script: bool = False) -> Plan:
         note = f"this model takes no text: {' and '.join(ignored)} will do nothing"
         plan = replace(plan, notes=(*plan.notes, note))
     prompts = (asked.prompt or "", *asked.prompts)
+    texts = (*prompts, asked.negative, asked.prompt_2 or "", asked.negative_2 or "")
+    for text in texts:
+        check_weights(split_tags(text, asked.prompt_syntax)[0], asked.prompt_syntax)
     found = {hint: None for text in prompts for hint in hints(text, asked.prompt_syntax)}
     return replace(plan, notes=(*plan.notes, *found), given=given)
 

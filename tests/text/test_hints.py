@@ -15,6 +15,8 @@ from ldm.text.hints import hints
         ('("a cat", "a dog").and()', "compel"),
         ('("a", "b").blend(0.5, 0.5)', "compel"),
         ("a screen of 16:9", ":9, which is read as its weight"),
+        ("a (red cat:1.5", ":1.5, which is read as its weight"),
+        ("a [cat:dog:0.5] | a bird", "a | outside of square brackets"),
     ],
 )
 def test_hints(text: str, word: str) -> None:
@@ -23,6 +25,15 @@ def test_hints(text: str, word: str) -> None:
     assert hints(text, "plain") == []
 
 
-@pytest.mark.parametrize("text", ["a cat :1.2 AND a dog :0.5", "(a cat:1.2)", "x - y", "a -- b"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a cat :1.2 AND a dog :0.5",
+        "(a cat:1.2)",
+        "x - y",
+        "a -- b",
+        "[cat|dog] [a:b:3]",
+    ],
+)
 def test_no_hint_where_it_is_meant(text: str) -> None:
     assert hints(text, "a1111") == []
